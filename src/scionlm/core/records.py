@@ -1,0 +1,113 @@
+"""Versioned JSON and JSONL records: manifests, status, results, metrics.
+
+Every document bears `format_version`; a reader refuses a newer one by name instead of guessing at it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from scionlm.core.errors import DataError
+from scionlm.core.files import storage_error, write_text_atomic
+
+FORMAT_VERSION = 1
+
+Record = dict[str, Any]
+
+
+def to_json(record: Record) -> str:
+    """Return `record` as one indented JSON document with its format version first."""
+    return json.dumps({"format_version": FORMAT_VERSION} | record, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def write_json(path: Path, record: Record) -> None:
+    """Write `record` atomically as a versioned JSON document."""
+    write_text_atomic(path, to_json(record) + "\n")
+
+
+def check_version(record: Any, path: Path) -> Record:
+    """Return `record` if it is a mapping of a format version that this Scion reads.
+
+    Raises:
+        DataError: It is not, or its version is newer.
+    """
+    version = cast("Record", record).get("format_version") if isinstance(record, dict) else None
+    if not isinstance(version, int):
+        raise DataError(f"{path} is not a Scion record: it has no format_version")
+    if version > FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format_version {version}, this Scion reads up to {FORMAT_VERSION}; "
+            "install a newer Scion to read it"
+        )
+    return cast("Record", record)
+
+
+def read_json(path: Path) -> Record:
+    """Read a versioned JSON document.
+
+    Raises:
+        DataError: The file is absent, not JSON, or of a newer version.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return check_version(record, path)
+
+
+def read_jsonl(path: Path) -> list[Record]:
+    """Return the lines of a versioned JSONL file after its header; a torn last line (a kill) is left out.
+
+    Raises:
+        DataError: The file is absent, its header is not a known one, or a line inside it is broken.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing") from error
+    records: list[Record] = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn or empty
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number} is not valid JSON: {error}") from error
+    if not records:
+        raise DataError(f"{path} has no header line")
+    check_version(records[0], path)
+    return records[1:]
+
+
+class JsonlWriter:
+    """Append records to a JSONL file, one line each, readable while it grows.
+
+    Args:
+        path: The file; made with a header line when it is not there.
+        kind: What the lines are, written into the header.
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._path = path
+        self._header = {"format_version": FORMAT_VERSION, "kind": kind}
+        if not path.exists():
+            write_text_atomic(path, json.dumps(self._header) + "\n")
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of later steps: work that was lost after the checkpoint from which a run goes on."""
+        kept = [record for record in read_jsonl(self._path) if record.get("step", 0) <= step]
+        self._file.close()
+        write_text_atomic(self._path, "".join(json.dumps(line) + "\n" for line in [self._header, *kept]))
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, record: Record) -> None:
+        """Append one record; NaN and infinity are written as null, which JSON has."""
+        clean = {key: None if isinstance(v, float) and v - v != 0 else v for key, v in record.items()}
+        self._file.write(json.dumps(clean) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
