@@ -1,0 +1,25 @@
+"""From files of text to batches of tokens: read, tokenize, shard, split, mix.
+
+    files -> documents -> token shards (train, held_out) -> windows -> sample plan -> batches
+
+A domain is one folder of shards. Which window of which domain stands in which slot of training is a pure function of
+the seed, the stage, the slot and the weights.
+"""
+
+from scionlm.data.corpora import Corpora, DomainConfig, HeldOut, load_corpora
+from scionlm.data.folder import DataFolder, DocumentRange, TokenStream
+from scionlm.data.plan import Batch, SamplePlan
+from scionlm.data.prepare import prepare
+
+__all__ = [
+    "Batch",
+    "Corpora",
+    "DataFolder",
+    "DocumentRange",
+    "DomainConfig",
+    "HeldOut",
+    "SamplePlan",
+    "TokenStream",
+    "load_corpora",
+    "prepare",
+]

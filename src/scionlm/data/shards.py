@@ -1,0 +1,149 @@
+"""One shard: a safetensors file with the tokens of some documents.
+
+    tokens            uint16 or uint32   the documents one after another, a separator after each
+    document_ends     int64              where each document ends in `tokens`, its separator included
+    document_bytes    int64              UTF-8 bytes of each document's text
+    header            one JSON object under the metadata key `scion`: format version, tokenizer, separator, sha256
+
+Any safetensors reader opens it; the tokens are raw and aligned, so a memory map reads them.
+"""
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from scionlm.core.errors import DataError
+from scionlm.core.files import storage_error, write_bytes_atomic
+from scionlm.core.records import FORMAT_VERSION, check_version
+
+_DTYPES: dict[str, Any] = {"U16": np.uint16, "U32": np.uint32, "I64": np.int64}
+
+
+def token_dtype(vocab_size: int) -> "type[np.uint16] | type[np.uint32]":
+    """Return the smallest type that holds every token id."""
+    return np.uint16 if vocab_size <= 2**16 else np.uint32
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """The tokenizer behind a data folder, as each shard's header states it.
+
+    Attributes:
+        name: The MODEL it came from.
+        sha256: Hash of `tokenizer.json`.
+        vocab_size: Number of ids.
+        separator: Text of the token after each document.
+        separator_id: Its id.
+        prefix_id: Token that stands before a document scored on its own (lm-eval's rule: BOS, else EOS).
+    """
+
+    name: str
+    sha256: str
+    vocab_size: int
+    separator: str
+    separator_id: int
+    prefix_id: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, with the policy on special tokens in words."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "vocab_size": self.vocab_size,
+            "bos": None,
+            "separator": self.separator,
+            "separator_id": self.separator_id,
+            "separator_position": "after each document",
+            "prefix_id": self.prefix_id,
+        }
+
+
+def write_shard(
+    path: Path, documents: list[NDArray[Any]], sizes: list[int], tokenizer: TokenizerInfo
+) -> dict[str, Any]:
+    """Write one shard and return its entry for the index.
+
+    Args:
+        path: Where it goes.
+        documents: Token ids of each document, without separator.
+        sizes: UTF-8 bytes of each document's text.
+        tokenizer: What made the ids.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    dtype = token_dtype(tokenizer.vocab_size)
+    separator = np.array([tokenizer.separator_id], dtype=dtype)
+    tokens = np.concatenate([part for ids in documents for part in (ids.astype(dtype, copy=False), separator)])
+    ends = np.cumsum([len(ids) + 1 for ids in documents], dtype=np.int64)
+    header = {
+        "format_version": FORMAT_VERSION,
+        "dtype": np.dtype(dtype).name,
+        "num_tokens": len(tokens),
+        "num_documents": len(documents),
+        "num_bytes": int(sum(sizes)),
+        "sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
+        "tokenizer": tokenizer.to_dict(),
+    }
+    tensors = {"tokens": tokens, "document_ends": ends, "document_bytes": np.array(sizes, dtype=np.int64)}
+    # One metadata key, because safetensors writes several in no fixed order and shards must be equal to the byte.
+    write_bytes_atomic(path, safetensors.numpy.save(tensors, {"scion": json.dumps(header, sort_keys=True)}))
+    return {key: header[key] for key in ("num_tokens", "num_documents", "num_bytes", "sha256")} | {"file": path.name}
+
+
+class Shard:
+    """A shard, memory-mapped.
+
+    Raises:
+        DataError: The file is not a shard, is cut short, or is of a newer format; the message names it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                start = file.read(8)
+                length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+                if not 2 <= length <= size - 8:
+                    raise DataError(f"{path} is not a token shard, or is cut short; prepare the data again")
+                raw = json.loads(file.read(length))
+            self.header: dict[str, Any] = check_version(json.loads(raw["__metadata__"]["scion"]), path)
+            self._raw, self._offset = raw, 8 + length
+            if max(raw[name]["data_offsets"][1] for name in raw if name != "__metadata__") + self._offset != size:
+                raise DataError(f"{path} is cut short or has trailing bytes; prepare the data again")
+            self.tokens = self._map("tokens")
+            self.document_ends = np.asarray(self._map("document_ends"))
+            self.document_bytes = np.asarray(self._map("document_bytes"))
+        except FileNotFoundError as error:
+            raise DataError(f"{path} is missing; prepare the data again") from error
+        except OSError as error:
+            raise storage_error(error, path) from error
+        except (KeyError, ValueError, TypeError) as error:
+            raise DataError(f"{path} is not a token shard; prepare the data again") from error
+
+    def _map(self, name: str) -> NDArray[Any]:
+        entry = self._raw[name]
+        return np.memmap(
+            self.path,
+            dtype=_DTYPES[entry["dtype"]],
+            mode="r",
+            offset=self._offset + entry["data_offsets"][0],
+            shape=tuple(entry["shape"]),
+        )
+
+    def verify(self) -> None:
+        """Check the tokens against the hash in the header.
+
+        Raises:
+            DataError: They differ.
+        """
+        if hashlib.sha256(self.tokens.tobytes()).hexdigest() != self.header["sha256"]:
+            raise DataError(f"{self.path} does not match its sha256: the file is damaged; prepare the data again")

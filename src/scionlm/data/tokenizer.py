@@ -1,0 +1,82 @@
+"""Which tokenizer made a data folder, and which of its special tokens stand where."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scionlm.core.config import nearest
+from scionlm.core.errors import DataError, UsageError
+from scionlm.core.files import sha256_file, staged_folder
+from scionlm.data.shards import TokenizerInfo
+from scionlm.sources import ModelFolder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# Names under which tokenizers have their end of text, the base models' own first: a chat model's eos is end of turn.
+_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def tokenizer_info(tokenizer: "Tokenizer", source: ModelFolder, separator: str | None) -> TokenizerInfo:
+    """Return the facts about a tokenizer that a data folder records.
+
+    Args:
+        tokenizer: The tokenizer.
+        source: The model folder it came from.
+        separator: The token to put after each document; None takes the tokenizer's own end of text.
+
+    Raises:
+        UsageError: The asked separator is not a token.
+        DataError: The tokenizer has no end of text of a known name.
+    """
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    special = _special_tokens(source.path)
+    if separator is None:
+        candidates = [*_END_OF_TEXT, special.get("eos_token")]
+        separator = next((token for token in candidates if token in vocabulary), None)
+        if separator is None:
+            raise DataError(f"the tokenizer of {source.name} has no end-of-text token of a known name; set separator")
+    elif separator not in vocabulary:
+        raise UsageError(
+            f"separator {separator!r} is not a token of {source.name}{nearest(separator, list(vocabulary))}"
+        )
+    prefix = special.get("bos_token") or special.get("eos_token") or separator
+    return TokenizerInfo(
+        name=source.name,
+        sha256=sha256_file(source.path / "tokenizer.json"),
+        vocab_size=max(vocabulary.values()) + 1,
+        separator=separator,
+        separator_id=vocabulary[separator],
+        prefix_id=vocabulary.get(prefix, vocabulary[separator]),
+    )
+
+
+def _special_tokens(folder: Path) -> dict[str, Any]:
+    """Return `bos_token` and `eos_token` as text, as far as the folder names them."""
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path} is not valid JSON: {error}") from error
+        for key in ("bos_token", "eos_token"):
+            value = config.get(key)
+            value = value.get("content") if isinstance(value, dict) else value
+            if isinstance(value, str):
+                found[key] = value
+    return found
+
+
+def copy_tokenizer(source: ModelFolder, out: Path) -> None:
+    """Copy the tokenizer's files into a data folder, where they serve evaluation and export."""
+    if out.exists():
+        return
+    with staged_folder(out) as stage:
+        for name in _FILES:
+            if (source.path / name).is_file():
+                shutil.copyfile(source.path / name, stage / name)
