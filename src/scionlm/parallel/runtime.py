@@ -1,0 +1,100 @@
+"""Where a run computes: CPU or one GPU, in float32 or bfloat16."""
+
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from scionlm.core.machine import usable_cores
+
+Precision = Literal["fp32", "bf16"]
+
+# torch.compile costs about a minute once and then saves about a fifth of an eager step on a CPU
+# (docs/results/train_step): below this much work the run ends sooner without it.
+_CPU_COMPILE_FLOPS = 3e14
+_GPU_COMPILE_FLOPS = 5e16
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device and how to use it.
+
+    Attributes:
+        kind: `cpu` or `cuda`.
+        name: The processor's own name.
+        threads: CPU threads that torch uses.
+        precision: What matrix products are computed in; weights and optimizer stay float32.
+    """
+
+    kind: str
+    name: str
+    threads: int
+    precision: Precision
+
+    @property
+    def device(self) -> torch.device:
+        """The torch device."""
+        return torch.device(self.kind)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The torch type of `precision`."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, for manifests."""
+        return asdict(self)
+
+    def seed(self, seed: int) -> None:
+        """Seed every generator of this process."""
+        torch.manual_seed(seed)
+
+
+def start_runtime(precision: str = "auto") -> Runtime:
+    """Choose the device, set torch's threads, and settle the precision.
+
+    `auto` is bf16 where the hardware multiplies it: a GPU since Ampere, a CPU with AVX512-BF16 or AMX or Arm's BF16.
+    """
+    threads = usable_cores()
+    torch.set_num_threads(threads)
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = "bf16" if _has_bf16(kind) else "fp32"
+    name = torch.cuda.get_device_name() if kind == "cuda" else _cpu_name()
+    return Runtime(kind, name, threads, "bf16" if precision == "bf16" else "fp32")
+
+
+def _cpu_facts() -> dict[str, str]:
+    """Return the first processor's lines of /proc/cpuinfo, where there is one."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _cpu_name() -> str:
+    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def _has_bf16(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    facts = _cpu_facts()
+    flags = set(f"{facts.get('flags', '')} {facts.get('Features', '')}".split())
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def resolve_compile(setting: bool | Literal["auto"], runtime: Runtime, flops: float) -> bool:
+    """Return whether to use torch.compile for a run of `flops` operations.
+
+    `auto` compiles where a C++ compiler is found (a GPU needs none) and the run is long enough to repay it.
+    """
+    if setting != "auto":
+        return setting
+    if runtime.kind == "cuda":
+        return flops >= _GPU_COMPILE_FLOPS
+    return flops >= _CPU_COMPILE_FLOPS and any(shutil.which(name) for name in ("g++", "clang++", "c++"))

@@ -1,0 +1,61 @@
+"""Write a model as a plain Hugging Face folder: weights, configuration, tokenizer, licence files, card, provenance."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from scionlm.core.files import write_text_atomic
+from scionlm.core.records import write_json
+from scionlm.sources import ModelFolder
+from scionlm.sources.quiet import quiet_transformers
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def save_model(
+    model: PreTrainedModel,
+    stage: Path,
+    source: ModelFolder,
+    card: str,
+    provenance: dict[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write `model` into the staged folder `stage`.
+
+    Args:
+        model: The model; its weights are not changed.
+        stage: An empty folder that the caller moves into place.
+        source: Where tokenizer and licence files come from.
+        card: Text of README.md.
+        provenance: What was made from what, kept as `provenance.json`.
+        dtype: Type of the saved weights; None keeps the model's own.
+    """
+    state = None
+    original = model.config.dtype
+    if dtype is not None:
+        state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
+        model.config.dtype = dtype
+    try:
+        with quiet_transformers():
+            model.save_pretrained(stage, state_dict=state)
+    finally:
+        model.config.dtype = original
+    for name in _TOKENIZER_FILES:
+        if (source.path / name).is_file():
+            shutil.copyfile(source.path / name, stage / name)
+    for path in source.license_files():
+        shutil.copyfile(path, stage / path.name)
+    write_text_atomic(stage / "README.md", card)
+    write_json(stage / "provenance.json", provenance)
