@@ -1,0 +1,48 @@
+"""Text that models write after the same prompts, for people to read."""
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from scionlm.data import DataFolder
+from scionlm.sources.quiet import quiet_transformers
+
+_PROMPT_TOKENS = 24
+_NEW_TOKENS = 48
+_TEMPERATURE, _TOP_K = 0.8, 40
+
+
+def prompts(data: DataFolder, domains: list[str]) -> list[list[int]]:
+    """Return the first tokens of each domain's first held-out document."""
+    found: list[list[int]] = []
+    for domain in domains:
+        stream = data.stream(domain, "held_out")
+        document = next(stream.documents())
+        found.append(stream.read(document.start, min(_PROMPT_TOKENS, document.end - document.start)).tolist())
+    return found
+
+
+@torch.no_grad()
+def write_samples(
+    model: PreTrainedModel, tokenizer: Tokenizer, data: DataFolder, domains: list[str], seed: int
+) -> list[dict[str, Any]]:
+    """Return a continuation of each prompt: `[{domain, prompt, text}]`, the same for the same model and seed."""
+    result: list[dict[str, Any]] = []
+    with torch.random.fork_rng(), quiet_transformers():
+        for domain, prompt in zip(domains, prompts(data, domains), strict=True):
+            torch.manual_seed(seed)
+            out: Any = model.generate(  # pyright: ignore[reportCallIssue]
+                torch.tensor([prompt], device=model.device),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=model.device),
+                do_sample=True,
+                temperature=_TEMPERATURE,
+                top_k=_TOP_K,
+                max_new_tokens=_NEW_TOKENS,
+                eos_token_id=data.tokenizer.separator_id,
+                pad_token_id=data.tokenizer.separator_id,
+            )
+            text = tokenizer.decode(out[0, len(prompt) :].tolist(), skip_special_tokens=True)
+            result.append({"domain": domain, "prompt": tokenizer.decode(prompt), "text": text})
+    return result
