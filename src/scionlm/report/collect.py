@@ -1,0 +1,238 @@
+"""Read a run folder into values that the page can rely on.
+
+A run may still be running, or have stopped or failed, and older or newer runs write other keys: whatever is absent or
+of another type becomes None (or an empty collection), and the page says so. A file that is there but broken is an
+error of its own: a page drawn from the rest of the folder would mislead.
+
+    config.yaml   -> Run.config, Run.config_text      result.json  -> Run.source, Run.child, Run.control, ...
+    manifest.json -> Run.manifest                     metrics.jsonl, control/metrics.jsonl -> Trained.curves
+    status.json   -> Run.status
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scionlm.core.errors import DataError, UsageError
+from scionlm.core.records import read_json, read_jsonl
+from scionlm.report.curves import Curves, read_curves
+from scionlm.report.values import integer, mapping, number, text
+
+# Larger than any recipe; beyond it a file is not a recipe, and parsing it would only cost time.
+_CONFIG_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss on one domain; what was not recorded is None."""
+
+    nll: float | None = None
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    num_tokens: float | None = None
+
+
+Losses = Mapping[str, Loss]
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where the run stands; state is `unknown` where no status was written."""
+
+    state: str = "unknown"
+    exit_code: int | None = None
+    step: int | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that was inherited from."""
+
+    name: str | None = None
+    model_type: str | None = None
+    num_layers: int | None = None
+    num_parameters: float | None = None
+    license: str | None = None
+    losses: Losses = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Inherit:
+    """What was taken from the source; `init` is source or random."""
+
+    init: str | None = None
+    strategy: str | None = None
+    reason: str | None = None
+    keep: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One model that was trained: the child, or its control."""
+
+    name: str | None
+    before: Losses
+    after: Losses
+    best: Mapping[str, tuple[float | None, int | None]]
+    training: Mapping[str, Any]
+    curves: Curves
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt and how each model went on."""
+
+    prompt: str
+    texts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as read."""
+
+    folder: str
+    recipe: str | None
+    name: str
+    status: Status
+    source: Source | None
+    inherit: Inherit
+    shape: Mapping[str, Any]
+    child: Trained
+    control: Trained | None
+    samples: tuple[Sample, ...]
+    manifest: Mapping[str, Any]
+    config: Mapping[str, Any]
+    config_text: str
+    finished: bool
+
+
+def read_run(folder: Path) -> Run:
+    """Return what the run folder holds so far.
+
+    Raises:
+        UsageError: `folder` is not a folder, or holds no run.
+        DataError: A file in it is broken or of a newer format.
+    """
+    known = ("config.yaml", "manifest.json", "status.json", "metrics.jsonl", "result.json")
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; give the folder of a run")
+    if not any((folder / name).is_file() for name in known):
+        raise UsageError(f"{folder} is not a run folder: it holds none of {', '.join(known)}")
+    config, config_text = _read_config(folder / "config.yaml")
+    result = _read_optional(folder / "result.json")
+    control_result = mapping(result.get("control")) or _read_optional(folder / "control" / "result.json")
+    control_curves = _read_metrics(folder / "control" / "metrics.jsonl")
+    has_control = bool(control_result) or bool(control_curves.train or control_curves.domains)
+    return Run(
+        folder=folder.resolve().name,
+        recipe=text(result, "recipe") or text(config, "recipe"),
+        name=text(result, "name") or text(config, "name") or folder.resolve().name,
+        status=_status(_read_optional(folder / "status.json")),
+        source=_source(mapping(result.get("source")), config),
+        inherit=_inherit(mapping(result.get("inherit")), config),
+        shape=mapping(result.get("model")),
+        child=_trained(result, _read_metrics(folder / "metrics.jsonl")),
+        control=_trained(control_result, control_curves) if has_control else None,
+        samples=tuple(_samples(result.get("samples"))),
+        manifest=_read_optional(folder / "manifest.json"),
+        config=config,
+        config_text=config_text,
+        finished=bool(result),
+    )
+
+
+def _read_optional(path: Path) -> Mapping[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _read_metrics(path: Path) -> Curves:
+    return read_curves(read_jsonl(path) if path.is_file() else [])
+
+
+def _read_config(path: Path) -> tuple[Mapping[str, Any], str]:
+    if not path.is_file():
+        return {}, ""
+    raw = path.read_bytes()
+    if len(raw) > _CONFIG_BYTES:
+        raise DataError(f"{path} has {len(raw):,} bytes; a recipe has at most {_CONFIG_BYTES:,}")
+    try:
+        content = raw.decode("utf-8")
+        return mapping(yaml.safe_load(content)), content
+    except (UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is not valid YAML: {reason}; restore it, or remove it to draw the rest") from error
+
+
+def _status(record: Mapping[str, Any]) -> Status:
+    return Status(
+        state=text(record, "state") or "unknown",
+        exit_code=integer(record, "exit_code"),
+        step=integer(record, "step"),
+        message=text(record, "message"),
+    )
+
+
+def _source(record: Mapping[str, Any], config: Mapping[str, Any]) -> Source | None:
+    """The source as measured, or as named in the recipe where nothing was measured yet."""
+    name = text(record, "name") or text(config, "source")
+    if not record and name is None:
+        return None
+    return Source(
+        name=name,
+        model_type=text(record, "model_type"),
+        num_layers=integer(record, "num_hidden_layers"),
+        num_parameters=number(record, "num_parameters"),
+        license=text(record, "license"),
+        losses=_losses(record.get("domains")),
+    )
+
+
+def _inherit(record: Mapping[str, Any], config: Mapping[str, Any]) -> Inherit:
+    planned = mapping(config.get("inherit"))
+    keep = record.get("keep")
+    return Inherit(
+        init=text(record, "init") or text(planned, "init"),
+        strategy=text(record, "strategy"),
+        reason=text(record, "strategy_reason"),
+        keep=tuple(index for index in keep if _is_index(index)) if isinstance(keep, list) else (),
+    )
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _losses(record: object) -> Losses:
+    return {name: _loss(mapping(value)) for name, value in mapping(record).items()}
+
+
+def _loss(record: Mapping[str, Any]) -> Loss:
+    return Loss(
+        nll=number(record, "nll"),
+        perplexity=number(record, "perplexity"),
+        bits_per_byte=number(record, "bits_per_byte"),
+        num_tokens=number(record, "num_tokens"),
+    )
+
+
+def _trained(record: Mapping[str, Any], curves: Curves) -> Trained:
+    best = {name: mapping(value) for name, value in mapping(record.get("best")).items()}
+    return Trained(
+        name=text(record, "name"),
+        before=_losses(record.get("before")),
+        after=_losses(record.get("domains")),
+        best={name: (number(value, "nll"), integer(value, "step")) for name, value in best.items()},
+        training=mapping(record.get("training")),
+        curves=curves,
+    )
+
+
+def _samples(records: object) -> Iterable[Sample]:
+    for record in records if isinstance(records, list) else []:
+        texts = {name: value for name, value in mapping(mapping(record).get("texts")).items() if isinstance(value, str)}
+        if texts:
+            yield Sample(prompt=text(mapping(record), "prompt") or "", texts=texts)

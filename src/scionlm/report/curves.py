@@ -1,0 +1,102 @@
+"""Losses over the course of a training run, from the lines of metrics.jsonl.
+
+The keys are `train/nll_nats` and `eval/DOMAIN/nll_nats`, where DOMAIN may itself contain slashes. A loss written as
+null was not finite (JSON has no NaN): it becomes NaN here, a gap in the line that is drawn.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scionlm.report.values import number
+
+_TRAIN = "train/nll_nats"
+_PREFIX, _SUFFIX = "eval/", "/nll_nats"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A loss in nats after so many steps and tokens; NaN where it was not finite."""
+
+    step: int
+    tokens: float
+    nll: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Training loss, held-out loss by domain, and the mean of the domains where all of them were measured."""
+
+    train: tuple[Point, ...] = ()
+    domains: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
+    mean: tuple[Point, ...] = ()
+    last_step: int | None = None
+    last_tokens: float | None = None
+
+
+def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
+    """Return the curves of the metric lines; where a resumed run wrote a step twice, the later line counts."""
+    train: dict[int, Point] = {}
+    domains: dict[str, dict[int, Point]] = {}
+    last: tuple[int, float] | None = None
+    for line in lines:
+        place = _place(line)
+        if place is None:
+            continue
+        last = max(last, place) if last else place
+        if _TRAIN in line:
+            train[place[0]] = Point(*place, _loss(line, _TRAIN))
+        for key in line:
+            if key.startswith(_PREFIX) and key.endswith(_SUFFIX) and len(key) > len(_PREFIX + _SUFFIX):
+                domain = key[len(_PREFIX) : -len(_SUFFIX)]
+                domains.setdefault(domain, {})[place[0]] = Point(*place, _loss(line, key))
+    return Curves(
+        train=_ordered(train),
+        domains={name: _ordered(points) for name, points in domains.items()},
+        mean=_mean(list(domains.values())),
+        last_step=last[0] if last else None,
+        last_tokens=last[1] if last else None,
+    )
+
+
+def _place(line: Mapping[str, Any]) -> tuple[int, float] | None:
+    step, tokens = number(line, "step"), number(line, "tokens")
+    if step is None or tokens is None or not (0 <= step < math.inf and 0 <= tokens < math.inf):
+        return None
+    return int(step), tokens
+
+
+def _loss(line: Mapping[str, Any], key: str) -> float:
+    value = number(line, key)
+    return value if value is not None and math.isfinite(value) else math.nan
+
+
+def _ordered(points: Mapping[int, Point]) -> tuple[Point, ...]:
+    return tuple(points[step] for step in sorted(points))
+
+
+def _mean(domains: Sequence[Mapping[int, Point]]) -> tuple[Point, ...]:
+    if not domains:
+        return ()
+    common = set(domains[0]).intersection(*domains)
+    return tuple(
+        Point(step, domains[0][step].tokens, sum(points[step].nll for points in domains) / len(domains))
+        for step in sorted(common)
+    )
+
+
+def averaged(points: Sequence[Point], limit: int) -> tuple[Point, ...]:
+    """Return at most `limit` points, each the mean of its neighbors: a training loss is too noisy and long to draw."""
+    width = math.ceil(len(points) / limit)
+    if width <= 1:
+        return tuple(points)
+    groups = [points[start : start + width] for start in range(0, len(points), width)]
+    return tuple(Point(g[-1].step, g[-1].tokens, sum(p.nll for p in g) / len(g)) for g in groups)
+
+
+def thinned(points: Sequence[Point], limit: int) -> tuple[Point, ...]:
+    """Return at most `limit` of the points, evenly spread, the first and the last among them."""
+    if len(points) <= limit:
+        return tuple(points)
+    return tuple(points[round(k * (len(points) - 1) / (limit - 1))] for k in range(limit))

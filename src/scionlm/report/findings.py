@@ -1,0 +1,89 @@
+"""The few numbers that answer "was it worth it?": means over domains, and the share of the gap that was closed.
+
+    share = (control - child) / (control - source)      all three the plain mean over the same domains
+
+0 means the child is no better than the same shape from random weights, 1 that it is as good as its source.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from scionlm.report.collect import Losses, Run
+from scionlm.report.curves import Curves
+
+_Values = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Mean held-out losses in nats over `domains`; None where one was not measured on them."""
+
+    domains: tuple[str, ...]
+    child: float | None
+    before: float | None
+    source: float | None
+    control: float | None
+    partial: bool
+
+    @property
+    def gap_closed(self) -> float | None:
+        """The share of the gap between control and source that the child closed."""
+        return gap_closed(self.child, self.control, self.source)
+
+    @property
+    def recovered(self) -> float | None:
+        """The same against the child before training: how much of the damage of the cut training undid."""
+        return gap_closed(self.child, self.before, self.source)
+
+
+def gap_closed(child: float | None, start: float | None, source: float | None) -> float | None:
+    """Return (start - child) / (start - source); None without all three, or where there is no gap to close."""
+    if child is None or start is None or source is None:
+        return None
+    return (start - child) / (start - source) if start - source > 1e-9 else None
+
+
+def find(run: Run) -> Finding:
+    """Return the means of a run: of its exported files once it is done, of its last evaluation before that."""
+    child = known(run.child.after) or last_losses(run.child.curves)
+    before = known(run.child.before) or first_losses(run.child.curves)
+    source = known(run.source.losses) if run.source else {}
+    control = (known(run.control.after) or last_losses(run.control.curves)) if run.control else {}
+    # Means compare only over the same domains; a model that shares none is left out rather than the others.
+    domains = list(child)
+    for other in (source, control):
+        shared = [name for name in domains if name in other]
+        domains = shared or domains
+    return Finding(
+        domains=tuple(domains),
+        child=_mean(child, domains),
+        before=_mean(before, domains),
+        source=_mean(source, domains),
+        control=_mean(control, domains),
+        partial=len(domains) < len(child),
+    )
+
+
+def known(losses: Losses) -> _Values:
+    """Return the losses that were measured and are finite."""
+    return {name: loss.nll for name, loss in losses.items() if loss.nll is not None and math.isfinite(loss.nll)}
+
+
+def first_losses(curves: Curves) -> _Values:
+    """Return what the curves say of the model before its first step."""
+    first = {name: points[0] for name, points in curves.domains.items()}
+    return {name: point.nll for name, point in first.items() if point.step == 0 and math.isfinite(point.nll)}
+
+
+def last_losses(curves: Curves) -> _Values:
+    """Return the last finite losses of the curves."""
+    finite = {
+        name: [point.nll for point in points if math.isfinite(point.nll)] for name, points in curves.domains.items()
+    }
+    return {name: values[-1] for name, values in finite.items() if values}
+
+
+def _mean(values: _Values, domains: Iterable[str]) -> float | None:
+    chosen = [values[name] for name in domains if name in values]
+    return sum(chosen) / len(chosen) if chosen and len(chosen) == len(list(domains)) else None
