@@ -1,0 +1,58 @@
+"""`scion`: the commands, and how every failure becomes one clear line and an exit code."""
+
+import sys
+import traceback
+from pathlib import Path
+
+import typer
+
+from scionlm.cli.commands import app
+from scionlm.core.errors import ScionError
+
+
+def main() -> None:
+    """Run the command line and exit with the code that DESIGN section 2 gives."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line on `arguments` and return the exit code."""
+    debug = "--debug" in arguments
+    try:
+        app([a for a in arguments if a != "--debug"], standalone_mode=False, prog_name="scion")
+    except BrokenPipeError:
+        return 74  # nobody reads our output any more (`scion ... | head`)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:  # the last line of defence: everything becomes a message and a code
+        if debug:
+            traceback.print_exc()
+        message, code = explain(error)
+        print(f"error: {message}", file=sys.stderr)
+        return code
+    return 0
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """Return the message and the exit code for an error."""
+    if isinstance(error, ScionError):
+        fault = " (a fault in Scion; --debug shows where)" if error.exit_code == 1 else ""
+        return f"{error}{fault}", error.exit_code
+    format_message = getattr(error, "format_message", None)
+    if callable(format_message):  # a wrong flag or argument; typer brings its own copy of click's exceptions
+        path = getattr(getattr(error, "ctx", None), "command_path", "scion")
+        return f"{str(format_message()).rstrip('.')}; see {path} --help", 2
+    if isinstance(error, OSError):
+        from scionlm.core.files import storage_error
+
+        known = storage_error(error, Path(error.filename or "the output"))
+        return str(known), known.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory; lower train.micro_batch_size or data.seq_len", 74
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text} (a fault in Scion; --debug shows where)", 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Results for people, on stdout. Names are printed as they are; nothing interprets markup."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scionlm.core.log import format_count, format_seconds
+from scionlm.core.records import to_json
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """Print one JSON document."""
+    print(to_json(record))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(Text(column, style="dim"), justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def _show(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(table)
+
+
+def _row(table: Table, *cells: object) -> None:
+    table.add_row(*(Text(str(cell)) for cell in cells))
+
+
+def print_inspection(facts: dict[str, Any]) -> None:
+    """Print what `scion inspect` found."""
+    table = _table(
+        f"{facts['name']}  {facts['model_type']}, {format_count(facts['num_parameters'])} parameters", "", ""
+    )
+    for key in (
+        "num_hidden_layers",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+        "tie_word_embeddings",
+        "max_position_embeddings",
+        "license",
+        "path",
+    ):
+        _row(table, key, facts[key])
+    _show(table)
+    parts = _table("\nparameters", "part", "number", "share")
+    for part, number in facts["parameters_by_part"].items():
+        _row(parts, part, f"{number:,}", f"{100 * number / facts['num_parameters']:.1f} %")
+    _row(parts, "all", f"{facts['num_parameters']:,}", "100 %")
+    _show(parts)
+    columns = [key for key in facts["layers"][0] if key not in ("index", "num_parameters")]
+    layers = _table("\nlayers", "layer", *columns, "all")
+    for layer in facts["layers"]:
+        _row(layers, layer["index"], *(f"{layer[key]:,}" for key in columns), f"{layer['num_parameters']:,}")
+    _show(layers)
+
+
+def print_losses(domains: dict[str, dict[str, Any]], settings: dict[str, Any]) -> None:
+    """Print what `scion evaluate` found."""
+    kind = "each document on its own" if settings["per_document"] else "packed stream"
+    title = f"{settings['model']}  ({kind}, windows of {settings['seq_len']}, {settings['precision']})"
+    table = _table(title, "domain", "nll", "perplexity", "bits per byte", "tokens")
+    for name, loss in domains.items():
+        _row(table, name, *_loss_cells(loss), loss["num_tokens"])
+    _show(table)
+
+
+def _loss_cells(loss: dict[str, Any]) -> tuple[str, str, str]:
+    return f"{loss['nll']:.4f}", f"{loss['perplexity']:.2f}", f"{loss['bits_per_byte']:.4f}"
+
+
+def print_data(index: dict[str, Any], out: Path) -> None:
+    """Print what `scion prepare` made."""
+    table = _table(
+        f"{out}  (tokenizer of {index['tokenizer']['name']})",
+        "domain", "documents", "text", "training tokens", "held out", "bytes per token",
+    )  # fmt: skip
+    for name, splits in index["domains"].items():
+        train, held_out = splits["train"], splits["held_out"]
+        documents = train["num_documents"] + held_out["num_documents"]
+        size, tokens = train["num_bytes"] + held_out["num_bytes"], train["num_tokens"] + held_out["num_tokens"]
+        _row(
+            table,
+            name,
+            f"{documents:,}",
+            f"{size / 1e6:.1f} MB",
+            f"{train['num_tokens']:,}",
+            f"{held_out['num_tokens']:,} in {held_out['num_documents']}",
+            f"{size / tokens:.2f}",
+        )
+    _show(table)
+
+
+def print_presets() -> None:
+    """Print the names of the presets with the first line of each."""
+    from scionlm.recipes import preset_names, preset_summary
+
+    table = _table("presets  (scion presets NAME prints one)", "name", "")
+    table.columns[1].justify = "left"
+    for name in preset_names():
+        _row(table, name, preset_summary(name))
+    _show(table)
+
+
+def print_run(result: dict[str, Any], out: Path) -> None:
+    """Print a finished run: losses of source, child and control, the gap closed, and where everything is."""
+    source, training, control = result["source"], result["training"], result.get("control")
+    rows: list[tuple[str, dict[str, Any]]] = [
+        (f"source ({source['num_hidden_layers']} layers)", source["domains"]),
+        (f"{result['name']} before training", result["before"]),
+        (f"{result['name']} after", result["domains"]),
+    ]
+    if control:
+        rows.append(("control after", control["domains"]))
+    title = (
+        f"{result['model']['num_hidden_layers']} of {source['num_hidden_layers']} layers of {source['name']}, "
+        f"{format_count(training['tokens'])} tokens in {format_seconds(training['seconds'])}"
+    )
+    table = _table(title, "held-out nll (nats)", *result["domains"], "mean")
+    for name, domains in rows:
+        values = [domains[domain]["nll"] for domain in result["domains"]]
+        _row(table, name, *(f"{value:.3f}" for value in values), f"{sum(values) / len(values):.3f}")
+    _show(table)
+    kept = ", ".join(map(str, result["inherit"]["keep"]))
+    print(f"\nlayers kept: {kept}  ({result['inherit']['strategy']}: {result['inherit']['strategy_reason']})")
+    if control:
+        means = {name: sum(d["nll"] for d in domains.values()) / len(domains) for name, domains in rows}
+        child, other, top = means[rows[2][0]], means["control after"], means[rows[0][0]]
+        print(
+            f"the {result['name']} is {other - child:.3f} nats below the control of the same shape, tokens and order, "
+            f"and closes {100 * (other - child) / (other - top):.0f} % of its gap to the source "
+            f"({control['num_seeds']} seed: no spread known)"
+        )
+    print(f"model:  {out / 'model'}\nreport: {out / 'report.html'}")

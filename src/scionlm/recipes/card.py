@@ -1,0 +1,100 @@
+"""The model card: README.md of the exported folder, with the front matter that the Hugging Face hub reads."""
+
+from typing import Any
+
+from scionlm.core.config import dump_yaml
+from scionlm.core.log import format_count, format_seconds
+
+_LICENCE = """## Licence
+
+The source's licence is {license}; its licence files, where it has any, are in this folder. A base model: it continues
+text and follows no instructions.
+"""
+
+
+def model_card(result: dict[str, Any], manifest: dict[str, Any], data: dict[str, Any]) -> str:
+    """Return the card of a trained model.
+
+    Args:
+        result: RUN/result.json.
+        manifest: RUN/manifest.json.
+        data: The data folder's index.
+    """
+    source, training, inherit = result["source"], result["training"], result["inherit"]
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["scion"]}
+    if source["license"]:
+        front["license"] = source["license"]
+    if "/" in source["name"] and source.get("revision"):
+        front["base_model"] = source["name"]
+    kept = ", ".join(map(str, inherit["keep"]))
+    if inherit["init"] == "source":
+        made = (
+            f"Layers {kept} of **{source['name']}** ({source['num_hidden_layers']} layers, "
+            f"{format_count(source['num_parameters'])} parameters), chosen by `{inherit['strategy']}` "
+            f"({inherit['strategy_reason']}), with its embeddings, final norm and head; then trained."
+        )
+    else:
+        made = (
+            f"A control: the shape of {len(inherit['keep'])} layers of **{source['name']}**, initialized at random; "
+            "then trained."
+        )
+    domains = result["domains"]
+    rows = "\n".join(
+        f"| {cell(name)} | {source['domains'][name]['nll']:.4f} | {result['before'][name]['nll']:.4f} "
+        f"| {loss['nll']:.4f} | {loss['perplexity']:.2f} | {loss['bits_per_byte']:.4f} | {loss['num_tokens']} |"
+        for name, loss in domains.items()
+    )
+    sizes = ", ".join(
+        f"{cell(name)} ({format_count(data['domains'][name]['train']['num_tokens'])} tokens to train on)"
+        for name in domains
+    )
+    model = result["model"]
+    model, versions = result["model"], manifest["versions"]
+    parameters = format_count(model["num_parameters"])
+    cost = f"{training['steps']} steps, {format_seconds(training['seconds'])} on {training['device']}"
+    return f"""---
+{dump_yaml(front)}---
+# {result["name"]} of {source["name"]}: {model["num_hidden_layers"]} layers, {parameters} parameters
+
+{made}
+
+| held-out loss | source | before training | after training | perplexity | bits per byte | tokens |
+|---|---|---|---|---|---|---|
+{rows}
+
+Losses are mean negative log-likelihoods in nats over the packed held-out stream, of the files in this folder; "before"
+was computed in {training["precision"]}, the others in float32.
+
+## Training
+
+- Data: {sizes}
+- Tokens seen: {format_count(training["tokens"])} in {cost}
+- Precision {training["precision"]}, seed {training["seed"]}
+- Command: `{" ".join(manifest["command"])}`
+- Scion {manifest["scion_version"]}, torch {versions.get("torch")}, transformers {versions.get("transformers")}
+
+{_LICENCE.format(license=source["license"] or "not stated in its files")}"""
+
+
+def inherit_card(
+    source: str, license_name: str | None, plan: dict[str, Any], parameters: int, command: list[str]
+) -> str:
+    """Return the card of a model that was cut and not trained."""
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["scion"]}
+    if license_name:
+        front["license"] = license_name
+    return f"""---
+{dump_yaml(front)}---
+# {len(plan["keep"])} layers of {source}: {format_count(parameters)} parameters
+
+Layers {", ".join(map(str, plan["keep"]))} of **{source}** ({plan["num_source_layers"]} layers) with its embeddings,
+final norm and head, bitwise as they were. Not trained since: it needs training before it is of use.
+
+- Command: `{" ".join(command)}`
+
+{_LICENCE.format(license=license_name or "not stated in its files")}"""
+
+
+def cell(text: str) -> str:
+    """Return text that cannot break out of a Markdown table cell."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("`", "\\`").replace("<", "&lt;")

@@ -1,0 +1,132 @@
+"""`scion demo`: the whole story on real text and a real model, in minutes on a CPU.
+
+Where the real model cannot be had, a tiny source is trained first, on the same text, with a tokenizer of its own.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from scionlm.core.errors import DataError, StorageError
+from scionlm.core.files import staged_folder, write_text_atomic
+from scionlm.core.log import say
+from scionlm.core.records import Record
+from scionlm.recipes.presets import load_recipe
+from scionlm.recipes.run import run_recipe
+from scionlm.sources import BUILTIN, resolve
+
+PRESET = "inheritune-mini"
+
+# Small enough to be trained in about a minute, deep enough to have layers to choose from.
+_TINY: dict[str, Any] = {
+    "vocab_size": 4096,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+_TINY_LAYERS = 4
+TINY_STEPS = 200
+
+
+def demo(out: Path, overrides: dict[str, Any] | None = None) -> Record:
+    """Run the demo into `out`, or go on with it, and return its result.
+
+    Args:
+        out: The run folder.
+        overrides: Settings that differ from the preset's.
+    """
+    settings: dict[str, Any] = dict(overrides or {})
+    try:
+        resolve(settings.get("source", BUILTIN))
+    except (DataError, StorageError) as error:
+        say(f"{error}; training a tiny source instead")
+        tiny = out.parent / f"{out.name}-tiny-source"
+        if not (tiny / "config.json").exists():
+            train_tiny_source(tiny, TINY_STEPS)
+        settings |= {"source": str(tiny), "inherit.layers": _TINY_LAYERS}
+    return run_recipe(load_recipe(PRESET, settings), out)
+
+
+def train_tiny_source(out: Path, steps: int) -> None:
+    """Train a tiny Llama on the demo's text for `steps` updates and write it to `out` as a plain model folder."""
+    import tempfile
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from scionlm.core.duration import Duration
+    from scionlm.core.records import JsonlWriter
+    from scionlm.core.signals import StopRequest
+    from scionlm.data import DataFolder, SamplePlan
+    from scionlm.parallel import start_runtime
+    from scionlm.recipes.demo_data import prepare_demo_data
+    from scionlm.schedules import Schedule
+    from scionlm.sources.quiet import quiet_transformers
+    from scionlm.train import CheckpointStore, LoopConfig, Objective, OptimizerConfig, build_optimizer, fit
+
+    runtime = start_runtime()
+    runtime.seed(0)
+    with staged_folder(out) as stage, tempfile.TemporaryDirectory() as work_name:
+        work = Path(work_name)
+        model: Any = LlamaForCausalLM(LlamaConfig(**_TINY, bos_token_id=0, eos_token_id=0, pad_token_id=0))
+        train_tokenizer(stage)
+        with quiet_transformers():
+            model.save_pretrained(stage)  # the data needs a MODEL to take the tokenizer from
+        prepare_demo_data(str(stage), work / "data")
+        data = DataFolder(work / "data")
+        config = LoopConfig(
+            title="training a tiny source",
+            total_steps=steps,
+            sequences_per_step=16,
+            seq_len=256,
+            micro_batch_size=16,
+            lr=3e-3,
+            grad_clip=1.0,
+            evaluate_every=0,
+            checkpoint_every=Duration(1e9, "seconds"),
+        )
+        plan = SamplePlan({d: data.stream(d, "train") for d in data.domains}, dict.fromkeys(data.domains, 1.0), 256, 0)
+        objective = Objective(model.to(runtime.device), runtime.compute_dtype)
+        optimizer = build_optimizer(model, OptimizerConfig(lr=config.lr))
+        metrics = JsonlWriter(work / "metrics.jsonl", "metrics")
+        schedule = Schedule("cosine", steps, max(steps // 20, 1), 0.1)
+        store = CheckpointStore(work / "checkpoints", 1)
+        with StopRequest() as stop:
+            fit(objective, optimizer, plan, schedule, config, metrics, store, evaluate=dict, stop=stop)
+        metrics.close()
+        with quiet_transformers(), torch.no_grad():
+            model.cpu().save_pretrained(stage)
+        write_text_atomic(stage / "README.md", "---\nlicense: cc0-1.0\n---\nA tiny source, trained by `scion demo`.\n")
+
+
+def train_tokenizer(out: Path) -> None:
+    """Train a byte-level BPE tokenizer on the demo's text and write it to `out`."""
+    import json
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from scionlm.data.documents import find_files, read_documents
+    from scionlm.recipes.demo_data import demo_corpora
+
+    domains = demo_corpora("none").domains
+    texts = (
+        document.text
+        for name, domain in domains.items()
+        for document in read_documents(find_files(domain, Path(), name), domain.text_key)
+    )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_TINY["vocab_size"],
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(out / "tokenizer.json"))
+    special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    write_text_atomic(out / "tokenizer_config.json", json.dumps(special, indent=2) + "\n")

@@ -1,0 +1,26 @@
+"""The demo's data: prose that ships with Scion (see README.md here), and the running Python's standard library."""
+
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from scionlm.data import Corpora, DomainConfig, prepare
+
+PROSE = Path(__file__).parent / "prose.jsonl.gz"
+
+
+def demo_corpora(tokenizer: str) -> Corpora:
+    """Return the demo's two domains, for the tokenizer of a MODEL."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    return Corpora(
+        tokenizer=tokenizer,
+        domains={
+            "prose": DomainConfig(paths=[str(PROSE)]),
+            "code": DomainConfig(paths=[str(library / "*.py")]),
+        },
+    )
+
+
+def prepare_demo_data(tokenizer: str, out: Path) -> dict[str, Any]:
+    """Make the demo's data folder, or go on with it; return its index."""
+    return prepare(demo_corpora(tokenizer), Path(), out)

@@ -1,0 +1,93 @@
+"""Inheritune, one round: inherit layers from the source, train, export, and compare with source and control.
+
+Source: Sanyal, Sanghavi and Dimakis, arXiv:2404.08634.
+Differs: embeddings and final norm are inherited too, and which layers are kept is a choice (`inherit.strategy`).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from scionlm.core.log import say
+from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl, write_json
+from scionlm.core.signals import StopRequest
+from scionlm.evaluation import model_token_nll
+from scionlm.recipes.config import Recipe
+from scionlm.recipes.result import add_control, best_losses, describe, write_card
+from scionlm.recipes.setting import Setting, losses_of, open_inputs, release, samples_of
+from scionlm.recipes.training import train_model
+from scionlm.sources import load_hf_model, open_folder
+from scionlm.surgery import inherit_model, random_model, verify_inheritance
+
+
+def run_inheritune(recipe: Recipe, out: Path, stop: StopRequest) -> Record:
+    """Run one round into `out`; each finished phase is kept, so that the same call goes on after a stop."""
+    setting = open_inputs(recipe, out, stop)
+    source_losses = evaluate_source(setting, out)
+    result = train_one(setting, out, source_losses, name="child")
+    if recipe.control:
+        inherit = recipe.inherit.model_copy(update={"init": "random"})
+        control_recipe = setting.recipe.model_copy(update={"inherit": inherit, "control": False})
+        control_setting = replace(setting, recipe=control_recipe)
+        control = train_one(control_setting, out / "control", source_losses, name="control")
+        keys = ("name", "before", "domains", "best", "training")
+        result = add_control(result, {key: control[key] for key in keys} | {"num_seeds": 1}, control["samples"])
+        write_json(out / "result.json", result)
+    return read_json(out / "result.json")
+
+
+def evaluate_source(setting: Setting, out: Path) -> Record:
+    """Return the source's losses and sample texts, in float32, evaluated once and kept in RUN/source.json."""
+    path = out / "source.json"
+    if not path.exists():
+        model = load_hf_model(setting.source, torch.float32)
+        domains = losses_of(setting, model_token_nll(model), f"evaluating {setting.source.name}")
+        write_json(path, {"domains": domains, "samples": samples_of(setting, model)})
+        release(model)
+    return read_json(path)
+
+
+def make_model(setting: Setting) -> PreTrainedModel:
+    """Return the model to train, with float32 weights: inherited and proven, or the control."""
+    recipe, source = setting.recipe, setting.source
+    if recipe.inherit.init == "random":
+        return random_model(source.config, setting.plan, recipe.seed)
+    parent = load_hf_model(source, torch.float32)
+    child = inherit_model(parent, setting.plan)
+    proof = verify_inheritance(parent, child, setting.plan)
+    kept = ", ".join(map(str, setting.plan.keep))
+    say(f"inherited layers {kept} of {source.name}; {len(proof.checks)} proofs hold")
+    release(parent)
+    return child
+
+
+def train_one(setting: Setting, out: Path, source: Record, name: str) -> Record:
+    """Train one model into `out` and return its result; a finished one is read back."""
+    if (out / "result.json").exists():
+        return read_json(out / "result.json")
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "model").exists():
+        train_model(setting, make_model, out, name)
+    exported = load_hf_model(open_folder(out / "model"), torch.float32)
+    domains = losses_of(setting, model_token_nll(exported), f"evaluating {name}")
+    lines = read_jsonl(out / "metrics.jsonl")
+    evaluations = [line for line in lines if any(key.startswith("eval/") for key in line)]
+    final_line = {f"eval/{d}/nll_nats": loss["nll"] for d, loss in domains.items()}
+    training = read_json(out / "training.json")
+    if not evaluations or evaluations[-1]["step"] != training["steps"]:
+        writer = JsonlWriter(out / "metrics.jsonl", "metrics")
+        writer.write({"step": training["steps"], "tokens": training["tokens"]} | final_line)
+        writer.close()
+        evaluations.append({"step": training["steps"]} | final_line)
+    result = describe(setting, name, source, training)
+    result["before"] = training["before"]
+    result["domains"] = domains
+    result["best"] = best_losses(evaluations, setting.domains)
+    texts = zip(source["samples"], samples_of(setting, exported), strict=True)
+    result["samples"] = [{"prompt": s["prompt"], "texts": {"source": s["text"], name: own["text"]}} for s, own in texts]
+    release(exported)
+    write_card(setting, out, result)
+    write_json(out / "result.json", result)
+    return read_json(out / "result.json")

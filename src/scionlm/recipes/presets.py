@@ -1,0 +1,93 @@
+"""Finding a recipe: a YAML file, a preset of the package, or a recipe's bare name with its defaults."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from scionlm.core.config import Mapping, apply_overrides, load_yaml, nearest, parse_yaml, validate
+from scionlm.core.errors import UsageError
+from scionlm.recipes.config import Recipe
+
+# A bare recipe's defaults: what is left out (source, data.dir, a budget) the user must give.
+RECIPES: dict[str, Mapping] = {
+    "inheritune": {"recipe": "inheritune", "data": {}, "inherit": {}, "train": {}},
+}
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets."""
+    folder = resources.files("scionlm.recipes") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def preset_text(name: str) -> str:
+    """Return a preset as YAML, head comment and all.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    if name not in preset_names():
+        raise UsageError(f"preset {name!r} is unknown{nearest(name, preset_names())} (see: scion presets)")
+    return (resources.files("scionlm.recipes") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def preset_summary(name: str) -> str:
+    """Return the first line of a preset's head comment."""
+    return preset_text(name).splitlines()[0].lstrip("# ")
+
+
+def load_recipe(name: str, overrides: Sequence[str] | dict[str, Any] = ()) -> Recipe:
+    """Return the recipe that `name` stands for, with overrides.
+
+    Args:
+        name: Path of a YAML file, a preset, or a recipe's name.
+        overrides: `KEY=VALUE` texts, or a mapping of dotted keys to values.
+
+    Raises:
+        UsageError: There is no such recipe, or it does not validate.
+    """
+    path = Path(name)
+    if path.is_file():
+        config, where = load_yaml(path), name
+    elif name in preset_names():
+        config, where = parse_yaml(preset_text(name), f"preset {name}"), f"preset {name}"
+    elif name in RECIPES:
+        config, where = RECIPES[name], f"recipe {name}"
+        texts = overrides if not isinstance(overrides, dict) else [f"{key}=" for key in overrides]
+        given = {text.split("=", 1)[0].strip() for text in texts}
+        required = ["source", "data.dir", "train.tokens", "inherit.layers"]
+        alternatives = {"train.tokens": "train.steps", "inherit.layers": "inherit.keep"}
+        lacking = [key for key in required if key not in given and alternatives.get(key) not in given]
+        if lacking:
+            raise UsageError(f"recipe {name} needs {', '.join(lacking)}; for example: {lacking[0]}=...")
+    else:
+        known = [*preset_names(), *RECIPES]
+        listed = ", ".join(known)
+        raise UsageError(f"recipe {name!r} is no file, preset or recipe{nearest(name, known)} (known: {listed})")
+    return validate(Recipe, override_recipe(config, overrides), where)
+
+
+def override_recipe(config: Mapping, overrides: Sequence[str] | dict[str, Any]) -> Mapping:
+    """Apply overrides; setting one of two keys that exclude each other clears the other."""
+    if isinstance(overrides, dict):
+        # A preset from Python: values are values already, so only the path is interpreted.
+        for key, value in overrides.items():
+            config = apply_overrides(config, [f"{key}=null"])
+            *sections, last = key.split(".")
+            here = config
+            for section in sections:
+                here = here[section]
+            here[last] = value
+        keys = list(overrides)
+    else:
+        config = apply_overrides(config, overrides)
+        keys = [text.split("=", 1)[0].strip() for text in overrides]
+    for section, one, other in (("train", "steps", "tokens"), ("inherit", "layers", "keep")):
+        inner = config.get(section)
+        given = [name for name in (one, other) if f"{section}.{name}" in keys]
+        if isinstance(inner, dict) and len(given) == 1:
+            inner[other if given[0] == one else one] = None
+            if given[0] == "keep":
+                inner["strategy"] = None
+    return config

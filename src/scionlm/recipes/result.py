@@ -1,0 +1,66 @@
+"""RUN/result.json and the model card: what was made from what, and how good it is."""
+
+from pathlib import Path
+from typing import Any
+
+from scionlm.core.files import write_text_atomic
+from scionlm.core.records import Record, read_json
+from scionlm.families import ModelShape, count_parameters, family_of
+from scionlm.recipes.card import model_card
+from scionlm.recipes.setting import Setting
+from scionlm.surgery import STRATEGIES
+
+
+def describe(setting: Setting, name: str, source: Record, training: Record) -> Record:
+    """Return the part of result.json that says what was made from what."""
+    recipe, folder = setting.recipe, setting.source
+    family = family_of(folder.config)
+    config = folder.config | {"num_hidden_layers": len(setting.plan.keep)}
+    reason = STRATEGIES[setting.plan.strategy][1] if setting.plan.strategy in STRATEGIES else "as listed"
+    return {
+        "recipe": recipe.recipe,
+        "name": name,
+        "source": {
+            "name": folder.name,
+            "revision": folder.revision,
+            "model_type": folder.config["model_type"],
+            "num_hidden_layers": setting.plan.num_source_layers,
+            "num_parameters": count_parameters(family, folder.config)["total"],
+            "license": folder.license,
+            "domains": source["domains"],
+        },
+        "inherit": {
+            "init": recipe.inherit.init,
+            "strategy": setting.plan.strategy,
+            "strategy_reason": reason,
+            "keep": list(setting.plan.keep),
+        },
+        "model": {"num_parameters": count_parameters(family, config)["total"]} | ModelShape.of(config).to_dict(),
+        "rounds": 1,
+        "training": {k: v for k, v in training.items() if k not in ("format_version", "before")},
+    }
+
+
+def best_losses(evaluations: list[Record], domains: list[str]) -> Record:
+    """Return the lowest held-out loss of each domain and the step it was seen at."""
+    best: Record = {}
+    for domain in domains:
+        key = f"eval/{domain}/nll_nats"
+        line = min((e for e in evaluations if e.get(key) is not None), key=lambda e: e[key])
+        best[domain] = {"nll": line[key], "step": line["step"]}
+    return best
+
+
+def add_control(result: Record, control: Record, samples: list[dict[str, Any]]) -> Record:
+    """Return the child's result with the control's beside it."""
+    joined = [
+        mine | {"texts": mine["texts"] | {"control": theirs["texts"]["control"]}}
+        for mine, theirs in zip(result["samples"], samples, strict=True)
+    ]
+    return result | {"control": control, "samples": joined}
+
+
+def write_card(setting: Setting, out: Path, result: Record) -> None:
+    """Write the model card into RUN/model."""
+    manifest = read_json(setting.command_folder / "manifest.json")
+    write_text_atomic(out / "model" / "README.md", model_card(result, manifest, setting.data.index))

@@ -1,0 +1,180 @@
+"""A run folder from start to finish: claim it, write down what will be done, do it, and say how it ended."""
+
+import contextlib
+import datetime
+import shutil
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from scionlm.core.config import Mapping, dump_yaml, load_yaml
+from scionlm.core.errors import ScionError, StoppedError, UsageError
+from scionlm.core.files import folder_lock, require_free_folder, storage_error, write_text_atomic
+from scionlm.core.log import say, warn
+from scionlm.core.machine import git_commit, versions
+from scionlm.core.records import Record, read_json, write_json
+from scionlm.core.signals import StopRequest
+from scionlm.recipes.config import Recipe
+
+Work = Callable[[Recipe, Path, StopRequest], Record]
+
+
+def run_recipe(recipe: Recipe, out: Path, allow_change: bool = False) -> Record:
+    """Run a recipe into the folder `out`, or go on with it, and return its result.
+
+    Args:
+        recipe: What to do.
+        out: The run folder: absent, empty, or one of the same recipe.
+        allow_change: Go on although settings differ from those the run started with.
+
+    Raises:
+        UsageError: `out` holds something else, or a run with other settings.
+        StoppedError: A signal came; the run is saved.
+        ScionError: Whatever the work raises; it stands in status.json too.
+    """
+    from scionlm.recipes.inheritune import run_inheritune
+
+    with claimed_folder(out), folder_lock(out), StopRequest() as stop:
+        recipe = settle_recipe(recipe, out, allow_change)
+        if is_done(out):
+            say(f"{out} is finished already; nothing to do")
+            return read_json(out / "result.json")
+        return _work(recipe, out, stop, run_inheritune)
+
+
+@contextlib.contextmanager
+def claimed_folder(out: Path) -> Generator[None, None, None]:
+    """Make the run folder; when the block fails before the run has begun (no config.yaml yet), take it away again.
+
+    Raises:
+        UsageError: `out` is neither a run nor free.
+        StorageError: It cannot be made.
+    """
+    if (out / "config.yaml").exists():
+        yield
+        return
+    require_free_folder(out)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, out) from error
+    try:
+        yield
+    except BaseException:
+        if not (out / "config.yaml").exists():
+            for path in out.iterdir():
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        raise
+
+
+def is_done(out: Path) -> bool:
+    """Return whether the run in `out` is finished."""
+    return (out / "status.json").exists() and read_json(out / "status.json")["state"] == "done"
+
+
+def _work(recipe: Recipe, out: Path, stop: StopRequest, work: Work) -> Record:
+    write_status(out, "running", 0, "")
+    try:
+        result = work(recipe, out, stop)
+    except StoppedError as error:
+        command = (
+            " ".join(["scion", *sys.argv[1:]]) if len(sys.argv) > 1 else f"scion run {out / 'config.yaml'} -o {out}"
+        )
+        write_status(out, "stopped", error.exit_code, str(error))
+        raise StoppedError(f"{error}; to go on: {command}") from error
+    except BaseException as error:
+        code = error.exit_code if isinstance(error, ScionError) else 1
+        write_status(out, "failed", code, " ".join(str(error).split())[:500])
+        raise
+    write_status(out, "done", 0, "")
+    return result
+
+
+def write_status(out: Path, state: str, exit_code: int, message: str) -> None:
+    """Write RUN/status.json: what other programs look at."""
+    step = _last_step(out)
+    write_json(out / "status.json", {"state": state, "exit_code": exit_code, "step": step, "message": message})
+
+
+def _last_step(out: Path) -> int:
+    saved = sorted((out / "checkpoints").glob("step-*"))
+    if (out / "result.json").exists():
+        return int(read_json(out / "result.json")["training"]["steps"])
+    return int(saved[-1].name.removeprefix("step-")) if saved else 0
+
+
+def settle_recipe(recipe: Recipe, out: Path, allow_change: bool) -> Recipe:
+    """Return the recipe of the run folder: the given one, with what `auto` was resolved to when the run started.
+
+    Raises:
+        UsageError: Settings differ from the ones that the run started with; the message names them.
+    """
+    path = out / "config.yaml"
+    if not path.exists():
+        return recipe
+    try:
+        saved = Recipe.model_validate(load_yaml(path))
+    except pydantic.ValidationError as error:
+        raise UsageError(f"{path} is not a recipe that this Scion reads; use another folder") from error
+    given, kept = flatten(recipe.model_dump()), flatten(saved.model_dump())
+    changed = [
+        f"{key} ({kept.get(key)!r} -> {given.get(key)!r})"
+        for key in sorted(given.keys() | kept.keys())
+        if given.get(key) != kept.get(key) and given.get(key) != "auto" and key != "data.dir"
+    ]
+    if given.get("data.dir") not in (None, kept.get("data.dir")):
+        changed.append(f"data.dir ({kept.get('data.dir')!r} -> {given.get('data.dir')!r})")
+    if not changed:
+        return saved
+    if not allow_change:
+        raise UsageError(
+            f"{out} was started with other settings: {', '.join(changed)}; use another folder or --allow-change"
+        )
+    warn(f"settings changed: {', '.join(changed)}")
+    merged = {key: kept[key] if value == "auto" and key in kept else value for key, value in given.items()}
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=_section(merged, "train"))})
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as dotted keys; lists and tuples compare alike."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _section(flat: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key.removeprefix(f"{name}."): value for key, value in flat.items() if key.startswith(f"{name}.")}
+
+
+def write_config(recipe: Recipe, out: Path) -> None:
+    """Write RUN/config.yaml: the recipe with everything resolved."""
+    write_text_atomic(out / "config.yaml", dump_yaml(recipe.model_dump(mode="json")))
+
+
+def write_manifest(out: Path, recipe: Recipe, **facts: Any) -> None:
+    """Write RUN/manifest.json: what made this run; the first start's is kept when a run goes on."""
+    if (out / "manifest.json").exists():
+        return
+    manifest = {
+        "scion_version": versions().get("scionlm"),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "command": ["scion", *sys.argv[1:]],
+        "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seeds": {"seed": recipe.seed},
+    }
+    write_json(out / "manifest.json", manifest | facts)
+
+
+__all__ = ["is_done", "run_recipe", "write_config", "write_manifest", "write_status"]

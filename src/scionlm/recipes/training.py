@@ -1,0 +1,110 @@
+"""Train one model on a setting's data, export it, and write down what it cost."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from scionlm.core.duration import Duration
+from scionlm.core.files import staged_folder
+from scionlm.core.log import warn
+from scionlm.core.machine import peak_memory_bytes
+from scionlm.core.records import JsonlWriter, Record, read_json, write_json
+from scionlm.data import SamplePlan
+from scionlm.families import family_of, flops_per_token
+from scionlm.recipes.setting import Setting, losses_of, release
+from scionlm.schedules import Schedule
+from scionlm.surgery import Proof, save_model, verify_export
+from scionlm.train import CheckpointStore, LoopConfig, Objective, build_optimizer, fit
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedModel], out: Path, name: str) -> None:
+    """Train what `make_model` makes, export it to `out`/model, and write `out`/training.json."""
+    recipe, runtime = setting.recipe, setting.runtime
+    runtime.seed(recipe.seed)
+    model: Any = make_model(setting)
+    model.to(runtime.device)
+    objective = Objective(model, runtime.compute_dtype)
+    optimizer = build_optimizer(model, recipe.optimizer)
+    streams = {d: setting.data.stream(d, "train") for d in setting.domains}
+    weights = recipe.data.mixture or {d: float(s.num_tokens) for d, s in streams.items()}
+    plan = SamplePlan(streams, weights, recipe.data.seq_len, recipe.seed)
+    sequences = recipe.train.global_batch_tokens // recipe.data.seq_len
+    config = LoopConfig(
+        title=f"training {name}",
+        total_steps=recipe.total_steps,
+        sequences_per_step=sequences,
+        seq_len=recipe.data.seq_len,
+        micro_batch_size=min(recipe.train.micro_batch_size, sequences),
+        lr=recipe.optimizer.lr,
+        grad_clip=recipe.optimizer.grad_clip,
+        evaluate_every=recipe.steps(recipe.evaluate.every),
+        checkpoint_every=Duration.parse(recipe.checkpoint.every),
+    )
+    schedule = Schedule(
+        recipe.schedule.name, recipe.total_steps, recipe.steps(recipe.schedule.warmup), recipe.schedule.min_lr_ratio
+    )
+
+    def evaluate() -> Record:
+        losses = losses_of(setting, objective.token_nll, f"evaluating {name}")
+        if not (out / "before.json").exists():
+            write_json(out / "before.json", {"domains": losses})
+        return {f"eval/{domain}/nll_nats": loss["nll"] for domain, loss in losses.items()}
+
+    if recipe.train.compile:
+        objective.compile()
+    metrics = JsonlWriter(out / "metrics.jsonl", "metrics")
+    checkpoints = CheckpointStore(out / "checkpoints", recipe.checkpoint.keep)
+    try:
+        seconds = fit(
+            objective, optimizer, plan, schedule, config, metrics, checkpoints, evaluate=evaluate, stop=setting.stop
+        )
+    finally:
+        metrics.close()
+    tokens = recipe.total_steps * recipe.train.global_batch_tokens
+    hf_config = model.config.to_dict()
+    for domain, epochs in plan.epochs().items():
+        if epochs > 4:
+            warn(f"domain {domain!r} was gone through {epochs:.1f} times; more text would help")
+    write_json(
+        out / "training.json",
+        {
+            "steps": recipe.total_steps,
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_s": tokens / seconds if seconds else None,
+            "flops": tokens * flops_per_token(family_of(hf_config), hf_config, recipe.data.seq_len),
+            "seed": recipe.seed,
+            "precision": runtime.precision,
+            "compile": recipe.train.compile,
+            "device": runtime.name,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "epochs": plan.epochs(),
+            "before": read_json(out / "before.json")["domains"],
+        },
+    )
+    export(setting, out, model)
+    del optimizer
+    release(model)
+
+
+def export(setting: Setting, out: Path, model: PreTrainedModel) -> None:
+    """Write the model to RUN/model and prove that it reads back."""
+    recipe = setting.recipe
+    asked = recipe.export.dtype
+    if asked == "source":
+        stored = setting.source.config.get("dtype") or setting.source.config.get("torch_dtype")
+        asked = stored if stored in _DTYPES else "float32"
+    provenance = {
+        "source": {"name": setting.source.name, "revision": setting.source.revision},
+        "plan": setting.plan.to_dict(),
+        "init": recipe.inherit.init,
+    }
+    dtype = _DTYPES[asked]
+    with staged_folder(out / "model") as stage:
+        save_model(model.cpu(), stage, setting.source, "", provenance, dtype)
+        verify_export(model, stage, Proof(), dtype)
