@@ -122,9 +122,7 @@ def moby_dick(root: Path) -> Iterator[Document]:
     for number in range(1, MOBY_DICK_CHAPTERS + 1):
         if number not in MOBY_DICK_LEFT_OUT:
             chapter = json.loads((folder / f"chapter_{number}.json").read_text(encoding="utf-8"))
-            body = re.sub(
-                r"(?m)^(?= {2,}).*", lambda found: re.sub(" {2,}", "\n ", found[0]), chapter["text"]
-            )
+            body = re.sub(r"(?m)^(?= {2,}).*", lambda found: re.sub(" {2,}", "\n ", found[0]), chapter["text"])
             text = f"Chapter {number}. {chapter['title']}\n\n{body}"
             yield Document(reflow(text), f"Herman Melville, Moby-Dick; or, The Whale, chapter {number}, 1851")
 
@@ -155,9 +153,7 @@ def collect(root: Path) -> list[Document]:
     documents = [
         *annual_messages(root),
         *moby_dick(root),
-        *novel(
-            alice, r"^ +THE END", "Lewis Carroll, Alice's Adventures in Wonderland, chapter {}, 1865", set()
-        ),
+        *novel(alice, r"^ +THE END", "Lewis Carroll, Alice's Adventures in Wonderland, chapter {}, 1865", set()),
         *novel(
             sawyer,
             "^CONCLUSION",

@@ -8,10 +8,13 @@
 Importing this module is cheap; torch is loaded by the first call that needs it.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scionlm.api import evaluate, inherit, prepare, run
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "inherit", "prepare", "report", "run"]
+__all__ = ["__version__", "evaluate", "inherit", "prepare", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from scionlm.core.records import Record
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from scionlm.evaluation import DomainLoss
+    from scionlm.evaluation.loss import DomainLoss
 
 
 def inherit(
@@ -36,12 +36,16 @@ def inherit_proven(
     """Return (target, plan, proof, source folder)."""
     from scionlm.families import ModelShape, family_of
     from scionlm.sources import load_hf_model, resolve
-    from scionlm.surgery import inherit_model, parse_keep, plan_depth, verify_inheritance
+    from scionlm.surgery.depth import parse_keep, plan_depth
 
     folder = resolve(source)
     family_of(folder.config)
     indices = parse_keep(keep) if isinstance(keep, str) else keep
     plan = plan_depth(ModelShape.of(folder.config).num_hidden_layers, layers, indices, strategy)
+
+    from scionlm.surgery.apply import inherit_model  # and with it torch: only once the request is sound
+    from scionlm.surgery.verify import verify_inheritance
+
     model = load_hf_model(folder)
     target = inherit_model(model, plan)
     return target, plan, verify_inheritance(model, target, plan), folder
@@ -65,7 +69,8 @@ def run(recipe: str, overrides: dict[str, Any] | None = None, *, out: str | Path
         out: The run folder.
         allow_change: Go on with a run although settings differ.
     """
-    from scionlm.recipes import load_recipe, run_recipe
+    from scionlm.recipes.presets import load_recipe
+    from scionlm.recipes.run import run_recipe
     from scionlm.report import write_report
 
     result = run_recipe(load_recipe(recipe, overrides or {}), Path(out), allow_change)
@@ -75,7 +80,7 @@ def run(recipe: str, overrides: dict[str, Any] | None = None, *, out: str | Path
 
 def demo(out: str | Path = "runs/demo", overrides: dict[str, Any] | None = None) -> Record:
     """Run the demo and write its report; return its result."""
-    from scionlm.recipes import demo as run_demo
+    from scionlm.recipes.demo import demo as run_demo
     from scionlm.report import write_report
 
     result = run_demo(Path(out), overrides)
@@ -110,9 +115,7 @@ def evaluate(
     """
     from scionlm.core.log import Progress
     from scionlm.data import DataFolder
-    from scionlm.evaluation import domain_losses, model_token_nll, rolling_losses
-    from scionlm.parallel import start_runtime
-    from scionlm.recipes.setting import check_tokenizer
+    from scionlm.recipes.inputs import check_tokenizer
     from scionlm.sources import load_hf_model, resolve
 
     if seq_len < 2 or (max_tokens is not None and max_tokens < 1):
@@ -120,6 +123,11 @@ def evaluate(
     folder = resolve(model)
     opened = DataFolder(Path(data))
     check_tokenizer(folder, opened)
+
+    from scionlm.evaluation.loss import domain_losses, model_token_nll
+    from scionlm.evaluation.rolling import rolling_losses
+    from scionlm.parallel.runtime import start_runtime
+
     runtime = start_runtime(precision)
     loaded: Any = load_hf_model(folder, runtime.compute_dtype).to(runtime.device)  # pyright: ignore[reportArgumentType]
     names = domains or opened.domains
@@ -127,10 +135,3 @@ def evaluate(
     measure = rolling_losses if per_document else domain_losses
     with Progress(f"evaluating {folder.name}", total) as progress:
         return measure(model_token_nll(loaded), opened, names, seq_len, max_tokens, on_progress=progress.update)
-
-
-def report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write the report page of a run folder; return its path."""
-    from scionlm.report import write_report
-
-    return write_report(Path(run), Path(out) if out else None)

@@ -93,7 +93,8 @@ def run(
 ) -> None:
     """Run a recipe; the same command goes on after a stop."""
     from scionlm.cli.tables import print_run
-    from scionlm.recipes import load_recipe, run_recipe
+    from scionlm.recipes.presets import load_recipe
+    from scionlm.recipes.run import run_recipe
     from scionlm.report import write_report
 
     folder = out or Path("runs") / Path(recipe).stem
@@ -140,16 +141,16 @@ def report(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The page (default: RUN/report.html).")] = None,
 ) -> None:
     """Write one self-contained page about a run."""
-    from scionlm import api
+    from scionlm.report import write_report
 
-    print(api.report(run, out))
+    print(write_report(run, out))
 
 
 @app.command()
 def presets(name: Annotated[str | None, typer.Argument(help="Print this one as YAML.")] = None) -> None:
     """List the presets, or print one."""
     from scionlm.cli.tables import print_presets
-    from scionlm.recipes import preset_text
+    from scionlm.recipes.presets import preset_text
 
     if name is None:
         print_presets()

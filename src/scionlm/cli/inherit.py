@@ -11,10 +11,13 @@ def inherit_command(source: str, out: Path, layers: int | None, keep: str | None
     """Write the folder `out` with the layers asked for and say what was proven."""
     require_free_folder(out)
     from scionlm import api
-    from scionlm.recipes.card import inherit_card
-    from scionlm.surgery import save_model, verify_export
 
     model, plan, proof, folder = api.inherit_proven(source, layers, keep, strategy)
+
+    from scionlm.recipes.card import inherit_card
+    from scionlm.surgery.export import save_model
+    from scionlm.surgery.verify import verify_export
+
     provenance = {"source": {"name": folder.name, "revision": folder.revision} | folder.facts, "plan": plan.to_dict()}
     parameters = model.num_parameters()
     card = inherit_card(folder.name, folder.license, plan.to_dict(), parameters, ["scion", *sys.argv[1:]])

@@ -17,7 +17,8 @@ def print_json(record: dict[str, Any]) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    print(title)  # not the table's own title, which is wrapped to the table's width
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
     for index, column in enumerate(columns):
         table.add_column(Text(column, style="dim"), justify="left" if index == 0 else "right", overflow="fold")
     return table
@@ -25,8 +26,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def _show(table: Table) -> None:
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    console = console if console.is_terminal else Console(width=120)
     console.print(table)
 
 
@@ -104,7 +104,7 @@ def print_data(index: dict[str, Any], out: Path) -> None:
 
 def print_presets() -> None:
     """Print the names of the presets with the first line of each."""
-    from scionlm.recipes import preset_names, preset_summary
+    from scionlm.recipes.presets import preset_names, preset_summary
 
     table = _table("presets  (scion presets NAME prints one)", "name", "")
     table.columns[1].justify = "left"

@@ -6,7 +6,6 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from scionlm.core.config import Section
 from scionlm.core.duration import Duration, parse_count
-from scionlm.train import OptimizerConfig
 
 
 def _duration(value: Any) -> Any:
@@ -79,6 +78,23 @@ class TrainConfig(Section):
         if (self.tokens is None) == (self.steps is None):
             raise ValueError("set either train.tokens or train.steps")
         return self
+
+
+class OptimizerConfig(Section):
+    """The optimizer and its constants."""
+
+    name: Literal["adamw"] = "adamw"
+    """The algorithm."""
+    lr: float = Field(default=3.0e-4, gt=0, lt=1)
+    """Peak learning rate; the schedule multiplies it."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+    eps: float = Field(default=1.0e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay."""
+    grad_clip: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; 0 does not clip."""
 
 
 class ScheduleConfig(Section):

@@ -61,11 +61,14 @@ def train_tiny_source(out: Path, steps: int) -> None:
     from scionlm.core.records import JsonlWriter
     from scionlm.core.signals import StopRequest
     from scionlm.data import DataFolder, SamplePlan
-    from scionlm.parallel import start_runtime
+    from scionlm.parallel.runtime import start_runtime
     from scionlm.recipes.demo_data import prepare_demo_data
     from scionlm.schedules import Schedule
     from scionlm.sources.quiet import quiet_transformers
-    from scionlm.train import CheckpointStore, LoopConfig, Objective, OptimizerConfig, build_optimizer, fit
+    from scionlm.train.checkpoint import CheckpointStore
+    from scionlm.train.loop import LoopConfig, fit
+    from scionlm.train.objective import Objective
+    from scionlm.train.optimizer import build_optimizer
 
     runtime = start_runtime()
     runtime.seed(0)
@@ -90,7 +93,7 @@ def train_tiny_source(out: Path, steps: int) -> None:
         )
         plan = SamplePlan({d: data.stream(d, "train") for d in data.domains}, dict.fromkeys(data.domains, 1.0), 256, 0)
         objective = Objective(model.to(runtime.device), runtime.compute_dtype)
-        optimizer = build_optimizer(model, OptimizerConfig(lr=config.lr))
+        optimizer = build_optimizer(model, lr=config.lr)
         metrics = JsonlWriter(work / "metrics.jsonl", "metrics")
         schedule = Schedule("cosine", steps, max(steps // 20, 1), 0.1)
         store = CheckpointStore(work / "checkpoints", 1)

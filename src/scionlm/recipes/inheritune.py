@@ -13,23 +13,25 @@ from transformers import PreTrainedModel
 from scionlm.core.log import say
 from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl, write_json
 from scionlm.core.signals import StopRequest
-from scionlm.evaluation import model_token_nll
-from scionlm.recipes.config import Recipe
+from scionlm.evaluation.loss import model_token_nll
+from scionlm.recipes.inputs import Inputs
 from scionlm.recipes.result import add_control, best_losses, describe, write_card
-from scionlm.recipes.setting import Setting, losses_of, open_inputs, release, samples_of
+from scionlm.recipes.setting import Setting, losses_of, release, samples_of, settle
 from scionlm.recipes.training import train_model
 from scionlm.sources import load_hf_model, open_folder
-from scionlm.surgery import inherit_model, random_model, verify_inheritance
+from scionlm.surgery.apply import inherit_model, random_model
+from scionlm.surgery.verify import verify_inheritance
 
 
-def run_inheritune(recipe: Recipe, out: Path, stop: StopRequest) -> Record:
+def run_inheritune(inputs: Inputs, out: Path, stop: StopRequest) -> Record:
     """Run one round into `out`; each finished phase is kept, so that the same call goes on after a stop."""
-    setting = open_inputs(recipe, out, stop)
+    setting = settle(inputs, out, stop)
+    recipe = setting.recipe
     source_losses = evaluate_source(setting, out)
     result = train_one(setting, out, source_losses, name="child")
     if recipe.control:
         inherit = recipe.inherit.model_copy(update={"init": "random"})
-        control_recipe = setting.recipe.model_copy(update={"inherit": inherit, "control": False})
+        control_recipe = recipe.model_copy(update={"inherit": inherit, "control": False})
         control_setting = replace(setting, recipe=control_recipe)
         control = train_one(control_setting, out / "control", source_losses, name="control")
         keys = ("name", "before", "domains", "best", "training")

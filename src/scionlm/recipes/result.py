@@ -8,7 +8,7 @@ from scionlm.core.records import Record, read_json
 from scionlm.families import ModelShape, count_parameters, family_of
 from scionlm.recipes.card import model_card
 from scionlm.recipes.setting import Setting
-from scionlm.surgery import STRATEGIES
+from scionlm.surgery.depth import STRATEGIES
 
 
 def describe(setting: Setting, name: str, source: Record, training: Record) -> Record:
@@ -62,5 +62,5 @@ def add_control(result: Record, control: Record, samples: list[dict[str, Any]]) 
 
 def write_card(setting: Setting, out: Path, result: Record) -> None:
     """Write the model card into RUN/model."""
-    manifest = read_json(setting.command_folder / "manifest.json")
+    manifest = read_json(setting.folder / "manifest.json")
     write_text_atomic(out / "model" / "README.md", model_card(result, manifest, setting.data.index))

@@ -18,8 +18,9 @@ from scionlm.core.machine import git_commit, versions
 from scionlm.core.records import Record, read_json, write_json
 from scionlm.core.signals import StopRequest
 from scionlm.recipes.config import Recipe
+from scionlm.recipes.inputs import Inputs, open_inputs
 
-Work = Callable[[Recipe, Path, StopRequest], Record]
+Work = Callable[[Inputs, Path, StopRequest], Record]
 
 
 def run_recipe(recipe: Recipe, out: Path, allow_change: bool = False) -> Record:
@@ -35,14 +36,15 @@ def run_recipe(recipe: Recipe, out: Path, allow_change: bool = False) -> Record:
         StoppedError: A signal came; the run is saved.
         ScionError: Whatever the work raises; it stands in status.json too.
     """
-    from scionlm.recipes.inheritune import run_inheritune
-
     with claimed_folder(out), folder_lock(out), StopRequest() as stop:
         recipe = settle_recipe(recipe, out, allow_change)
         if is_done(out):
             say(f"{out} is finished already; nothing to do")
             return read_json(out / "result.json")
-        return _work(recipe, out, stop, run_inheritune)
+        inputs = open_inputs(recipe, out)
+        from scionlm.recipes.inheritune import run_inheritune  # and with it torch: only once the request is sound
+
+        return _work(inputs, out, stop, run_inheritune)
 
 
 @contextlib.contextmanager
@@ -79,10 +81,10 @@ def is_done(out: Path) -> bool:
     return (out / "status.json").exists() and read_json(out / "status.json")["state"] == "done"
 
 
-def _work(recipe: Recipe, out: Path, stop: StopRequest, work: Work) -> Record:
+def _work(inputs: Inputs, out: Path, stop: StopRequest, work: Work) -> Record:
     write_status(out, "running", 0, "")
     try:
-        result = work(recipe, out, stop)
+        result = work(inputs, out, stop)
     except StoppedError as error:
         command = (
             " ".join(["scion", *sys.argv[1:]]) if len(sys.argv) > 1 else f"scion run {out / 'config.yaml'} -o {out}"

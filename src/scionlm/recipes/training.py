@@ -12,12 +12,16 @@ from scionlm.core.files import staged_folder
 from scionlm.core.log import warn
 from scionlm.core.machine import peak_memory_bytes
 from scionlm.core.records import JsonlWriter, Record, read_json, write_json
-from scionlm.data import SamplePlan
 from scionlm.families import family_of, flops_per_token
+from scionlm.recipes.inputs import sample_plan
 from scionlm.recipes.setting import Setting, losses_of, release
 from scionlm.schedules import Schedule
-from scionlm.surgery import Proof, save_model, verify_export
-from scionlm.train import CheckpointStore, LoopConfig, Objective, build_optimizer, fit
+from scionlm.surgery.export import save_model
+from scionlm.surgery.verify import Proof, verify_export
+from scionlm.train.checkpoint import CheckpointStore
+from scionlm.train.loop import LoopConfig, fit
+from scionlm.train.objective import Objective
+from scionlm.train.optimizer import build_optimizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,10 +33,14 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
     model: Any = make_model(setting)
     model.to(runtime.device)
     objective = Objective(model, runtime.compute_dtype)
-    optimizer = build_optimizer(model, recipe.optimizer)
-    streams = {d: setting.data.stream(d, "train") for d in setting.domains}
-    weights = recipe.data.mixture or {d: float(s.num_tokens) for d, s in streams.items()}
-    plan = SamplePlan(streams, weights, recipe.data.seq_len, recipe.seed)
+    optimizer = build_optimizer(
+        model,
+        lr=recipe.optimizer.lr,
+        betas=recipe.optimizer.betas,
+        eps=recipe.optimizer.eps,
+        weight_decay=recipe.optimizer.weight_decay,
+    )
+    plan = sample_plan(recipe, setting.data, setting.domains)
     sequences = recipe.train.global_batch_tokens // recipe.data.seq_len
     config = LoopConfig(
         title=f"training {name}",

@@ -77,10 +77,11 @@ def _origin_words(run: Run) -> Markup:
     number_of, total = len(inherit.keep), run.source.num_layers
     kept = clip(index_ranges(inherit.keep), 400)
     parts: list[Content] = [f"The child keeps {number_of:,}{f' of {total:,}' if total else ''} layers: {kept}"]
-    parts.append([" (strategy ", name_of(inherit.strategy), ")."] if inherit.strategy else ".")
+    if inherit.strategy:
+        parts += ["; strategy ", name_of(inherit.strategy)]
     if inherit.reason:
-        parts += [" ", tag("bdi", clip(inherit.reason, 400))]
-    return tag("p", parts)
+        parts += [": ", tag("bdi", clip(inherit.reason, 400))]
+    return tag("p", [*parts, "."])
 
 
 def _strip(run: Run) -> Markup | None:

@@ -28,12 +28,16 @@ class DepthPlan:
         return {"keep": list(self.keep), "num_source_layers": self.num_source_layers, "strategy": self.strategy}
 
 
+# On a 30-layer source three recovered best at 8 layers kept and did well at 15 (docs/results/demo-strategy.md).
+_LAST_LAYERS = 3
+
+
 def _first(layers: int, total: int) -> list[int]:
     return list(range(layers))
 
 
 def _first_last(layers: int, total: int) -> list[int]:
-    last = layers // 5 or int(layers > 1)
+    last = min(_LAST_LAYERS, layers // 2)
     return [*range(layers - last), *range(total - last, total)]
 
 
@@ -45,7 +49,7 @@ def _spaced(layers: int, total: int) -> list[int]:
 
 STRATEGIES: dict[str, tuple[Callable[[int, int], list[int]], str]] = {
     "first": (_first, "the first N layers, as Inheritune does"),
-    "first_last": (_first_last, "the first four fifths of N and the rest from the end"),
+    "first_last": (_first_last, "the first N-3 layers and the last three"),
     "spaced": (_spaced, "N layers evenly spaced, the first and the last among them"),
 }
 """Name to (rule, what it does)."""

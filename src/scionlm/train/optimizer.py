@@ -1,35 +1,29 @@
 """AdamW, with weight decay on matrices only: not on norms, biases and embeddings."""
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from transformers import PreTrainedModel
 
-from scionlm.core.config import Section
 from scionlm.families import family_of
 from scionlm.families.shape import expected_tensors
 
 
-class OptimizerConfig(Section):
-    """The optimizer and its constants."""
+def build_optimizer(
+    model: PreTrainedModel,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a model's float32 weights: one group with decay, one without.
 
-    name: Literal["adamw"] = "adamw"
-    """The algorithm."""
-    lr: float = Field(default=3.0e-4, gt=0, lt=1)
-    """Peak learning rate; the schedule multiplies it."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the first and second moment."""
-    eps: float = Field(default=1.0e-8, gt=0)
-    """Added to the root of the second moment."""
-    weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled weight decay."""
-    grad_clip: float = Field(default=1.0, ge=0)
-    """Largest global gradient norm; 0 does not clip."""
-
-
-def build_optimizer(model: PreTrainedModel, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of a model's float32 weights: one group with decay, one without."""
+    Args:
+        model: The model.
+        lr: Peak learning rate.
+        betas: Decay of the first and second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled weight decay of the matrices.
+    """
     hf_config = model.config.to_dict()
     decayed = {
         name
@@ -41,11 +35,11 @@ def build_optimizer(model: PreTrainedModel, config: OptimizerConfig) -> torch.op
         groups[name in decayed].append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": groups[True], "weight_decay": config.weight_decay},
+            {"params": groups[True], "weight_decay": weight_decay},
             {"params": groups[False], "weight_decay": 0.0},
         ],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
+        lr=lr,
+        betas=betas,
+        eps=eps,
         fused=True,
     )

@@ -1,0 +1,97 @@
+"""What every recipe starts from: source and data opened and checked against the recipe, before torch is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scionlm.core.config import nearest
+from scionlm.core.errors import DataError, UsageError
+from scionlm.data import DataFolder, SamplePlan
+from scionlm.families import ModelShape, family_of
+from scionlm.recipes.config import Recipe
+from scionlm.recipes.demo_data import prepare_demo_data
+from scionlm.sources import ModelFolder, load_tokenizer, resolve
+from scionlm.surgery.depth import DepthPlan, parse_keep, plan_depth
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A recipe with its inputs opened and checked.
+
+    Attributes:
+        recipe: With `data.dir` filled in.
+        source: The model to inherit from.
+        data: The prepared text.
+        domains: Those of the mixture.
+        plan: The layers to keep.
+    """
+
+    recipe: Recipe
+    source: ModelFolder
+    data: DataFolder
+    domains: list[str]
+    plan: DepthPlan
+
+
+def open_inputs(recipe: Recipe, out: Path) -> Inputs:
+    """Open source and data and check that they fit the recipe and each other.
+
+    Args:
+        recipe: What is asked for.
+        out: The run folder, where the demo's data is prepared when the recipe names none.
+
+    Raises:
+        UsageError: The layers or domains asked for are not there.
+        DataError: Source and data were made with different tokenizers, or a domain is too short.
+    """
+    source = resolve(recipe.source)
+    family_of(source.config)
+    inherit = recipe.inherit
+    keep = parse_keep(inherit.keep) if isinstance(inherit.keep, str) else inherit.keep
+    plan = plan_depth(ModelShape.of(source.config).num_hidden_layers, inherit.layers, keep, inherit.strategy)
+    if recipe.data.dir is None:
+        prepare_demo_data(source.name, out / "data")
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": str(out / "data")})})
+    assert recipe.data.dir is not None
+    data = DataFolder(Path(recipe.data.dir))
+    domains = check_domains(recipe, data)
+    check_tokenizer(source, data)
+    sample_plan(recipe, data, domains)
+    return Inputs(recipe, source, data, domains, plan)
+
+
+def sample_plan(recipe: Recipe, data: DataFolder, domains: list[str]) -> SamplePlan:
+    """Return the recipe's order of samples.
+
+    Raises:
+        DataError: A domain is shorter than one window, or a shard is broken.
+    """
+    streams = {domain: data.stream(domain, "train") for domain in domains}
+    weights = recipe.data.mixture or {domain: float(stream.num_tokens) for domain, stream in streams.items()}
+    return SamplePlan(streams, weights, recipe.data.seq_len, recipe.seed)
+
+
+def check_domains(recipe: Recipe, data: DataFolder) -> list[str]:
+    """Return the domains of the mixture (all of the data's where there is none)."""
+    if recipe.data.mixture is None:
+        return data.domains
+    for name in recipe.data.mixture:
+        if name not in data.domains:
+            raise UsageError(
+                f"data.mixture: domain {name!r} is not in {data.path}{nearest(name, data.domains)} "
+                f"(has: {', '.join(data.domains)})"
+            )
+    return list(recipe.data.mixture)
+
+
+def check_tokenizer(source: ModelFolder, data: DataFolder) -> None:
+    """Check that the data's ids mean to the source what they meant to the tokenizer that made them."""
+    mine, theirs = load_tokenizer(source.path).get_vocab(), load_tokenizer(data.tokenizer_folder).get_vocab()
+    if mine != theirs:
+        raise DataError(
+            f"the data in {data.path} was made with the tokenizer of {data.tokenizer.name!r}, which is not that of "
+            f"{source.name!r}; prepare it again with tokenizer: {source.name}"
+        )
+    if data.tokenizer.vocab_size > int(source.config["vocab_size"]):
+        raise DataError(
+            f"the tokenizer has {data.tokenizer.vocab_size} ids, the source only {source.config['vocab_size']}"
+        )

@@ -1,0 +1,114 @@
+"""The recipe's schema, overrides and presets."""
+
+import pytest
+import yaml
+
+from scionlm.core.errors import UsageError
+from scionlm.recipes.config import Recipe
+from scionlm.recipes.presets import load_recipe, preset_names, preset_text
+
+
+def test_every_preset_is_a_valid_recipe_with_a_head_comment():
+    assert "inheritune-mini" in preset_names()
+    for name in preset_names():
+        recipe = load_recipe(name)
+        assert recipe.total_steps > 0
+        head = "\n".join(line for line in preset_text(name).splitlines() if line.startswith("#"))
+        for word in ("Paper", "Hardware", "Time", "Expected", "Data"):
+            assert word in head, (name, word)
+
+
+def test_the_example_of_the_design_is_valid(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("""
+recipe: inheritune
+source: HuggingFaceTB/SmolLM2-135M
+data:
+  dir: data/
+  mixture: {prose: 0.7, code: 0.3}
+  seq_len: 1024
+inherit: {layers: 15, keep: null, init: source}
+train:
+  tokens: 20_000_000
+  global_batch_tokens: 131072
+  micro_batch_size: 8
+  precision: auto
+  compile: auto
+optimizer: {name: adamw, lr: 3.0e-4, betas: [0.9, 0.95], weight_decay: 0.1, grad_clip: 1.0}
+schedule: {name: cosine, warmup: 0.01, min_lr_ratio: 0.1}
+distill: null
+evaluate: {every: 0.1, tokens_per_domain: 32768, tasks: []}
+checkpoint: {every: 10 min, keep: 3}
+export: {dtype: source}
+seed: 0
+""")
+    recipe = load_recipe(str(path))
+    assert recipe.train.tokens == 20_000_000
+    assert recipe.total_steps == 153
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimiser.lr=1", "did you mean 'optimizer'"),
+        ("optimizer.lrr=1e-3", "did you mean 'lr'"),
+        ("optimizer.lr=-1", "optimizer.lr"),
+        ("optimizer.lr=fast", "optimizer.lr"),
+        ("train.tokens=0", "train.tokens"),
+        ("train.tokens=-5", "train.tokens"),
+        ("schedule.warmup=soon", "duration"),
+        ("data.mixture={prose: 0}", "positive share"),
+        ("data.seq_len=300", "not a multiple"),
+        ("inherit.init=zero", "inherit.init"),
+        ("recipe=inherit", "recipe"),
+        ("distill.weight=0.5", "distill"),
+        ("train.steps", "KEY=VALUE"),
+        ("inherit.init=random", "control"),
+    ],
+)
+def test_a_wrong_setting_is_named(override, words):
+    with pytest.raises(UsageError, match=words):
+        load_recipe("inheritune-mini", [override])
+
+
+def test_steps_clears_tokens_and_keep_clears_layers():
+    recipe = load_recipe("inheritune-mini", ["train.steps=7", "inherit.keep=0-2,5"])
+    assert (recipe.train.steps, recipe.train.tokens, recipe.total_steps) == (7, None, 7)
+    assert (recipe.inherit.layers, recipe.inherit.strategy, recipe.inherit.keep) == (None, None, "0-2,5")
+    with pytest.raises(UsageError, match="either"):
+        load_recipe("inheritune-mini", ["train.steps=7", "train.tokens=7"])
+
+
+def test_counts_and_durations_are_read():
+    recipe = load_recipe("inheritune-mini", ["train.tokens=2M", "schedule.warmup=102_400 tokens", "evaluate.every=5"])
+    assert recipe.total_steps == -(-2_000_000 // 1024)
+    assert recipe.steps(recipe.schedule.warmup) == 100
+    assert recipe.steps(recipe.evaluate.every) == 5
+
+
+def test_a_bare_recipe_says_what_it_needs():
+    with pytest.raises(UsageError, match=r"source, data\.dir"):
+        load_recipe("inheritune")
+    given = ["source=x", "data.dir=d", "train.steps=3", "inherit.layers=2"]
+    assert load_recipe("inheritune", given).optimizer.lr == 3e-4
+    with pytest.raises(UsageError, match="did you mean 'inheritune'"):
+        load_recipe("inheritun")
+
+
+def test_the_same_settings_from_python_and_from_the_command_line():
+    texts = ["optimizer.lr=2e-3", "data.mixture={prose: 1.0}", "train.steps=3"]
+    values = {"optimizer.lr": 2e-3, "data.mixture": {"prose": 1.0}, "train.steps": 3}
+    assert load_recipe("inheritune-mini", texts) == load_recipe("inheritune-mini", values)
+
+
+def test_a_dumped_recipe_reads_back_equal():
+    recipe = load_recipe("inheritune-mini")
+    assert Recipe.model_validate(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json")))) == recipe
+
+
+def test_loading_a_preset_twice_does_not_share_state():
+    load_recipe("inheritune-mini", {"train.steps": 3})
+    assert load_recipe("inheritune-mini").train.tokens is not None
+    load_recipe("inheritune", {"source": "a", "data.dir": "b", "train.steps": 3, "inherit.layers": 1})
+    with pytest.raises(UsageError):
+        load_recipe("inheritune")

@@ -1,0 +1,252 @@
+"""Whole runs on a tiny model: what ends up in the run folder, and what may not change."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from scionlm.core.errors import DataError, StoppedError, UsageError
+from scionlm.core.records import read_json, read_jsonl
+from scionlm.evaluation.loss import domain_losses, model_token_nll
+from scionlm.recipes import training as training_module
+from scionlm.recipes.presets import load_recipe
+from scionlm.recipes.run import run_recipe, settle_recipe
+from scionlm.train import step as step_module
+
+SETTINGS = {
+    "data.mixture": {"alpha": 0.6, "beta": 0.4},
+    "data.seq_len": 24,
+    "inherit.layers": 3,
+    "train.tokens": 24 * 4 * 10,
+    "train.global_batch_tokens": 24 * 4,
+    "train.precision": "fp32",
+    "optimizer.lr": 3e-3,
+    "evaluate.tokens_per_domain": 200,
+}
+
+
+@pytest.fixture
+def settings(tiny_folder, data_folder):
+    return SETTINGS | {"source": str(tiny_folder), "data.dir": str(data_folder.path)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_folder, data_folder):
+    """A run with its control."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    settings = SETTINGS | {"source": str(tiny_folder), "data.dir": str(data_folder.path)}
+    seen = []
+    original = step_module.micro_batches
+
+    def spy(batch, size):
+        seen.append(batch)
+        return original(batch, size)
+
+    step_module.micro_batches = spy
+    try:
+        result = run_recipe(load_recipe("inheritune-mini", settings), out)
+    finally:
+        step_module.micro_batches = original
+    return out, result, seen
+
+
+def test_the_run_folder_holds_what_it_promises(finished):
+    out, result, _ = finished
+    assert read_json(out / "status.json")["state"] == "done"
+    assert read_json(out / "result.json") == result
+    manifest = read_json(out / "manifest.json")
+    assert manifest["source"]["sha256"]
+    assert manifest["data"]["fingerprint"]
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert yaml.safe_load((out / "config.yaml").read_text())["train"]["precision"] == "fp32"
+    for document in (*out.glob("*.json"), *(out / "control").glob("*.json")):
+        assert json.loads(document.read_text())["format_version"] == 1, document
+    names = {path.name for path in (out / "model").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "README.md", "LICENSE", "provenance.json"}
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_child_and_control_see_identical_batches(finished):
+    _, _, seen = finished
+    steps = len(seen) // 2
+    assert steps == 10
+    for mine, theirs in zip(seen[:steps], seen[steps:], strict=True):
+        assert (mine.input_ids == theirs.input_ids).all()
+        assert (mine.labels == theirs.labels).all()
+    assert (seen[0].input_ids != seen[1].input_ids).any()
+
+
+def test_the_child_learns_and_the_control_starts_elsewhere(finished):
+    _, result, _ = finished
+    for domain, loss in result["domains"].items():
+        assert loss["nll"] < result["before"][domain]["nll"]
+        assert result["control"]["before"][domain]["nll"] != result["before"][domain]["nll"]
+    assert result["control"]["num_seeds"] == 1
+    assert set(result["samples"][0]["texts"]) == {"source", "child", "control"}
+
+
+def test_the_final_losses_are_those_of_the_exported_folder(finished, data_folder):
+    out, result, _ = finished
+    model = AutoModelForCausalLM.from_pretrained(out / "model").eval()
+    losses = domain_losses(model_token_nll(model), data_folder, ["alpha", "beta"], 24, 200)
+    for domain, loss in losses.items():
+        assert loss.nll == pytest.approx(result["domains"][domain]["nll"], abs=1e-6)
+        assert loss.num_tokens == result["domains"][domain]["num_tokens"] == 200
+    with torch.no_grad():
+        model.model.norm.weight[0] += 0.5
+    worse = domain_losses(model_token_nll(model), data_folder, ["alpha"], 24, 200)["alpha"]
+    assert worse.nll != pytest.approx(result["domains"]["alpha"]["nll"], abs=1e-6)
+
+
+def test_the_source_losses_are_the_sources_own(finished, data_folder, tiny_folder):
+    _, result, _ = finished
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
+    losses = domain_losses(model_token_nll(model), data_folder, ["alpha", "beta"], 24, 200)
+    for domain, loss in losses.items():
+        assert loss.nll == pytest.approx(result["source"]["domains"][domain]["nll"], abs=1e-6)
+
+
+def test_the_tokenizer_of_the_result_is_the_sources(finished, tiny_folder):
+    out, _, _ = finished
+    mine, theirs = AutoTokenizer.from_pretrained(out / "model"), AutoTokenizer.from_pretrained(tiny_folder)
+    assert mine.encode("the house of the day") == theirs.encode("the house of the day")
+
+
+def test_the_model_card_says_what_it_must(finished):
+    out, result, _ = finished
+    card = (out / "model" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "mit"
+    assert "Layers 0, 1, 4" in card
+    for loss in result["domains"].values():
+        assert f"{loss['nll']:.4f}" in card
+    assert "random" in (out / "control" / "model" / "README.md").read_text()
+
+
+def test_the_same_command_again_changes_nothing(finished, capsys):
+    out, result, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert run_recipe(load_recipe(str(out / "config.yaml")), out) == result
+    assert "finished already" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_config_yaml_repeats_the_run_bitwise(finished, tmp_path):
+    out, result, _ = finished
+    again = run_recipe(load_recipe(str(out / "config.yaml")), tmp_path / "again")
+    assert again["domains"] == result["domains"]
+    assert (tmp_path / "again/model/model.safetensors").read_bytes() == (out / "model/model.safetensors").read_bytes()
+    other = run_recipe(load_recipe(str(out / "config.yaml"), {"seed": 1, "control": False}), tmp_path / "other")
+    assert other["domains"] != result["domains"]
+
+
+@pytest.mark.parametrize("stop_at", [2, 7, 12, 19])
+def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(finished, settings, tmp_path, monkeypatch, stop_at):
+    """Stops in the child's training and in the control's (steps 11 to 20 of the count)."""
+    import os
+    import signal
+
+    out, result, _ = finished
+    count = 0
+    original = step_module.micro_batches
+
+    def spy(batch, size):
+        nonlocal count
+        count += 1
+        if count == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(batch, size)
+
+    monkeypatch.setattr(step_module, "micro_batches", spy)
+    recipe = load_recipe("inheritune-mini", settings)
+    with pytest.raises(StoppedError, match=r"to go on: "):
+        run_recipe(recipe, tmp_path / "run")
+    status = read_json(tmp_path / "run" / "status.json")
+    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    again = run_recipe(recipe, tmp_path / "run")
+    assert count == 20
+    assert again["domains"] == result["domains"]
+    assert again["control"]["domains"] == result["control"]["domains"]
+    for part in ("model", "control/model"):
+        name = f"{part}/model.safetensors"
+        assert (tmp_path / "run" / name).read_bytes() == (out / name).read_bytes()
+    mine, theirs = (
+        [(r["step"], r.get("train/nll_nats")) for r in read_jsonl(f / "metrics.jsonl")] for f in (tmp_path / "run", out)
+    )
+    assert mine == theirs
+
+
+def test_changed_settings_are_refused_by_name(finished, settings):
+    out, _, _ = finished
+    with pytest.raises(UsageError, match=r"optimizer\.lr \(0\.003 -> 0\.001\)"):
+        run_recipe(load_recipe("inheritune-mini", settings | {"optimizer.lr": 1e-3}), out)
+
+
+def test_auto_values_are_kept_from_the_first_start(finished, settings):
+    out, _, _ = finished
+    recipe = load_recipe("inheritune-mini", settings | {"train.precision": "auto", "train.compile": "auto"})
+    assert settle_recipe(recipe, out, allow_change=False).train.precision == "fp32"
+
+
+def test_a_folder_with_something_else_in_it_is_refused(settings, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        run_recipe(load_recipe("inheritune-mini", settings), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"inherit.layers": 0}, UsageError, "layers: 0"),
+        ({"inherit.layers": -1}, UsageError, "layers: -1"),
+        ({"inherit.layers": 6}, UsageError, "5 layers"),
+        ({"data.mixture": {"alhpa": 1.0}}, UsageError, "did you mean 'alpha'"),
+        ({"data.dir": "nowhere"}, UsageError, "scion prepare"),
+        ({"source": "./nowhere"}, UsageError, "nowhere"),
+        ({"data.seq_len": 10**5, "train.global_batch_tokens": 10**5}, DataError, "fewer than one window"),
+    ],
+)
+def test_a_wrong_request_is_clear_and_leaves_nothing(settings, tmp_path, change, error, words):
+    with pytest.raises(error, match=words):
+        run_recipe(load_recipe("inheritune-mini", settings | change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_of_another_tokenizer_is_refused(settings, tmp_path, tiny_folder):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[5:7]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(DataError, match="tokenizer"):
+        run_recipe(load_recipe("inheritune-mini", settings | {"source": str(other)}), tmp_path / "run")
+
+
+def test_random_initialization_alone_is_the_control(finished, settings, tmp_path):
+    _, result, _ = finished
+    alone = run_recipe(
+        load_recipe("inheritune-mini", settings | {"inherit.init": "random", "control": False}), tmp_path / "r"
+    )
+    assert alone["domains"] == result["control"]["domains"]
+
+
+def test_a_diverged_run_says_so_and_exits_three(settings, tmp_path, monkeypatch):
+    original = training_module.Objective.token_nll
+
+    def broken(self, input_ids, labels):
+        return original(self, input_ids, labels) * (float("nan") if torch.is_grad_enabled() else 1.0)
+
+    monkeypatch.setattr(training_module.Objective, "token_nll", broken)
+    from scionlm.core.errors import DivergenceError
+
+    with pytest.raises(DivergenceError, match=r"optimizer\.lr"):
+        run_recipe(load_recipe("inheritune-mini", settings), tmp_path / "run")
+    status = read_json(tmp_path / "run" / "status.json")
+    assert (status["state"], status["exit_code"]) == ("failed", 3)

@@ -1,0 +1,69 @@
+"""Rules about the project itself that a machine can keep."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+
+def test_no_file_is_longer_than_four_hundred_lines():
+    assert not {str(p): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 400}
+
+
+def test_the_training_loop_is_at_most_120_lines():
+    text = (ROOT / "src/scionlm/train/loop.py").read_text()
+    body = text.split("def fit(", 1)[1].split("\ndef ", 1)[0]
+    assert len(body.splitlines()) <= 120
+
+
+def test_no_pickle_no_foreign_code_no_shell():
+    forbidden = re.compile(
+        r"\bpickle\b|torch\.(load|save)\(|(?<![\w.])(eval|exec)\(|shell=True|trust_remote_code=True|allow_pickle"
+    )
+    found = [
+        f"{p}:{n}" for p in SOURCES for n, line in enumerate(p.read_text().splitlines(), 1) if forbidden.search(line)
+    ]
+    assert not found
+
+
+def test_torch_cuda_is_known_to_parallel_alone():
+    assert not [str(p) for p in SOURCES if "torch.cuda" in p.read_text() and "parallel" not in p.parts]
+
+
+def test_every_preset_and_data_file_is_in_the_wheel_folder():
+    package = ROOT / "src/scionlm"
+    assert (package / "py.typed").exists()
+    assert (package / "recipes/presets/inheritune-mini.yaml").exists()
+    prose = package / "recipes/demo_data/prose.jsonl.gz"
+    assert prose.stat().st_size <= 2_000_000
+
+
+def test_the_package_imports_with_its_core_dependencies_only():
+    """No extra (gguf, zstandard, lm-eval) is imported by importing everything."""
+    modules = [
+        ".".join(p.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+        for p in SOURCES
+        if p.name != "__main__.py"
+    ]
+    code = (
+        "import sys, importlib\n"
+        "for name in ('gguf', 'zstandard', 'lm_eval', 'datasets', 'matplotlib'): sys.modules[name] = None\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_public_interface_is_what_it_says():
+    import scionlm
+
+    for name in scionlm.__all__:
+        assert getattr(scionlm, name)
+
+
+def test_links_and_commands_in_the_documents_exist():
+    done = subprocess.run([sys.executable, str(ROOT / "tools/check_docs.py")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

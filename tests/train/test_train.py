@@ -1,0 +1,286 @@
+"""The training step, the loop, checkpoints: exactness first."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from factories import tiny_model
+from scionlm.core.duration import Duration
+from scionlm.core.errors import DivergenceError, StoppedError
+from scionlm.core.records import JsonlWriter, read_jsonl
+from scionlm.data import SamplePlan
+from scionlm.data.plan import IGNORE
+from scionlm.schedules import Schedule
+from scionlm.train.checkpoint import CheckpointStore
+from scionlm.train.loop import LoopConfig, fit
+from scionlm.train.objective import Objective
+from scionlm.train.optimizer import build_optimizer
+from scionlm.train.step import train_step
+
+STEPS, SEQUENCES, SEQ_LEN, LR = 8, 6, 24, 3e-3
+
+
+class Stop:
+    """Asks to stop once `at` checks of `requested` inside the loop have been made."""
+
+    def __init__(self, plan=None, at_slot=None):
+        self._plan, self._at = plan, at_slot
+
+    @property
+    def requested(self):
+        return self._at is not None and self._plan.state()["slot"] >= self._at
+
+    def check(self):
+        pass
+
+
+class Run:
+    def __init__(self, folder, data, seed=0, checkpoint_every="1000 steps", dtype=torch.float32):
+        torch.manual_seed(seed)
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        self.objective = Objective(tiny_model(seed=seed), dtype)
+        self.optimizer = build_optimizer(self.objective.model, lr=LR)
+        streams = {name: data.stream(name, "train") for name in data.domains}
+        self.plan = SamplePlan(streams, {"alpha": 0.7, "beta": 0.3}, SEQ_LEN, seed)
+        self.every = Duration.parse(checkpoint_every)
+        self.evaluations = 0
+
+    def fit(self, stop_after=None, micro=4):
+        config = LoopConfig("test", STEPS, SEQUENCES, SEQ_LEN, micro, LR, 1.0, 3, self.every)
+        metrics = JsonlWriter(self.folder / "metrics.jsonl", "metrics")
+        schedule = Schedule("cosine", STEPS, 2, 0.1)
+        stop = Stop(self.plan, stop_after and stop_after * SEQUENCES)
+
+        def evaluate():
+            self.evaluations += 1
+            return {"eval/alpha/nll_nats": 1.0}
+
+        store = CheckpointStore(self.folder / "checkpoints", keep=2)
+        try:
+            return fit(
+                self.objective,
+                self.optimizer,
+                self.plan,
+                schedule,
+                config,
+                metrics,
+                store,
+                evaluate=evaluate,
+                stop=stop,
+            )
+        finally:
+            metrics.close()
+
+    @property
+    def weights(self):
+        return {name: p.detach().clone() for name, p in self.objective.model.named_parameters()}
+
+    def losses(self):
+        return [r["train/nll_nats"] for r in read_jsonl(self.folder / "metrics.jsonl") if "train/nll_nats" in r]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_training_lowers_the_loss(tmp_path, data_folder):
+    run = Run(tmp_path / "a", data_folder)
+    run.fit()
+    losses = run.losses()
+    assert len(losses) == STEPS
+    assert losses[-1] < losses[0] - 0.3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stop_after", [1, 3, 7])
+def test_stopped_and_resumed_equals_never_stopped_bitwise(tmp_path, data_folder, stop_after, dtype):
+    whole = Run(tmp_path / "whole", data_folder, dtype=dtype)
+    whole.fit()
+    first = Run(tmp_path / "parts", data_folder, dtype=dtype)
+    with pytest.raises(StoppedError):
+        first.fit(stop_after=stop_after)
+    second = Run(tmp_path / "parts", data_folder, seed=0, dtype=dtype)
+    with torch.no_grad():  # whatever the fresh process starts from must not matter
+        for parameter in second.objective.model.parameters():
+            parameter.add_(1.0)
+    second.fit()
+    assert equal(whole.weights, second.weights)
+    assert whole.losses() == second.losses()
+    assert second.evaluations == whole.evaluations - first.evaluations
+
+
+def test_resuming_without_the_optimizers_moments_would_differ(tmp_path, data_folder, monkeypatch):
+    """Negative control of the test above."""
+    whole = Run(tmp_path / "whole", data_folder)
+    whole.fit()
+    first = Run(tmp_path / "parts", data_folder)
+    with pytest.raises(StoppedError):
+        first.fit(stop_after=3)
+    second = Run(tmp_path / "parts", data_folder)
+    load = CheckpointStore.load_latest
+
+    def forgetful(self, objective, optimizer):
+        state = load(self, objective, optimizer)
+        optimizer.state.clear()
+        return state
+
+    monkeypatch.setattr(CheckpointStore, "load_latest", forgetful)
+    second.fit()
+    assert not equal(whole.weights, second.weights)
+
+
+def test_metrics_after_the_checkpoint_are_not_doubled_by_a_resume(tmp_path, data_folder):
+    first = Run(tmp_path / "a", data_folder, checkpoint_every="2 steps")
+    with pytest.raises(StoppedError):
+        first.fit(stop_after=5)
+    newest = sorted((tmp_path / "a" / "checkpoints").iterdir())[-1]
+    for file in newest.iterdir():  # as if the kill had come before this checkpoint
+        file.unlink()
+    newest.rmdir()
+    Run(tmp_path / "a", data_folder, checkpoint_every="2 steps").fit()
+    steps = [r["step"] for r in read_jsonl(tmp_path / "a" / "metrics.jsonl") if "train/nll_nats" in r]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path, data_folder, capsys):
+    whole = Run(tmp_path / "whole", data_folder)
+    whole.fit()
+    first = Run(tmp_path / "a", data_folder, checkpoint_every="2 steps")
+    with pytest.raises(StoppedError):
+        first.fit(stop_after=5)
+    newest = sorted((tmp_path / "a" / "checkpoints").iterdir())[-1]
+    assert newest.name == "step-00000005"
+    data = bytearray((newest / "weights.safetensors").read_bytes())
+    data[-5] ^= 1
+    (newest / "weights.safetensors").write_bytes(data)
+    second = Run(tmp_path / "a", data_folder)
+    second.fit()
+    assert "step-00000005" in capsys.readouterr().err
+    assert equal(whole.weights, second.weights)
+
+
+def test_only_the_newest_checkpoints_stay_and_nothing_half_written(tmp_path, data_folder):
+    Run(tmp_path / "a", data_folder, checkpoint_every="1 steps").fit()
+    names = sorted(p.name for p in (tmp_path / "a" / "checkpoints").iterdir())
+    assert names == ["step-00000006", "step-00000007"]
+    for path in (tmp_path / "a" / "checkpoints").rglob("*"):
+        assert path.suffix in (".safetensors", ".json", "")
+
+
+@pytest.mark.parametrize("micro", [1, 4, 5])
+def test_micro_batches_give_the_step_of_the_whole_batch(data_folder, tmp_path, micro):
+    def step(size):
+        run = Run(tmp_path / str(size), data_folder)
+        batch = run.plan.batch(run.plan.take(SEQUENCES))
+        batch.labels[0, :20] = IGNORE  # uneven numbers of predicted tokens
+        result = train_step(run.objective, run.optimizer, batch, size, lr=1e-3, clip=0.5)
+        return result, run.weights
+
+    (whole, weights), (parts, other) = step(SEQUENCES), step(micro)
+    assert whole.num_tokens == parts.num_tokens == SEQUENCES * SEQ_LEN - 20
+    assert parts.nll == pytest.approx(whole.nll, abs=1e-6)
+    assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+    assert all(torch.allclose(weights[name], other[name], atol=1e-6) for name in weights)
+
+
+def test_the_objective_is_the_plain_cross_entropy_with_its_gradient(data_folder, tmp_path):
+    run = Run(tmp_path / "a", data_folder)
+    batch = run.plan.batch(run.plan.take(4))
+    ids, labels = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels)
+    loss, count = run.objective(ids, labels)
+    loss.backward()
+    mine = {name: p.grad.clone() for name, p in run.objective.model.named_parameters()}
+    run.objective.model.zero_grad()
+    log_p = torch.log_softmax(run.objective.model(ids).logits, -1)
+    plain = -log_p.gather(-1, labels[..., None]).sum()
+    plain.backward()
+    assert int(count) == ids.numel()
+    assert float(loss) == pytest.approx(float(plain), rel=1e-6)
+    for name, parameter in run.objective.model.named_parameters():
+        assert torch.allclose(mine[name], parameter.grad, rtol=1e-4, atol=1e-4), name
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_weights_and_gradients(data_folder, tmp_path):
+    run = Run(tmp_path / "a", data_folder, dtype=torch.bfloat16)
+    exact = Run(tmp_path / "b", data_folder)
+    batch = run.plan.batch(run.plan.take(4))
+    ids, labels = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels)
+    seen = []
+    run.objective.model.model.layers[0].mlp.register_forward_hook(lambda m, a, out: seen.append(out.dtype))
+    loss, _ = run.objective(ids, labels)
+    loss.backward()
+    assert seen == [torch.bfloat16]
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in run.objective.model.parameters())
+    expected, _ = exact.objective(ids, labels)
+    assert float(loss) == pytest.approx(float(expected), rel=0.02)
+    assert float(loss) != float(expected)
+    assert run.objective.model.lm_head.weight is run.objective.model.model.embed_tokens.weight
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_were(data_folder, tmp_path):
+    run = Run(tmp_path / "a", data_folder)
+    with torch.no_grad():
+        run.objective.model.model.norm.weight[0] = math.inf
+    before = run.weights
+    with pytest.raises(DivergenceError, match=r"step 1 .*alpha"):
+        run.fit()
+    assert equal(before, run.weights)
+
+
+def test_decay_is_on_matrices_only():
+    model = tiny_model(tie_word_embeddings=False, attention_bias=True)
+    optimizer = build_optimizer(model, lr=LR)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, free = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert decayed | free == set(names.values())
+    assert all("norm" in n or "bias" in n or "embed" in n for n in free)
+    assert not any("norm" in n or "bias" in n or "embed" in n for n in decayed)
+    assert "lm_head.weight" in decayed
+
+
+def test_the_learning_rate_in_use_is_the_schedules(tmp_path, data_folder):
+    run = Run(tmp_path / "a", data_folder)
+    run.fit()
+    logged = [r["optim/lr"] for r in read_jsonl(tmp_path / "a" / "metrics.jsonl") if "optim/lr" in r]
+    schedule = Schedule("cosine", STEPS, 2, 0.1)
+    assert logged == [3e-3 * schedule(step) for step in range(STEPS)]
+
+
+def test_evaluation_does_not_move_training(tmp_path, data_folder):
+    run, quiet = Run(tmp_path / "a", data_folder), Run(tmp_path / "b", data_folder)
+    run.fit()
+    config = LoopConfig("test", STEPS, SEQUENCES, SEQ_LEN, 4, 3e-3, 1.0, 0, quiet.every)
+    metrics = JsonlWriter(tmp_path / "b" / "metrics.jsonl", "metrics")
+    store = CheckpointStore(tmp_path / "b" / "checkpoints", 1)
+    fit(
+        quiet.objective, quiet.optimizer, quiet.plan, Schedule("cosine", STEPS, 2, 0.1), config, metrics, store,
+        evaluate=dict, stop=Stop(),
+    )  # fmt: skip
+    metrics.close()
+    assert run.evaluations == 3
+    assert equal(run.weights, quiet.weights)
+
+
+def test_compiled_training_is_close_to_eager(tmp_path, data_folder):
+    run, other = Run(tmp_path / "a", data_folder), Run(tmp_path / "b", data_folder)
+    other.objective.compile(backend="aot_eager")  # needs no C++ compiler; the graph is the one that inductor gets
+    batch = run.plan.batch(run.plan.take(SEQUENCES))
+    mine = train_step(run.objective, run.optimizer, batch, SEQUENCES, lr=1e-3, clip=1.0)
+    theirs = train_step(other.objective, other.optimizer, batch, SEQUENCES, lr=1e-3, clip=1.0)
+    assert mine.nll == pytest.approx(theirs.nll, abs=1e-5)
+    assert all(torch.allclose(run.weights[n], other.weights[n], atol=1e-5) for n in run.weights)
+
+
+def test_a_state_file_is_plain_json(tmp_path, data_folder):
+    first = Run(tmp_path / "a", data_folder)
+    with pytest.raises(StoppedError):
+        first.fit(stop_after=2)
+    state = json.loads((tmp_path / "a" / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert state["format_version"] == 1
+    assert state["plan"]["slot"] == 2 * SEQUENCES
+    assert dataclasses.is_dataclass(LoopConfig)
