@@ -253,10 +253,11 @@ def test_two_processes_cannot_have_one_run_folder(tiny_folder, data_folder, tmp_
     run = tmp_path / "run"
     run.mkdir()
     with folder_lock(run):
-        (run / "config.yaml").write_text("recipe: inheritune\n")
+        (run / "status.json").write_text('{"format_version": 1, "state": "running"}')
         done = scion("run", "inheritune-mini", f"source={tiny_folder}", f"data.dir={data_folder.path}", "-o", run)
     assert done.returncode == 2
     assert "another scion process" in done.stderr
+    assert (run / "status.json").exists(), "the second process must not clear what the first one holds"
 
 
 def test_killed_again_and_again_a_run_ends_with_the_same_bits(tiny_folder, data_folder, tmp_path, capsys):

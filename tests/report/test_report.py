@@ -117,7 +117,7 @@ def test_a_done_run_says_what_was_made_and_how_good_it_is(make_run: MakeRun) -> 
     assert "trained on 409,600 tokens, reaches 4.61 nats on held-out text" in text
     assert "the same shape from random weights, on the same tokens, reaches 7.90; the source has 3.60." in text
     assert "The child closes 77% of the gap between control and source. One seed (0), so no spread is known." in text
-    assert "keeps 8 of 30 layers: 0, 4, 8, 12, 17, 21, 25, 29 (strategy spaced)" in text
+    assert "keeps 8 of 30 layers: 0, 4, 8, 12, 17, 21, 25, 29; strategy spaced" in text
     assert "scion run inheritune-mini train.steps=400 -o runs/demo" in text
     assert "windows of 256 + 1 tokens" in text
     assert "apache-2.0" in text

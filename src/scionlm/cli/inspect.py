@@ -20,14 +20,14 @@ def inspect_model(name: str) -> dict[str, Any]:
     family = family_of(folder.config)
     shape = ModelShape.of(folder.config)
     tensors = tensor_index(folder.path)
-    found = {tensor: tuple(entry["shape"]) for tensor, (_, entry) in tensors.items()}
+    found = {tensor: entry.shape for tensor, (_, entry) in tensors.items()}
     check_tensors(family, folder.config, found, str(folder.path))
     counts = count_parameters(family, folder.config)
     layer = Counter[str]()
     for tensor, spec, sizes in expected_tensors(family, folder.config):
         if tensor.startswith(f"{family.layers}.0."):
             layer[spec.part] += prod(sizes)
-    dtypes = Counter(entry["dtype"] for _, entry in tensors.values())
+    dtypes = Counter(entry.dtype for _, entry in tensors.values())
     context = folder.config.get("max_position_embeddings")
     return {
         "name": folder.name,

@@ -30,6 +30,14 @@ class Section(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and bool not in (field.annotation, *typing.get_args(field.annotation)):
+            raise ValueError(f"{str(value).lower()} is not a value for it")
+        return value
+
 
 S = TypeVar("S", bound=Section)
 
@@ -88,7 +96,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - _Loader derives from SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UsageError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -115,9 +123,27 @@ def load_yaml(path: Path) -> Mapping:
     return cast("Mapping", value)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back as the same value: no aliases, and quotes where its words would be numbers."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML writes these line ends as they are, and reads each as a space.
+    style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def dump_yaml(value: Mapping) -> str:
     """Return a mapping as YAML in its own order."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -190,18 +216,22 @@ def validate(schema: type[S], config: Mapping, where: str) -> S:
 
 
 def _keys_at(schema: type[Section], path: Sequence[str]) -> list[str]:
-    """Return the keys of the section at `path`, looking through `X | None`."""
+    """Return the keys of the section at `path`, looking through `X | None`, mappings and lists of sections."""
+    here: Any = schema
     for part in path:
-        field = schema.model_fields.get(part)
-        if field is None:
+        if isinstance(here, type) and issubclass(here, Section):
+            field = here.model_fields.get(part)
+            here = _section_in(field.annotation) if field else None
+        elif typing.get_origin(here) in (dict, list):
+            here = _section_in(typing.get_args(here)[-1])  # the part is a name or an index
+        else:
             return []
-        options = (
-            typing.get_args(field.annotation)
-            if typing.get_origin(field.annotation) in (typing.Union, types.UnionType)
-            else (field.annotation,)
-        )
-        sections = [o for o in options if isinstance(o, type) and issubclass(o, Section)]
-        if not sections:
-            return []
-        schema = sections[0]
-    return list(schema.model_fields)
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, Section) else []
+
+
+def _section_in(annotation: Any) -> Any:
+    """Return the one part of a type that can hold a section: `X` of `X | None`, a mapping or a list as it is."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        parts = [part for part in typing.get_args(annotation) if part is not type(None)]
+        return next((part for part in parts if isinstance(part, type) or typing.get_origin(part)), None)
+    return annotation

@@ -7,6 +7,7 @@ steps once, when the run is resolved; a wall-clock duration stays in seconds.
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 Unit = Literal["steps", "fraction", "tokens", "seconds"]
@@ -22,6 +23,8 @@ def parse_count(text: str | int) -> int:
     Raises:
         ValueError: It is not a whole number of at least 0.
     """
+    if isinstance(text, bool):
+        raise ValueError(f"{text} is not a count")
     if isinstance(text, int):
         if text < 0:
             raise ValueError(f"{text} is negative")
@@ -29,8 +32,8 @@ def parse_count(text: str | int) -> int:
     match = _COUNT.fullmatch(text.strip())
     if not match:
         raise ValueError(f"{text!r} is not a count such as 20_000_000 or 20M")
-    value = float(match[1].replace("_", "")) * _SCALE[match[2]]
-    if not value.is_integer():
+    value = Decimal(match[1].replace("_", "")) * _SCALE[match[2]]
+    if value != int(value):
         raise ValueError(f"{text!r} is not a whole number")
     return int(value)
 
@@ -56,12 +59,11 @@ class Duration:
             if match and singular in ("token", "step"):
                 return cls(parse_count(match[1]), "tokens" if singular == "token" else "steps")
             if match and singular in _SECONDS:
-                try:
-                    return cls(float(match[1]) * _SECONDS[singular], "seconds")
-                except ValueError:
-                    pass
+                number = float(match[1]) if re.fullmatch(r"\d+(\.\d*)?", match[1]) else math.nan
+                if math.isfinite(number):
+                    return cls(number * _SECONDS[singular], "seconds")
             raise ValueError(f"{value!r} is not a duration such as 200, 0.1, '50M tokens' or '10 min'")
-        if value < 0 or not math.isfinite(value):
+        if isinstance(value, bool) or value < 0 or not math.isfinite(value):
             raise ValueError(f"{value} is not a duration: it must be at least 0")
         if isinstance(value, int) or value >= 1:
             if value != int(value):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from scionlm.core.errors import StorageError, UsageError
 
+_LOCK = ".lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -31,8 +32,13 @@ def resolve_inside(root: Path, name: str) -> Path:
     Raises:
         UsageError: The path is not inside `root`.
     """
-    path = (root / name).resolve()
-    if "\0" in name or not path.is_relative_to(root.resolve()):
+    try:
+        path = (root / name).resolve()
+        inside = path.is_relative_to(root.resolve())
+        name.encode()
+    except (ValueError, RuntimeError, OSError):
+        path, inside = root, False
+    if not inside:
         raise UsageError(f"{name!r} leaves the folder {root}; names must stay inside it")
     return path
 
@@ -44,6 +50,8 @@ def storage_error(error: OSError, path: Path) -> StorageError:
         errno.EACCES: "permission denied; choose another folder or change its permissions",
         errno.EPERM: "operation not permitted; choose another folder or change its permissions",
         errno.EROFS: "the file system is read-only; choose another folder",
+        errno.EEXIST: "a part of the path is a file, not a folder; choose another path",
+        errno.EISDIR: "it is a folder; choose another path",
         errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
     }
     reason = advice.get(error.errno or 0, error.strerror or str(error))
@@ -73,10 +81,12 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         _fsync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise storage_error(error, path) from error
+        if isinstance(error, OSError):
+            raise storage_error(error, path) from error
+        raise
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -99,7 +109,7 @@ def require_free_folder(out: Path) -> None:
     """
     try:
         if out.is_dir():
-            if any(out.iterdir()):
+            if any(path.name != _LOCK for path in out.iterdir()):
                 raise UsageError(f"output folder {out} is not empty; choose another one or remove it first")
         elif out.exists() or out.is_symlink():
             raise UsageError(f"output {out} exists and is not a folder; choose another path")
@@ -139,6 +149,7 @@ def staged_folder(out: Path) -> Generator[Path, None, None]:
         _fsync_folder(stage)
         stage.chmod(0o777 & ~_umask())
         if out.is_dir():
+            (out / _LOCK).unlink(missing_ok=True)
             out.rmdir()
         stage.rename(out)
         _fsync_folder(out.parent)
@@ -178,7 +189,7 @@ def folder_lock(folder: Path) -> Generator[None, None, None]:
     Raises:
         UsageError: Another process holds it.
     """
-    path = folder / ".lock"
+    path = folder / _LOCK
     try:
         file = path.open("a+")
     except OSError as error:

@@ -24,7 +24,7 @@ def warn(message: str) -> None:
 def format_count(value: float) -> str:
     """Return a count for people: 950, 134.5M, 1.2B."""
     for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= scale:
+        if abs(value) >= scale * 0.99995:  # what would round up to a thousand of the unit below
             return f"{value / scale:.4g}{suffix}"
     return f"{value:.4g}"
 

@@ -4,6 +4,7 @@ Every document bears `format_version`; a reader refuses a newer one by name inst
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,7 +50,7 @@ def read_json(path: Path) -> Record:
         DataError: The file is absent, not JSON, or of a newer version.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing") from error
     except (ValueError, RecursionError) as error:
@@ -94,20 +95,42 @@ class JsonlWriter:
         self._header = {"format_version": FORMAT_VERSION, "kind": kind}
         if not path.exists():
             write_text_atomic(path, json.dumps(self._header) + "\n")
+        elif path.is_file() and not path.read_bytes().endswith(b"\n"):
+            self._rewrite(read_jsonl(path))  # a kill tore the last line
         self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def _rewrite(self, records: list[Record]) -> None:
+        write_text_atomic(self._path, "".join(json.dumps(line) + "\n" for line in [self._header, *records]))
 
     def rewind(self, step: int) -> None:
         """Drop the lines of later steps: work that was lost after the checkpoint from which a run goes on."""
         kept = [record for record in read_jsonl(self._path) if record.get("step", 0) <= step]
         self._file.close()
-        write_text_atomic(self._path, "".join(json.dumps(line) + "\n" for line in [self._header, *kept]))
+        self._rewrite(kept)
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, record: Record) -> None:
-        """Append one record; NaN and infinity are written as null, which JSON has."""
-        clean = {key: None if isinstance(v, float) and v - v != 0 else v for key, v in record.items()}
-        self._file.write(json.dumps(clean) + "\n")
+        """Append one record; NaN and infinity are written as null, which JSON has.
+
+        Raises:
+            StorageError: The disk is full.
+        """
+        try:
+            self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        except OSError as error:
+            raise storage_error(error, self._path) from error
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with null in the place of every number that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in cast("Record", value).items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in cast("list[Any]", value)]
+    return value

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator
 from scionlm.core.config import Section, load_yaml, validate
 from scionlm.core.files import is_safe_name
 
+_RESERVED = ("tokenizer", "index.json", "prepare.json")
+
 
 class DomainConfig(Section):
     """One domain: its files."""
@@ -43,6 +45,8 @@ class Corpora(Section):
     @classmethod
     def _names_are_folder_names(cls, domains: dict[str, DomainConfig]) -> dict[str, DomainConfig]:
         for name in domains:
+            if name in _RESERVED:
+                raise ValueError(f"domain name {name!r} is one that the data folder uses itself; choose another")
             if not is_safe_name(name):
                 raise ValueError(f"domain name {name!r} must be letters, digits, '.', '_', '-' (it names a folder)")
         return domains

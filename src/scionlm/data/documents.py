@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,17 +36,21 @@ def find_files(domain: DomainConfig, root: Path, name: str) -> list[Path]:
     files: set[Path] = set()
     for pattern in domain.paths:
         path = Path(pattern).expanduser()
+        literal = root / path
+        if literal.is_file():  # also a name that would mean something as a pattern
+            files.add(literal)
+            continue
         base, rest = (Path(path.anchor), path.relative_to(path.anchor)) if path.is_absolute() else (root, path)
         try:
             found = [p for p in base.glob(str(rest)) if p.is_file()]
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, NotImplementedError, IndexError) as error:
             raise UsageError(f"domains.{name}.paths: {pattern!r} is not a usable pattern ({error})") from error
         except OSError as error:
             raise storage_error(error, base / rest) from error
         if not found:
             raise DataError(f"domains.{name}.paths: {pattern!r} matches no file (looked from {base})")
         files.update(found)
-    return sorted(files)
+    return sorted({Path(os.path.normpath(file)) for file in files})
 
 
 def read_documents(files: list[Path], text_key: str) -> Iterator[Document]:
@@ -119,6 +124,15 @@ class _ZstdRaw(io.RawIOBase):
         super().close()
 
 
+def _checked(text: str, origin: str) -> str:
+    """Return the text, refusing half a surrogate pair, which JSON can escape but no encoding can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{origin}: not Unicode text (a lone surrogate at character {error.start})") from error
+    return text
+
+
 def _read_jsonl(stream: io.BufferedIOBase, path: Path, text_key: str) -> Iterator[Document]:
     number = 0
     while line := stream.readline(_MAX_LINE_BYTES + 1):
@@ -139,7 +153,7 @@ def _read_jsonl(stream: io.BufferedIOBase, path: Path, text_key: str) -> Iterato
             keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
             raise DataError(f"{origin}: no text under the key {text_key!r} (found: {keys}); set text_key")
         if text:
-            yield Document(text, origin)
+            yield Document(_checked(text, origin), origin)
 
 
 def _read_whole(stream: io.BufferedIOBase, path: Path) -> Iterator[Document]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from scionlm.core.config import nearest
 from scionlm.core.errors import DataError, UsageError
+from scionlm.core.files import is_safe_name
 from scionlm.core.records import read_json
 from scionlm.data.shards import Shard, TokenizerInfo
 
@@ -78,8 +79,17 @@ class DataFolder:
         try:
             self.tokenizer = TokenizerInfo(**{key: self.index["tokenizer"][key] for key in fields})
             self._domains: dict[str, Any] = self.index["domains"]
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{path / 'index.json'} lacks {error}; prepare the data again") from error
+            for name, splits in self._domains.items():
+                for split in SPLITS:
+                    if not isinstance(splits[split]["num_tokens"] + splits[split]["num_bytes"], int):
+                        raise TypeError("a whole number")
+                    for shard in splits[split]["shards"]:
+                        if not (
+                            is_safe_name(name) and is_safe_name(shard["file"]) and isinstance(shard["sha256"], str)
+                        ):
+                            raise ValueError(f"a name that stays inside ({shard['file']!r})")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path / 'index.json'} is broken: it lacks {error}; prepare the data again") from error
 
     @property
     def domains(self) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scionlm.core.errors import DataError
+from scionlm.core.errors import DataError, UsageError
 from scionlm.data.folder import TokenStream
 
 IGNORE = -100
@@ -84,12 +84,13 @@ class SamplePlan:
 
     Args:
         streams: Name of each domain to its training stream.
-        weights: Positive share of each domain; they need not sum to one.
+        weights: Share of each domain, none negative; they need not sum to one.
         seq_len: Predicted tokens in a sequence.
         seed: Seed of the order.
         stage: Name of the stage of training, part of the order's key.
 
     Raises:
+        UsageError: The weights are not one number for each domain, none negative, not all zero.
         DataError: A domain has fewer tokens than one window.
     """
 
@@ -102,6 +103,9 @@ class SamplePlan:
                     f"domain {name!r} has {stream.num_tokens} training tokens, fewer than one window of "
                     f"{seq_len + 1}; lower data.seq_len or add text"
                 )
+        negative = any(weight < 0 for weight in weights.values())
+        if set(weights) != set(streams) or negative or not 0 < sum(weights.values()) < float("inf"):
+            raise UsageError(f"mixture {weights} needs a weight for each of {', '.join(streams)}, and no other")
         self._streams = streams
         self._weights = whole_weights(weights)
         self._seq_len = seq_len

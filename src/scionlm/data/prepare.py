@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scionlm.core.errors import DataError, UsageError
-from scionlm.core.files import require_free_folder, storage_error
+from scionlm.core.files import folder_lock, require_free_folder, storage_error
 from scionlm.core.log import Progress, say
 from scionlm.core.machine import usable_cores
 from scionlm.core.records import read_json, write_json
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 UNIT_BYTES = 32 * 2**20  # text a shard is made of; also what a kill can cost
 CHUNK_BYTES = 2**19  # text handed to a worker at once
 _LEDGER = "prepare.json"
+_EXACT_DOCUMENTS = 10_000  # up to so many the split is settled by counting, beyond by the law of large numbers
 
 
 @dataclass(frozen=True)
@@ -63,47 +64,61 @@ def prepare(corpora: Corpora, root: Path, out: Path, workers: int | None = None)
         DataError: A file is broken or a domain is empty.
         StorageError: The disk is full or not writable.
     """
-    resuming = (out / _LEDGER).exists()
-    if not resuming:
+    if not (out / _LEDGER).exists():
         require_free_folder(out)
-    source = resolve(corpora.tokenizer)
+    beside = root / corpora.tokenizer
+    source = resolve(str(beside) if beside.exists() else corpora.tokenizer)
     tokenizer = load_tokenizer(source.path)
     info = tokenizer_info(tokenizer, source, corpora.separator)
     surveys = {name: _survey(name, domain, root, corpora) for name, domain in corpora.domains.items()}
-    identity = _identity(info, surveys)
-    ledger: dict[str, Any] = read_json(out / _LEDGER) if resuming else {"identity": identity, "units": {}}
-    if ledger["identity"] != identity:
-        raise UsageError(
-            f"{out} holds data of other corpora, settings or tokenizer; choose another folder or remove it"
-        )
-    if (out / "index.json").exists():
-        say(f"{out} is prepared already; nothing to do")
-        return read_json(out / "index.json")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(error, out) from error
-    write_json(out / _LEDGER, ledger)
+    with folder_lock(out):
+        units = _open_ledger(out, _identity(info, surveys))
+        if (out / "index.json").exists():
+            say(f"{out} is prepared already; nothing to do")
+            return read_json(out / "index.json")
+        total = sum(survey.num_bytes for survey in surveys.values())
+        done = sum(unit["num_bytes"] for finished in units["units"].values() for unit in finished)
+        with Progress("tokenizing", total, done) as progress:
+            for name, survey in surveys.items():
+                finished = units["units"].setdefault(name, [])
+                for unit in _units(survey, corpora.domains[name], out / name, finished, (tokenizer, info), workers):
+                    finished.append(unit)
+                    write_json(out / _LEDGER, units)
+                    done += unit["num_bytes"]
+                    progress.update(done, f"{name}  {done / 1e6:.0f} of {total / 1e6:.0f} MB")
+        copy_tokenizer(source, out / "tokenizer")
+        domains = {name: _totals(units["units"][name]) for name in surveys}
+        write_json(out / "index.json", {"tokenizer": info.to_dict(), "domains": domains})
+        return read_json(out / "index.json")
 
-    total = sum(survey.num_bytes for survey in surveys.values())
-    done = sum(unit["num_bytes"] for units in ledger["units"].values() for unit in units)
-    with Progress("tokenizing", total, done) as progress:
-        for name, survey in surveys.items():
-            units = ledger["units"].setdefault(name, [])
-            for unit in _units(survey, corpora.domains[name], out / name, units, (tokenizer, info), workers):
-                units.append(unit)
-                write_json(out / _LEDGER, ledger)
-                done += unit["num_bytes"]
-                progress.update(done, f"{name}  {done / 1e6:.0f} of {total / 1e6:.0f} MB")
-    copy_tokenizer(source, out / "tokenizer")
-    index = {"tokenizer": info.to_dict(), "domains": {name: _totals(ledger["units"][name]) for name in surveys}}
-    write_json(out / "index.json", index)
-    return read_json(out / "index.json")
+
+def _open_ledger(out: Path, identity: str) -> dict[str, Any]:
+    """Return the ledger of finished units, a new one where there is none.
+
+    Raises:
+        UsageError: It is of other corpora.
+        DataError: It is broken.
+    """
+    if not (out / _LEDGER).exists():
+        write_json(out / _LEDGER, {"identity": identity, "units": {}})
+    ledger = read_json(out / _LEDGER)
+    if not isinstance(ledger.get("units"), dict) or not isinstance(ledger.get("identity"), str):
+        raise DataError(f"{out / _LEDGER} is broken; remove {out} and prepare the data again")
+    if ledger["identity"] != identity:
+        raise UsageError(
+            f"{out} holds data of other corpora, settings or tokenizer; choose another folder or remove it"
+        )
+    return ledger
 
 
 def _identity(info: TokenizerInfo, surveys: dict[str, Survey]) -> str:
     """Return a hash of all that decides the bytes of the result."""
-    digest = hashlib.sha256(f"{info.to_dict()} {UNIT_BYTES}".encode())
+    facts = info.to_dict() | {"name": None}  # the same tokenizer by another path is the same
+    digest = hashlib.sha256(f"{facts} {UNIT_BYTES}".encode())
     for name, survey in surveys.items():
         digest.update(f"{name} {survey.digest} {survey.threshold}\n".encode())
     return digest.hexdigest()
@@ -117,33 +132,41 @@ def _place(text_bytes: bytes) -> int:
 def _survey(name: str, domain: DomainConfig, root: Path, corpora: Corpora) -> Survey:
     files = find_files(domain, root, name)
     held_out = corpora.held_out
-    lowest: list[int] = []  # a heap of the negated lowest places
-    limit = held_out.min_documents
+    share = int(min(held_out.fraction, 0.5) * 2**64)
+    lowest: list[int] = []  # a heap of the negated lowest places; all of them in a small domain
+    limit = max(held_out.min_documents, _EXACT_DOCUMENTS)
     digest = hashlib.sha256()
-    count = size = 0
+    count = size = below = 0
     with Progress(f"reading {name}", sum(file.stat().st_size for file in files)) as progress:
-        seen = 0
+        shown = 0
         for document in read_documents(files, domain.text_key):
-            data = document.text.encode("utf-8", "surrogatepass")
+            data = document.text.encode()
             place = _place(data)
             digest.update(place.to_bytes(8, "big"))
-            count, size = count + 1, size + len(data)
+            count, size, below = count + 1, size + len(data), below + (place < share)
             if len(lowest) < limit:
                 heapq.heappush(lowest, -place)
             elif -place > lowest[0]:
                 heapq.heapreplace(lowest, -place)
-            if size - seen > 2**24:
-                seen = size
+            if size - shown > 2**24:
+                shown = size
                 progress.update(0, f"{size / 1e6:.0f} MB of text")
     if count == 0:
         raise DataError(f"domains.{name}: the {len(files)} file(s) hold no text")
-    if count == 1:
-        raise DataError(f"domains.{name}: one document only; a split by document into training and held out needs two")
-    wanted = min(limit, count // 2)
     ranked = sorted(-place for place in lowest)
-    # Held out is every document below the threshold: the asked share, or the lowest few where that is more.
-    share = min(held_out.fraction, 0.5)
-    return Survey(files, count, size, max(int(share * 2**64), ranked[wanted - 1] + 1), digest.hexdigest())
+    if ranked[0] == ranked[-1]:
+        what = "one document only" if count == 1 else "all documents have the same text"
+        raise DataError(f"domains.{name}: {what}; a split by document into training and held out needs two")
+    threshold = max(share, ranked[min(held_out.min_documents, count // 2) - 1] + 1)
+    if count <= limit:
+        # At most half of the documents; where equal texts leave no such cut, the lowest text alone.
+        threshold = min(threshold, ranked[count // 2])
+        threshold = max(
+            threshold, next(place for place in ranked if place > ranked[0]) if threshold == ranked[0] else 0
+        )
+    elif below > count // 2:
+        raise DataError(f"domains.{name}: most documents have the same few texts; remove the repeated ones first")
+    return Survey(files, count, size, threshold, digest.hexdigest())
 
 
 @dataclass
@@ -159,18 +182,23 @@ def _chunks(survey: Survey, domain: DomainConfig, skip: int) -> Iterator[_Chunk]
     """Yield the documents after the first `skip` in chunks; a chunk never crosses the end of a unit."""
     chunk = _Chunk([], [], [])
     in_unit = in_chunk = 0
+    digest = hashlib.sha256()
     for number, document in enumerate(read_documents(survey.files, domain.text_key)):
+        data = document.text.encode()
+        place = _place(data)
+        digest.update(place.to_bytes(8, "big"))
         if number < skip:
             continue
-        data = document.text.encode("utf-8", "surrogatepass")
         chunk.texts.append(document.text)
         chunk.sizes.append(len(data))
-        chunk.held_out.append(_place(data) < survey.threshold)
+        chunk.held_out.append(place < survey.threshold)
         in_unit, in_chunk = in_unit + len(data), in_chunk + len(data)
         if in_chunk >= CHUNK_BYTES or in_unit >= UNIT_BYTES:
             yield chunk
             chunk, in_chunk = _Chunk([], [], []), 0
             in_unit = 0 if in_unit >= UNIT_BYTES else in_unit
+    if digest.hexdigest() != survey.digest:
+        raise DataError(f"{survey.files[0].parent}: the text has changed while it was prepared; prepare it again")
     if chunk.texts:
         yield chunk
 

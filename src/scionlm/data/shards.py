@@ -10,7 +10,6 @@ Any safetensors reader opens it; the tokens are raw and aligned, so a memory map
 
 import hashlib
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ from numpy.typing import NDArray
 from scionlm.core.errors import DataError
 from scionlm.core.files import storage_error, write_bytes_atomic
 from scionlm.core.records import FORMAT_VERSION, check_version
+from scionlm.core.tensors import TensorEntry, read_header
 
+_ADVICE = "prepare the data again"
 _DTYPES: dict[str, Any] = {"U16": np.uint16, "U32": np.uint32, "I64": np.int64}
 
 
@@ -65,6 +66,13 @@ class TokenizerInfo:
         }
 
 
+def _digest(*arrays: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 def write_shard(
     path: Path, documents: list[NDArray[Any]], sizes: list[int], tokenizer: TokenizerInfo
 ) -> dict[str, Any]:
@@ -83,16 +91,17 @@ def write_shard(
     separator = np.array([tokenizer.separator_id], dtype=dtype)
     tokens = np.concatenate([part for ids in documents for part in (ids.astype(dtype, copy=False), separator)])
     ends = np.cumsum([len(ids) + 1 for ids in documents], dtype=np.int64)
+    byte_counts = np.array(sizes, dtype=np.int64)
     header = {
         "format_version": FORMAT_VERSION,
         "dtype": np.dtype(dtype).name,
         "num_tokens": len(tokens),
         "num_documents": len(documents),
         "num_bytes": int(sum(sizes)),
-        "sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
+        "sha256": _digest(tokens, ends, byte_counts),
         "tokenizer": tokenizer.to_dict(),
     }
-    tensors = {"tokens": tokens, "document_ends": ends, "document_bytes": np.array(sizes, dtype=np.int64)}
+    tensors = {"tokens": tokens, "document_ends": ends, "document_bytes": byte_counts}
     # One metadata key, because safetensors writes several in no fixed order and shards must be equal to the byte.
     write_bytes_atomic(path, safetensors.numpy.save(tensors, {"scion": json.dumps(header, sort_keys=True)}))
     return {key: header[key] for key in ("num_tokens", "num_documents", "num_bytes", "sha256")} | {"file": path.name}
@@ -107,43 +116,35 @@ class Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        tensors, metadata = read_header(path, _ADVICE)
+        broken = DataError(f"{path} is not a token shard; {_ADVICE}")
         try:
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                start = file.read(8)
-                length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-                if not 2 <= length <= size - 8:
-                    raise DataError(f"{path} is not a token shard, or is cut short; prepare the data again")
-                raw = json.loads(file.read(length))
-            self.header: dict[str, Any] = check_version(json.loads(raw["__metadata__"]["scion"]), path)
-            self._raw, self._offset = raw, 8 + length
-            if max(raw[name]["data_offsets"][1] for name in raw if name != "__metadata__") + self._offset != size:
-                raise DataError(f"{path} is cut short or has trailing bytes; prepare the data again")
-            self.tokens = self._map("tokens")
-            self.document_ends = np.asarray(self._map("document_ends"))
-            self.document_bytes = np.asarray(self._map("document_bytes"))
-        except FileNotFoundError as error:
-            raise DataError(f"{path} is missing; prepare the data again") from error
+            self.header: dict[str, Any] = check_version(json.loads(metadata["scion"]), path)
+            self.tokens = self._map(tensors["tokens"])
+            self.document_ends = np.asarray(self._map(tensors["document_ends"]))
+            self.document_bytes = np.asarray(self._map(tensors["document_bytes"]))
+            sound = (
+                isinstance(self.header["sha256"], str)
+                and isinstance(self.header["tokenizer"]["sha256"], str)
+                and self.tokens.ndim == self.document_ends.ndim == 1
+                and self.document_ends.shape == self.document_bytes.shape
+                and len(self.tokens) == self.header["num_tokens"] == self.document_ends[-1]
+            )
         except OSError as error:
             raise storage_error(error, path) from error
-        except (KeyError, ValueError, TypeError) as error:
-            raise DataError(f"{path} is not a token shard; prepare the data again") from error
+        except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
+            raise broken from error
+        if not sound:
+            raise broken
 
-    def _map(self, name: str) -> NDArray[Any]:
-        entry = self._raw[name]
-        return np.memmap(
-            self.path,
-            dtype=_DTYPES[entry["dtype"]],
-            mode="r",
-            offset=self._offset + entry["data_offsets"][0],
-            shape=tuple(entry["shape"]),
-        )
+    def _map(self, entry: TensorEntry) -> NDArray[Any]:
+        return np.memmap(self.path, dtype=_DTYPES[entry.dtype], mode="r", offset=entry.start, shape=entry.shape)
 
     def verify(self) -> None:
-        """Check the tokens against the hash in the header.
+        """Check everything in the shard against the hash in its header.
 
         Raises:
             DataError: They differ.
         """
-        if hashlib.sha256(self.tokens.tobytes()).hexdigest() != self.header["sha256"]:
-            raise DataError(f"{self.path} does not match its sha256: the file is damaged; prepare the data again")
+        if _digest(self.tokens, self.document_ends, self.document_bytes) != self.header["sha256"]:
+            raise DataError(f"{self.path} does not match its sha256: the file is damaged; {_ADVICE}")

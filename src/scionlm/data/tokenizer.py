@@ -64,6 +64,8 @@ def _special_tokens(folder: Path) -> dict[str, Any]:
             config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DataError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise DataError(f"{path} must hold a JSON object")
         for key in ("bos_token", "eos_token"):
             value = config.get(key)
             value = value.get("content") if isinstance(value, dict) else value

@@ -3,10 +3,10 @@
 from typing import Any
 
 from scionlm.core.errors import DataError
-from scionlm.families.llama import LLAMA
+from scionlm.families.llama import LLAMA, MISTRAL
 from scionlm.families.spec import FamilySpec
 
-FAMILIES = (LLAMA,)
+FAMILIES = (LLAMA, MISTRAL)
 _BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 

@@ -39,7 +39,10 @@ class ModelShape:
             return value
 
         hidden, heads = size("hidden_size"), size("num_attention_heads")
-        kv_heads = size("num_key_value_heads", heads)
+        # transformers' own defaults for a key that is absent; they differ by family.
+        kv_default = 8 if config.get("model_type") == "mistral" else heads
+        absent = "num_key_value_heads" not in config
+        kv_heads = size("num_key_value_heads", kv_default if absent else heads)
         if config.get("head_dim") is None and hidden % heads:
             raise DataError(f"config.json: hidden_size {hidden} is not divisible by num_attention_heads {heads}")
         if heads % kv_heads:
@@ -130,9 +133,10 @@ def check_tensors(family: FamilySpec, config: dict[str, Any], found: dict[str, t
         tied_copy = name == family.head and bool(config.get("tie_word_embeddings"))
         if name not in expected and not tied_copy:
             raise DataError(f"{where}: tensor {name!r} is not one that model_type {config['model_type']!r} has")
-        if name in expected and shape != expected[name]:
+        wanted = expected.get(family.embedding if tied_copy else name)
+        if shape != wanted:
             raise DataError(
-                f"{where}: tensor {name!r} has shape {list(shape)}, config.json asks for {list(expected[name])}"
+                f"{where}: tensor {name!r} has shape {list(shape)}, config.json asks for {list(wanted or ())}"
             )
     missing = [name for name in expected if name not in found]
     if missing:

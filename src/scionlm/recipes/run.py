@@ -36,7 +36,9 @@ def run_recipe(recipe: Recipe, out: Path, allow_change: bool = False) -> Record:
         StoppedError: A signal came; the run is saved.
         ScionError: Whatever the work raises; it stands in status.json too.
     """
-    with claimed_folder(out), folder_lock(out), StopRequest() as stop:
+    with claimed_folder(out), StopRequest() as stop:
+        if not (out / "status.json").exists():
+            write_status(out, "running", 0, "")  # from here on the folder is known as a run's
         recipe = settle_recipe(recipe, out, allow_change)
         if is_done(out):
             say(f"{out} is finished already; nothing to do")
@@ -49,31 +51,30 @@ def run_recipe(recipe: Recipe, out: Path, allow_change: bool = False) -> Record:
 
 @contextlib.contextmanager
 def claimed_folder(out: Path) -> Generator[None, None, None]:
-    """Make the run folder; when the block fails before the run has begun (no config.yaml yet), take it away again.
+    """Hold the run folder; when the block fails before the run has begun (no config.yaml yet), take it away again.
 
     Raises:
-        UsageError: `out` is neither a run nor free.
+        UsageError: `out` is neither a run nor free, or another process holds it.
         StorageError: It cannot be made.
     """
-    if (out / "config.yaml").exists():
-        yield
-        return
-    require_free_folder(out)
+    if not (out / "status.json").exists():
+        require_free_folder(out)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(error, out) from error
-    try:
-        yield
-    except BaseException:
-        if not (out / "config.yaml").exists():
-            for path in out.iterdir():
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-            for folder in made:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-        raise
+    with folder_lock(out):  # only its holder may clear the folder
+        try:
+            yield
+        except BaseException:
+            if not (out / "config.yaml").exists():
+                for path in out.iterdir():
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                for folder in made:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
+            raise
 
 
 def is_done(out: Path) -> bool:

@@ -6,22 +6,21 @@ printed note, and asks on a terminal whether to run the folder's own code. Here 
 
 import hashlib
 import json
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scionlm.core.errors import DataError
 from scionlm.core.files import storage_error
+from scionlm.core.records import check_version
+from scionlm.core.tensors import TensorEntry, read_header
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
-_MAX_HEADER = 100 * 2**20
 _MAX_JSON = 64 * 2**20
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 LICENSE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
@@ -123,51 +122,15 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Return a safetensors header (tensor name to dtype, shape, offsets) after checking it against the file's size.
-
-    Raises:
-        DataError: The file is truncated, has trailing bytes, or is no safetensors file.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not 2 <= length <= min(size - 8, _MAX_HEADER):
-                raise DataError(f"{path} is not a safetensors file, or is cut short; fetch it again")
-            header = json.loads(file.read(length))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} has a broken safetensors header; fetch it again") from error
-    except OSError as error:
-        raise storage_error(error, path) from error
-    header.pop("__metadata__", None)
-    end = 0
-    for name, entry in header.items():
-        try:
-            first, last = entry["data_offsets"]
-            count = _BYTES[entry["dtype"]]
-            for axis in entry["shape"]:
-                count *= axis
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: tensor {name!r} has a broken or unsupported entry") from error
-        if last - first != count:
-            raise DataError(f"{path}: tensor {name!r} says {count} bytes but holds {last - first}")
-        end = max(end, last)
-    if 8 + length + end != size:
-        raise DataError(f"{path} has {size} bytes where its header promises {8 + length + end}; fetch it again")
-    return header
-
-
-def tensor_index(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Return every tensor of a model folder: name to (file, header entry).
+def tensor_index(folder: Path) -> dict[str, tuple[Path, TensorEntry]]:
+    """Return every tensor of a model folder: name to (file, entry of its header).
 
     Raises:
         DataError: A file is broken, a tensor stands twice, or the index promises a tensor that is not there.
     """
-    tensors: dict[str, tuple[Path, dict[str, Any]]] = {}
+    tensors: dict[str, tuple[Path, TensorEntry]] = {}
     for file in weight_files(folder):
-        for name, entry in read_header(file).items():
+        for name, entry in read_header(file, "fetch it again")[0].items():
             if name in tensors:
                 raise DataError(f"tensor {name!r} is in both {tensors[name][0].name} and {file.name} of {folder}")
             tensors[name] = (file, entry)
@@ -206,7 +169,7 @@ def open_folder(path: Path, name: str | None = None, **facts: Any) -> ModelFolde
     """
     origin = path / "scion_origin.json"  # beside converted weights: what they were made from
     if origin.exists():
-        facts = read_json_object(origin) | facts
+        facts = check_version(read_json_object(origin), origin) | facts
     return ModelFolder(
         path=path,
         name=name or str(path),
@@ -230,6 +193,8 @@ def load_hf_model(
     Raises:
         DataError: The weights do not fit the configuration.
     """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     from scionlm.sources.quiet import quiet_transformers
@@ -244,9 +209,10 @@ def load_hf_model(
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
         model, report = loaded
-    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+    except (ValueError, KeyError, RuntimeError, TypeError, SafetensorError, StrictDataclassError, OSError) as error:
         raise DataError(f"{folder.path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(map(str, report.get(kind) or ()))
@@ -267,6 +233,10 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     if not path.is_file():
         raise DataError(f"{path} is missing; Scion needs a fast tokenizer (tokenizer.json)")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
+        # A file can ask for texts to be cut or padded; no text that Scion reads may be.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
     except Exception as error:  # tokenizers raises plain Exception
         raise DataError(f"{path} is not a usable tokenizer: {error}") from error

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 from scionlm.core.errors import DataError
 from scionlm.core.files import sha256_file, staged_folder, storage_error, write_text_atomic
@@ -14,6 +15,7 @@ from scionlm.core.log import say
 
 # Part of the cache key: raise it when a conversion would come out different.
 _CONVERSION = 1
+_NEEDED = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
 
 
 def cache_root() -> Path:
@@ -68,14 +70,19 @@ def _convert(file: Path, stage: Path, license_folder: Path, digest: str) -> None
         end = max((int(t.data_offset) + int(t.n_bytes) for t in reader.tensors), default=0)
         stated = reader.fields.get("general.license")
         types = sorted({t.tensor_type.name for t in reader.tensors})
+        architecture = str(reader.fields["general.architecture"].contents())
+        # Without these transformers would fill in its defaults, in silence.
+        lacking = [key for key in _NEEDED if f"{architecture}.{key}" not in reader.fields]
     except Exception as error:  # the reader has no exceptions of its own: a broken file fails anywhere
         raise DataError(f"{broken} ({error}); fetch it again") from error
     if end == 0 or end > file.stat().st_size:
         raise DataError(f"{broken}: cut short; fetch it again")
+    if lacking:
+        raise DataError(f"{broken}: it lacks {architecture}.{lacking[0]}")
     say(f"converting {file.name} to float32, once, into {cache_root()}")
     with quiet_transformers():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 gguf_file=file.name,
                 # The default keeps packed blocks where it can, and then refuses to be saved.
@@ -83,10 +90,15 @@ def _convert(file: Path, stage: Path, license_folder: Path, digest: str) -> None
                 dtype=torch.float32,
                 trust_remote_code=False,
                 local_files_only=True,
+                output_loading_info=True,
             )
+            model, report = loaded
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-        except (ValueError, KeyError, RuntimeError, TypeError, NotImplementedError) as error:
+        except Exception as error:  # as above: broken values surface as whatever they break
             raise DataError(f"{broken}: {' '.join(str(error).split())[:300]}") from error
+        absent = [key for kind in ("missing_keys", "mismatched_keys") for key in report.get(kind) or ()]
+        if absent:
+            raise DataError(f"{broken}: it lacks tensor {sorted(map(str, absent))[0]!r} ({len(absent)} in all)")
         model.config._name_or_path = ""
         model.save_pretrained(stage)
         tokenizer.save_pretrained(stage)

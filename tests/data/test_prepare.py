@@ -1,0 +1,545 @@
+"""`prepare`: no token lost, none twice, the same bytes whatever happens on the way."""
+
+import errno
+import gzip
+import importlib
+import json
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import safetensors.numpy
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factories import corpora_file, text
+from scionlm.core.config import validate
+from scionlm.core.errors import DataError, ScionError, StorageError, UsageError
+from scionlm.data import Corpora, DataFolder, load_corpora, prepare
+from scionlm.sources import load_tokenizer
+
+module = importlib.import_module("scionlm.data.prepare")  # the package has the function under this name
+quick = settings(deadline=None, database=None, derandomize=True, max_examples=15)
+
+
+def corpora(tokenizer: Path, domains: dict[str, list[str]] | None = None, **settings) -> Corpora:
+    domains = {name: {"paths": paths} for name, paths in (domains or {"x": ["x.jsonl"]}).items()}
+    return validate(Corpora, {"tokenizer": str(tokenizer), "domains": domains} | settings, "corpora")
+
+
+def write_jsonl(path: Path, documents: list[str]) -> None:
+    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+
+
+def some_texts(count: int, seed: int = 0) -> list[str]:
+    """Return different texts, some with characters of several bytes, one with what looks like a separator."""
+    rng = random.Random(seed)
+    texts = [f"{i} {text(seed + i, rng.randrange(1, 60))}" for i in range(count)]
+    texts[0] = "naïve café 😀 日本語 \r\n\t é ﬁ"
+    texts[1] = "before <|endoftext|> after"
+    texts[2] = " "
+    return texts
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Return every file of a folder, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def split_texts(out: Path, domain: str, split: str) -> list[tuple[int, ...]]:
+    """Return the documents of a split as tokens with their separators, read without any code of ours."""
+    documents = []
+    for path in sorted((out / domain).glob(f"{split}-*.safetensors")):
+        tensors = safetensors.numpy.load_file(path)
+        start = 0
+        for end in tensors["document_ends"].tolist():
+            documents.append(tuple(tensors["tokens"][start:end].tolist()))
+            start = end
+        assert start == len(tensors["tokens"])
+    return documents
+
+
+def is_subsequence(part: list, whole: list) -> bool:
+    rest = iter(whole)
+    return all(item in rest for item in part)
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    """Units and chunks so small that a few documents make several."""
+    monkeypatch.setattr(module, "UNIT_BYTES", 1500)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 400)
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 1500, 2**25])
+def test_the_tokens_are_those_of_each_document_alone_with_a_separator_after_each(
+    tiny_folder, tmp_path, monkeypatch, unit_bytes
+):
+    monkeypatch.setattr(module, "UNIT_BYTES", unit_bytes)
+    documents = some_texts(30)
+    write_jsonl(tmp_path / "x.jsonl", documents)
+    prepare(corpora(tiny_folder, held_out={"fraction": 0.2, "min_documents": 5}), tmp_path, tmp_path / "out")
+    tokenizer = load_tokenizer(tiny_folder)
+    expected = [(*tokenizer.encode(document, add_special_tokens=False).ids, 0) for document in documents]
+    train, held_out = (split_texts(tmp_path / "out", "x", split) for split in ("train", "held_out"))
+    assert sorted(train + held_out) == sorted(expected)
+    assert is_subsequence(train, expected)
+    assert is_subsequence(held_out, expected)
+    assert train
+    assert held_out
+
+
+def test_a_lost_or_doubled_or_changed_token_would_be_found_out():
+    """The control for the comparison above."""
+    expected = [(1, 2, 0), (3, 0), (4, 5, 0)]
+    for wrong in ([(1, 2, 0), (3, 0)], [(1, 2, 0), (3, 0), (3, 0), (4, 5, 0)], [(1, 2, 0), (3, 0), (4, 6, 0)]):
+        assert sorted(wrong) != sorted(expected)
+    assert not is_subsequence([(3, 0), (1, 2, 0)], expected)
+    assert is_subsequence([(1, 2, 0), (4, 5, 0)], expected)
+
+
+def test_the_index_counts_what_is_there(tiny_folder, tmp_path, small_units):
+    documents = some_texts(30)
+    write_jsonl(tmp_path / "x.jsonl", documents)
+    index = prepare(corpora(tiny_folder), tmp_path, tmp_path / "out")
+    splits = index["domains"]["x"]
+    assert sum(splits[split]["num_bytes"] for split in splits) == sum(len(d.encode()) for d in documents)
+    assert sum(splits[split]["num_documents"] for split in splits) == 30
+    assert len(splits["train"]["shards"]) > 2
+    data = DataFolder(tmp_path / "out")
+    tokenizer = load_tokenizer(tiny_folder)
+    for split in splits:
+        stream = data.stream("x", split, verify=True)
+        assert stream.num_tokens == splits[split]["num_tokens"]
+        assert stream.num_documents == splits[split]["num_documents"]
+        for document in stream.documents():
+            decoded = tokenizer.decode(
+                stream.read(document.start, document.end - document.start), skip_special_tokens=False
+            )
+            assert decoded in documents
+            assert document.num_bytes == len(decoded.encode())
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(tiny_folder, tmp_path, small_units):
+    root = tmp_path
+    path = corpora_file(root, tiny_folder)
+    for workers in (1, 2, 4):
+        prepare(load_corpora(path), root, root / f"out{workers}", workers=workers)
+    assert folder_bytes(root / "out1") == folder_bytes(root / "out2") == folder_bytes(root / "out4")
+    assert len(folder_bytes(root / "out1")) > 20
+
+
+def test_bytes_do_not_depend_on_the_size_of_a_workers_portion(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "UNIT_BYTES", 3000)
+    path = corpora_file(tmp_path, tiny_folder, num_documents=20)
+    for size in (1, 500, 2**19):
+        monkeypatch.setattr(module, "CHUNK_BYTES", size)
+        prepare(load_corpora(path), tmp_path, tmp_path / f"out{size}")
+    assert (
+        folder_bytes(tmp_path / "out1") == folder_bytes(tmp_path / "out500") == folder_bytes(tmp_path / f"out{2**19}")
+    )
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def kill_at(monkeypatch, name: str, number: int, after: bool) -> None:
+    original = getattr(module, name)
+    calls = iter(range(1, 10**6))
+
+    def wrapped(*args, **kwargs):
+        now = next(calls) == number
+        if now and not after:
+            raise Killed
+        result = original(*args, **kwargs)
+        if now:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(module, name, wrapped)
+
+
+@pytest.mark.parametrize("name", ["write_shard", "write_json", "copy_tokenizer"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_kill_at_any_write_and_the_same_command_again_give_the_same_bytes(
+    tiny_folder, tmp_path, small_units, monkeypatch, name, after
+):
+    path = corpora_file(tmp_path, tiny_folder, num_documents=12, words=60)
+    prepare(load_corpora(path), tmp_path, tmp_path / "whole")
+    expected = folder_bytes(tmp_path / "whole")
+    out = tmp_path / "out"
+    kills = 0
+    while True:
+        with monkeypatch.context() as patch:
+            kill_at(patch, name, kills + 1, after)
+            try:
+                prepare(load_corpora(path), tmp_path, out)
+                break
+            except Killed:
+                kills += 1
+        if (out / "index.json").exists():
+            assert after  # the last write of all had been made
+            assert name == "write_json"
+        else:
+            with pytest.raises((DataError, UsageError)):  # an unfinished folder is not taken for a finished one
+                DataFolder(out)
+        prepare(load_corpora(path), tmp_path, out)
+        assert folder_bytes(out) == expected
+        shutil.rmtree(out)
+    assert folder_bytes(out) == expected
+    assert kills >= {"write_shard": 7, "write_json": 5, "copy_tokenizer": 1}[name]
+
+
+def test_many_kills_of_one_run_give_the_same_bytes(tiny_folder, tmp_path, small_units, monkeypatch):
+    path = corpora_file(tmp_path, tiny_folder, num_documents=20, words=60)
+    prepare(load_corpora(path), tmp_path, tmp_path / "whole")
+    for _ in range(100):
+        with monkeypatch.context() as patch:
+            kill_at(patch, "write_shard", 3, after=False)
+            try:
+                prepare(load_corpora(path), tmp_path, tmp_path / "out")
+                break
+            except Killed:
+                continue
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
+
+
+def test_a_resumed_run_does_not_write_finished_shards_again(tiny_folder, tmp_path, small_units, monkeypatch):
+    path = corpora_file(tmp_path, tiny_folder, num_documents=20)
+    with monkeypatch.context() as patch:
+        kill_at(patch, "write_shard", 6, after=False)
+        with pytest.raises(Killed):
+            prepare(load_corpora(path), tmp_path, tmp_path / "out")
+    units = json.loads((tmp_path / "out" / "prepare.json").read_text())["units"]["alpha"]
+    finished = [tmp_path / "out" / "alpha" / shard["file"] for unit in units for shard in unit["shards"].values()]
+    stamps = [shard.stat().st_mtime_ns for shard in finished]
+    assert stamps
+    prepare(load_corpora(path), tmp_path, tmp_path / "out")
+    assert [shard.stat().st_mtime_ns for shard in finished] == stamps
+
+
+def test_a_shard_that_was_damaged_while_stopped_is_found_on_resuming(tiny_folder, tmp_path, small_units, monkeypatch):
+    path = corpora_file(tmp_path, tiny_folder, num_documents=20)
+    with monkeypatch.context() as patch:
+        kill_at(patch, "write_shard", 6, after=False)
+        with pytest.raises(Killed):
+            prepare(load_corpora(path), tmp_path, tmp_path / "out")
+    shard = tmp_path / "out" / "alpha" / "train-00000.safetensors"
+    whole = safetensors.numpy.load_file(shard)["tokens"].tobytes()
+    data = shard.read_bytes()
+    at = data.index(whole)
+    shard.write_bytes(data[: at + 5] + bytes([data[at + 5] ^ 1]) + data[at + 6 :])
+    with pytest.raises(DataError, match=r"train-00000\.safetensors does not match its sha256"):
+        prepare(load_corpora(path), tmp_path, tmp_path / "out")
+
+
+def test_a_full_disk_says_so_and_the_same_command_goes_on(tiny_folder, tmp_path, small_units, monkeypatch):
+    path = corpora_file(tmp_path, tiny_folder, num_documents=8, words=40)
+    prepare(load_corpora(path), tmp_path, tmp_path / "whole")
+    calls = iter(range(10**6))
+    original = os.fsync
+
+    def full(handle):
+        if next(calls) >= 9:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="disk is full") as caught:
+            prepare(load_corpora(path), tmp_path, tmp_path / "out")
+    assert caught.value.exit_code == 74
+    prepare(load_corpora(path), tmp_path, tmp_path / "out")
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
+
+
+def test_a_finished_folder_is_returned_unchanged(tiny_folder, tmp_path):
+    path = corpora_file(tmp_path, tiny_folder)
+    first = prepare(load_corpora(path), tmp_path, tmp_path / "out")
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    assert prepare(load_corpora(path), tmp_path, tmp_path / "out") == first
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == stamps
+
+
+def test_other_corpora_settings_or_tokenizer_in_the_same_folder_are_refused(tiny_folder, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", some_texts(12))
+    write_jsonl(tmp_path / "y.jsonl", some_texts(12, seed=50))
+    good = corpora(tiny_folder)
+    prepare(good, tmp_path, tmp_path / "out")
+    before = folder_bytes(tmp_path / "out")
+    other = Path(shutil.copytree(tiny_folder, tmp_path / "other"))
+    tokenizer = load_tokenizer(other)
+    tokenizer.add_tokens(["house"])
+    tokenizer.save(str(other / "tokenizer.json"))
+    for changed in (
+        corpora(tiny_folder, {"x": ["y.jsonl"]}),
+        corpora(tiny_folder, {"x": ["x.jsonl"], "y": ["y.jsonl"]}),
+        corpora(tiny_folder, {"renamed": ["x.jsonl"]}),
+        corpora(tiny_folder, held_out={"min_documents": 2}),
+        corpora(tiny_folder, separator="a"),
+        corpora(other),
+    ):
+        with pytest.raises(UsageError, match="other corpora, settings or tokenizer"):
+            prepare(changed, tmp_path, tmp_path / "out")
+    with (tmp_path / "x.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(UsageError, match="other corpora"):
+        prepare(good, tmp_path, tmp_path / "out")
+    assert folder_bytes(tmp_path / "out") == before
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tiny_folder, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", some_texts(12))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="is not empty"):
+        prepare(corpora(tiny_folder), tmp_path, tmp_path / "out")
+    assert folder_bytes(tmp_path / "out") == {"thesis.txt": b"years of work"}
+
+
+def test_a_ledger_that_is_broken_is_a_data_error(tiny_folder, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", some_texts(12))
+    (tmp_path / "out").mkdir()
+    for content in ("{", '{"format_version": 2}', '{"format_version": 1}'):
+        (tmp_path / "out" / "prepare.json").write_text(content)
+        with pytest.raises(DataError, match=r"prepare\.json"):
+            prepare(corpora(tiny_folder), tmp_path, tmp_path / "out")
+
+
+def counts(tiny_folder: Path, documents: list[str], fraction: float, min_documents: int) -> tuple[list, list]:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_jsonl(root / "x.jsonl", documents)
+        settings = corpora(tiny_folder, held_out={"fraction": fraction, "min_documents": min_documents})
+        prepare(settings, root, root / "out", workers=1)
+        return split_texts(root / "out", "x", "train"), split_texts(root / "out", "x", "held_out")
+
+
+splits = st.tuples(st.integers(2, 30), st.floats(0.001, 0.999), st.integers(1, 40), st.integers(0, 10**6))
+
+
+@quick
+@given(splits)
+def test_at_least_the_asked_documents_are_held_out_where_half_are_enough(tiny_folder, split):
+    number, fraction, min_documents, seed = split
+    train, held_out = counts(tiny_folder, [f"{seed} {i}" for i in range(number)], fraction, min_documents)
+    assert len(train) + len(held_out) == number
+    assert len(held_out) >= min(min_documents, number // 2)
+    assert not set(train) & set(held_out)
+
+
+@quick
+@given(splits)
+def test_never_more_than_half_of_the_documents_are_held_out(tiny_folder, split):
+    number, fraction, min_documents, seed = split
+    train, held_out = counts(tiny_folder, [f"{seed} {i}" for i in range(number)], fraction, min_documents)
+    assert len(held_out) <= number / 2
+    assert train
+
+
+def test_the_share_is_near_the_asked_fraction(tiny_folder):
+    train, held_out = counts(tiny_folder, [f"document {i}" for i in range(2000)], 0.1, 1)
+    assert len(train) + len(held_out) == 2000
+    assert 150 < len(held_out) < 250
+
+
+@quick
+@given(st.lists(st.integers(0, 8), min_size=2, max_size=30).filter(lambda numbers: len(set(numbers)) > 1))
+def test_equal_texts_always_fall_on_one_side(tiny_folder, numbers):
+    train, held_out = counts(tiny_folder, [f"document {i}" for i in numbers], 0.2, 3)
+    assert not set(train) & set(held_out)
+    assert len(train) + len(held_out) == len(numbers)
+    assert held_out
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0, 1, 1, 1), (1, 0, 0, 0), (0, 1, 1, 1, 1, 1, 1, 1), (1, 0, 0, 0, 0, 0, 0, 0)], ids=str
+)
+def test_duplicates_never_leave_a_split_without_text(tiny_folder, numbers):
+    """Both ways round, because one of two texts has the lower hash: whichever is repeated, the other is left."""
+    train, held_out = counts(tiny_folder, [f"document {i}" for i in numbers], 0.01, 3)
+    assert train
+    assert held_out
+    assert not set(train) & set(held_out)
+
+
+def test_a_domain_of_one_text_many_times_cannot_be_split(tiny_folder):
+    with pytest.raises(DataError, match="x"):
+        counts(tiny_folder, ["the same"] * 9, 0.1, 2)
+
+
+def test_the_split_of_a_document_depends_on_its_text_and_not_on_its_place(tiny_folder):
+    documents = [f"document {i}" for i in range(60)]
+    shuffled = documents[:]
+    random.Random(0).shuffle(shuffled)
+    first, second = (counts(tiny_folder, order, 0.1, 5) for order in (documents, shuffled))
+    assert set(first[1]) == set(second[1])
+    assert first[1] != second[1]
+
+
+def test_packed_plain_and_source_files_hold_the_same_text(tiny_folder, tmp_path):
+    """The same documents, as lines packed in three ways and as files of their own."""
+    documents = sorted(some_texts(12))
+    lines = "".join(json.dumps({"text": document}) + "\n" for document in documents).encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines))
+    (tmp_path / "d" / "deep").mkdir(parents=True)
+    for number, document in enumerate(documents):
+        kind = number % 3
+        suffix = (".txt", ".py.gz", ".md.zst")[kind]
+        data = (bytes, gzip.compress, zstandard.compress)[kind](document.encode())
+        (tmp_path / "d" / "deep" / f"{number:02d}{suffix}").write_bytes(data)
+    domains = {"a": ["a.jsonl"], "b": ["*.jsonl.gz"], "c": ["c.jsonl.zst"], "d": ["d/**/*"]}
+    prepare(corpora(tiny_folder, domains, held_out={"min_documents": 4}), tmp_path, tmp_path / "out")
+    for split in ("train", "held_out"):
+        expected = split_texts(tmp_path / "out", "a", split)
+        assert expected
+        assert all(split_texts(tmp_path / "out", name, split) == expected for name in "bcd")
+
+
+def test_a_separator_of_ones_own_stands_after_every_document(tiny_folder, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", some_texts(12))
+    prepare(corpora(tiny_folder, separator="a"), tmp_path, tmp_path / "out")
+    letter = load_tokenizer(tiny_folder).get_vocab()["a"]
+    for split in ("train", "held_out"):
+        assert {document[-1] for document in split_texts(tmp_path / "out", "x", split)} == {letter}
+    assert DataFolder(tmp_path / "out").tokenizer.separator == "a"
+
+
+def test_a_tokenizer_that_asks_to_cut_or_pad_loses_and_adds_nothing(tiny_folder, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", some_texts(12))
+    prepare(corpora(tiny_folder), tmp_path, tmp_path / "plain")
+    asks = Path(shutil.copytree(tiny_folder, tmp_path / "asks"))
+    tokenizer = load_tokenizer(asks)
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=100)
+    tokenizer.save(str(asks / "tokenizer.json"))
+    prepare(corpora(asks), tmp_path, tmp_path / "out")
+    for split in ("train", "held_out"):
+        assert split_texts(tmp_path / "out", "x", split) == split_texts(tmp_path / "plain", "x", split)
+
+
+def fails(corpora: Corpora, root: Path, kind: type[ScionError], match: str) -> None:
+    """The request is refused with its exit code in one line, and no folder is left."""
+    with pytest.raises(kind, match=match) as caught:
+        prepare(corpora, root, root / "out")
+    assert "\n" not in str(caught.value)
+    assert not (root / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("x.jsonl", b'{"text": "a"}\n{"text": "b"}\n{"text"\n', r"x\.jsonl:3: not JSON"),
+        ("x.jsonl", b'{"text": "a"}\n{"body": "b"}\n', r"x\.jsonl:2: no text under the key 'text' \(found: body\)"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"x\.jsonl:2: not UTF-8"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', r"x\.jsonl:2"),
+        ("x.txt", b"one\ntwo \xff\n", r"x\.txt:2: not UTF-8"),
+        ("x.jsonl", b"", r"domains\.x: the 1 file\(s\) hold no text"),
+        ("x.jsonl", b'\n{"text": ""}\n', "hold no text"),
+        ("x.txt", b"all in one", r"domains\.x: one document only"),
+        ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50)[:-9], r"x\.jsonl\.gz is a broken packed file"),
+        ("x.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xff\xff\xff\xff", r"x\.jsonl\.gz"),
+        ("x.jsonl.zst", zstandard.compress(b'{"text": "a"}\n' * 50)[:-3], r"x\.jsonl\.zst"),
+        ("x.jsonl.zst", b"not packed at all", r"x\.jsonl\.zst is a broken"),
+    ],
+    ids=[
+        "json",
+        "key",
+        "utf-8",
+        "surrogate",
+        "text",
+        "empty",
+        "blank",
+        "one",
+        "gz-cut",
+        "gz-bad",
+        "zst-cut",
+        "zst-bad",
+    ],
+)
+def test_broken_data_is_a_data_error_with_its_place_and_leaves_nothing(tiny_folder, tmp_path, name, content, match):
+    (tmp_path / name).write_bytes(content)
+    fails(corpora(tiny_folder, {"x": [name]}), tmp_path, DataError, match)
+
+
+def test_a_fault_in_the_last_file_is_found_before_anything_is_written(tiny_folder, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", some_texts(12))
+    (tmp_path / "b.jsonl").write_text('{"text": "a"}\n{\n')
+    fails(corpora(tiny_folder, {"a": ["a.jsonl"], "b": ["b.jsonl"]}), tmp_path, DataError, r"b\.jsonl:2")
+
+
+def test_a_wrong_request_has_its_own_exit_code_and_leaves_nothing(tiny_folder, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", some_texts(12))
+    fails(corpora(tiny_folder, {"x": ["*.md"]}), tmp_path, DataError, r"domains\.x\.paths: '\*\.md' matches no file")
+    fails(corpora(tiny_folder, separator="<nothing>"), tmp_path, UsageError, "separator '<nothing>' is not a token")
+    fails(corpora(tmp_path / "nowhere"), tmp_path, UsageError, "no such file or folder")
+    (tmp_path / "model").mkdir()
+    fails(corpora(tmp_path / "model"), tmp_path, DataError, "not a Hugging Face model folder")
+
+
+def test_a_missing_tokenizer_is_a_data_error(tiny_folder, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", some_texts(12))
+    broken = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    (broken / "tokenizer.json").unlink()
+    fails(corpora(broken), tmp_path, DataError, r"tokenizer\.json is missing")
+
+
+def test_an_output_below_a_file_is_a_storage_error(tiny_folder, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", some_texts(12))
+    with pytest.raises(StorageError) as caught:
+        prepare(corpora(tiny_folder), tmp_path, tmp_path / "x.jsonl" / "out")
+    assert caught.value.exit_code == 74
+
+
+def test_two_processes_cannot_prepare_the_same_folder_at_once(tiny_folder, tmp_path, small_units):
+    """Tried from inside the first one: a second call on the same unfinished folder is refused."""
+    path = corpora_file(tmp_path, tiny_folder, num_documents=8, words=40)
+    original, seen = module.write_shard, []
+
+    def write(*args):
+        if not seen:
+            seen.append("first")
+            try:
+                prepare(load_corpora(path), tmp_path, tmp_path / "out")
+            except UsageError as error:
+                seen.append(str(error))
+        return original(*args)
+
+    module.write_shard = write
+    try:
+        prepare(load_corpora(path), tmp_path, tmp_path / "out")
+    finally:
+        module.write_shard = original
+    assert len(seen) == 2
+    assert "in use by another" in seen[1]
+
+
+def test_text_that_changes_between_the_two_passes_is_found(tiny_folder, tmp_path, monkeypatch):
+    documents = some_texts(12)
+    write_jsonl(tmp_path / "x.jsonl", documents)
+    original = module._survey
+
+    def survey_then_change(*args):
+        found = original(*args)
+        write_jsonl(tmp_path / "x.jsonl", documents[:6])
+        return found
+
+    monkeypatch.setattr(module, "_survey", survey_then_change)
+    with pytest.raises(DataError, match="changed"):
+        prepare(corpora(tiny_folder), tmp_path, tmp_path / "out")
+
+
+def test_the_name_by_which_the_tokenizer_was_given_does_not_make_other_corpora(tiny_folder, tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "x.jsonl", some_texts(12))
+    prepare(corpora(tiny_folder), tmp_path, tmp_path / "out")
+    before = folder_bytes(tmp_path / "out")
+    monkeypatch.chdir(tiny_folder.parent)
+    prepare(corpora(Path(tiny_folder.name)), tmp_path, tmp_path / "out")
+    assert folder_bytes(tmp_path / "out") == before
