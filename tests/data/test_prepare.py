@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from factories import corpora_file, text
 from scionlm.core.config import validate
-from scionlm.core.errors import DataError, ScionError, StorageError, UsageError
+from scionlm.core.errors import DataError, ScionError, StoppedError, StorageError, UsageError
 from scionlm.data import Corpora, DataFolder, load_corpora, prepare
 from scionlm.sources import load_tokenizer
 
@@ -543,3 +544,21 @@ def test_the_name_by_which_the_tokenizer_was_given_does_not_make_other_corpora(t
     monkeypatch.chdir(tiny_folder.parent)
     prepare(corpora(Path(tiny_folder.name)), tmp_path, tmp_path / "out")
     assert folder_bytes(tmp_path / "out") == before
+
+
+def test_a_signal_stops_between_units_and_the_same_command_goes_on(tiny_folder, tmp_path, small_units, monkeypatch):
+    path = corpora_file(tmp_path, tiny_folder, num_documents=20, words=60)
+    prepare(load_corpora(path), tmp_path, tmp_path / "whole")
+    original = module.write_shard
+
+    def terminated(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_shard", terminated)
+        with pytest.raises(StoppedError, match="run it again"):
+            prepare(load_corpora(path), tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out" / "index.json").exists()
+    prepare(load_corpora(path), tmp_path, tmp_path / "out")
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")

@@ -142,7 +142,7 @@ def test_config_yaml_repeats_the_run_bitwise(finished, tmp_path):
     assert other["domains"] != result["domains"]
 
 
-@pytest.mark.parametrize("stop_at", [2, 7, 12, 19])
+@pytest.mark.parametrize("stop_at", [2, 5, 7, 12, 19])
 def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(finished, settings, tmp_path, monkeypatch, stop_at):
     """Stops in the child's training and in the control's (steps 11 to 20 of the count)."""
     import os
@@ -173,7 +173,8 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(finished, settings, tmp
         name = f"{part}/model.safetensors"
         assert (tmp_path / "run" / name).read_bytes() == (out / name).read_bytes()
     mine, theirs = (
-        [(r["step"], r.get("train/nll_nats")) for r in read_jsonl(f / "metrics.jsonl")] for f in (tmp_path / "run", out)
+        [(r["step"], r.get("train/nll_nats"), r.get("eval/alpha/nll_nats")) for r in read_jsonl(f / "metrics.jsonl")]
+        for f in (tmp_path / "run", out)
     )
     assert mine == theirs
 

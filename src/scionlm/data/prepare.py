@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scionlm.core.errors import DataError, UsageError
+from scionlm.core.errors import DataError, StoppedError, UsageError
 from scionlm.core.files import folder_lock, require_free_folder, storage_error
 from scionlm.core.log import Progress, say
 from scionlm.core.machine import usable_cores
 from scionlm.core.records import read_json, write_json
+from scionlm.core.signals import StopRequest
 from scionlm.data.corpora import Corpora, DomainConfig
 from scionlm.data.documents import find_files, read_documents
 from scionlm.data.shards import Shard, TokenizerInfo, write_shard
@@ -63,6 +64,7 @@ def prepare(corpora: Corpora, root: Path, out: Path, workers: int | None = None)
         UsageError: `out` holds something else.
         DataError: A file is broken or a domain is empty.
         StorageError: The disk is full or not writable.
+        StoppedError: A signal came; what is finished is kept.
     """
     if not (out / _LEDGER).exists():
         require_free_folder(out)
@@ -82,7 +84,7 @@ def prepare(corpora: Corpora, root: Path, out: Path, workers: int | None = None)
             return read_json(out / "index.json")
         total = sum(survey.num_bytes for survey in surveys.values())
         done = sum(unit["num_bytes"] for finished in units["units"].values() for unit in finished)
-        with Progress("tokenizing", total, done) as progress:
+        with Progress("tokenizing", total, done) as progress, StopRequest() as stop:
             for name, survey in surveys.items():
                 finished = units["units"].setdefault(name, [])
                 for unit in _units(survey, corpora.domains[name], out / name, finished, (tokenizer, info), workers):
@@ -90,6 +92,10 @@ def prepare(corpora: Corpora, root: Path, out: Path, workers: int | None = None)
                     write_json(out / _LEDGER, units)
                     done += unit["num_bytes"]
                     progress.update(done, f"{name}  {done / 1e6:.0f} of {total / 1e6:.0f} MB")
+                    if stop.requested:
+                        raise StoppedError(
+                            f"stopped, {done / 1e6:.0f} of {total / 1e6:.0f} MB are done; run it again to go on"
+                        )
         copy_tokenizer(source, out / "tokenizer")
         domains = {name: _totals(units["units"][name]) for name in surveys}
         write_json(out / "index.json", {"tokenizer": info.to_dict(), "domains": domains})

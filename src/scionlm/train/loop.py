@@ -1,5 +1,6 @@
 """The training loop: take a batch, step, measure, evaluate, save. In the order in which things happen."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,15 +76,18 @@ def fit(  # noqa: PLR0913, PLR0917 - everything the loop touches is handed in, n
         StoppedError: A signal came; the state is saved.
         DivergenceError: Loss or gradient is not finite.
     """
-    step, tokens, seconds = 0, 0, 0.0
+    step, tokens, seconds, owed = 0, 0, 0.0, False  # owed: an evaluation that a signal cut short
     state = checkpoints.load_latest(objective, optimizer)
     if state is not None:
         step, tokens, seconds = state["step"], state["tokens"], state["seconds"]
         plan.restore(state["plan"])
         metrics.rewind(step)
+        owed = state["evaluation_owed"]
     else:
         metrics.rewind(-1)
         metrics.write({"step": 0, "tokens": 0} | evaluate())
+    if owed:
+        metrics.write({"step": step, "tokens": tokens} | evaluate())
     log_every = -(-config.total_steps // _LOGGED_STEPS)
     saved_at, saved_step = time.monotonic(), step
     objective.train()
@@ -117,13 +121,16 @@ def fit(  # noqa: PLR0913, PLR0917 - everything the loop touches is handed in, n
                     "time/elapsed_s": seconds,
                 }
                 metrics.write({"step": step, "tokens": tokens} | record)
-            if config.evaluate_every and step % config.evaluate_every == 0 and step < config.total_steps:
-                metrics.write({"step": step, "tokens": tokens} | evaluate())
+            owed = bool(config.evaluate_every) and step % config.evaluate_every == 0 and step < config.total_steps
+            if owed and not stop.requested:
+                with contextlib.suppress(StoppedError):  # then it is saved below, with the evaluation still owed
+                    metrics.write({"step": step, "tokens": tokens} | evaluate())
+                    owed = False
                 objective.train()
             due = _is_due(config.checkpoint_every, step - saved_step, time.monotonic() - saved_at, config)
             if (due or stop.requested) and step < config.total_steps:
-                state = {"step": step, "tokens": tokens, "seconds": seconds, "plan": plan.state()}
-                checkpoints.save(objective, optimizer, state)
+                state = {"step": step, "tokens": tokens, "seconds": seconds, "evaluation_owed": owed}
+                checkpoints.save(objective, optimizer, state | {"plan": plan.state()})
                 saved_at, saved_step = time.monotonic(), step
             if stop.requested and step < config.total_steps:
                 raise StoppedError(f"stopped at step {step} of {config.total_steps}, saved")
