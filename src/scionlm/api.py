@@ -43,12 +43,16 @@ def inherit_proven(
     indices = parse_keep(keep) if isinstance(keep, str) else keep
     plan = plan_depth(ModelShape.of(folder.config).num_hidden_layers, layers, indices, strategy)
 
-    from scionlm.surgery.apply import inherit_model  # and with it torch: only once the request is sound
+    import torch  # only once the request is sound
+
+    from scionlm.sources.folder import stored_dtype
+    from scionlm.surgery.apply import inherit_model
     from scionlm.surgery.verify import verify_inheritance
 
-    model = load_hf_model(folder)
-    target = inherit_model(model, plan)
-    return target, plan, verify_inheritance(model, target, plan), folder
+    model = load_hf_model(folder, torch.float32)
+    target: Any = inherit_model(model, plan)
+    proof = verify_inheritance(model, target, plan)
+    return target.to(stored_dtype(folder.path)), plan, proof, folder  # exact: it came from that type
 
 
 def prepare(corpora: str | Path, out: str | Path, workers: int | None = None) -> Record:
@@ -104,7 +108,7 @@ def evaluate(
         model: A model folder, hub id, `.gguf` file or built-in name.
         data: A data folder made by `prepare`.
         seq_len: Tokens predicted in one window.
-        max_tokens: Budget a domain, in whole documents; None takes all.
+        max_tokens: Budget a domain, from the start of its held-out stream; None takes all.
         per_document: The rolling form of lm-eval instead of the packed stream.
         precision: `fp32` or `bf16`.
         domains: Which domains; None takes all.
@@ -123,6 +127,11 @@ def evaluate(
     folder = resolve(model)
     opened = DataFolder(Path(data))
     check_tokenizer(folder, opened)
+    names = domains or opened.domains
+    for name in names:
+        opened.stream(name, "held_out", verify=True)
+    if precision not in ("fp32", "bf16", "auto"):
+        raise UsageError(f"precision {precision!r} must be fp32, bf16 or auto")
 
     from scionlm.evaluation.loss import domain_losses, model_token_nll
     from scionlm.evaluation.rolling import rolling_losses
@@ -130,7 +139,6 @@ def evaluate(
 
     runtime = start_runtime(precision)
     loaded: Any = load_hf_model(folder, runtime.compute_dtype).to(runtime.device)  # pyright: ignore[reportArgumentType]
-    names = domains or opened.domains
     total = sum(min(max_tokens or 2**62, opened.num_tokens(name, "held_out")) for name in names)
     measure = rolling_losses if per_document else domain_losses
     with Progress(f"evaluating {folder.name}", total) as progress:

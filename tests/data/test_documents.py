@@ -211,7 +211,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_found_by_its_name(tree):
 
 
 def test_a_pattern_that_matches_nothing_is_a_data_error_that_names_it(tree):
-    for pattern in ("*.md", "gone.txt", "src", str(tree / "nowhere" / "*.txt")):
+    for pattern in ("*.md", "gone.txt", "gone", str(tree / "nowhere" / "*.txt")):
         with pytest.raises(DataError, match=r"domains\.d\.paths: .* matches no file") as caught:
             found(tree, "a.txt", pattern)
         assert repr(pattern) in str(caught.value)
@@ -221,3 +221,11 @@ def test_a_pattern_that_matches_nothing_is_a_data_error_that_names_it(tree):
 def test_what_is_no_pattern_is_refused(tree, pattern):
     with pytest.raises((UsageError, DataError), match=r"domains\.d\.paths"):
         found(tree, pattern)
+
+
+def test_a_folder_is_every_file_in_it_but_for_hidden_ones(tmp_path):
+    for name in ("src/a.py", "src/deep/b.py", "src/.git/c.py", "src/.hidden"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n")
+    found = find_files(DomainConfig(paths=["src"]), tmp_path, "code")
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["src/a.py", "src/deep/b.py"]

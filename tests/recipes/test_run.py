@@ -251,3 +251,81 @@ def test_a_diverged_run_says_so_and_exits_three(settings, tmp_path, monkeypatch)
         run_recipe(load_recipe("inheritune-mini", settings), tmp_path / "run")
     status = read_json(tmp_path / "run" / "status.json")
     assert (status["state"], status["exit_code"]) == ("failed", 3)
+
+
+def test_a_folder_with_somebody_elses_status_is_never_cleared(settings, tmp_path):
+    out = tmp_path / "mine"
+    (out / "data").mkdir(parents=True)
+    (out / "data" / "thesis.txt").write_text("years of work")
+    (out / "status.json").write_text('{"state": "ok"}')
+    with pytest.raises(UsageError, match="not empty"):
+        run_recipe(load_recipe("inheritune-mini", settings | {"data.dir": "nowhere"}), out)
+    assert (out / "data" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_run_whose_config_is_gone_loses_nothing_to_a_wrong_command(finished, settings, tmp_path):
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    (out / "config.yaml").unlink()
+    (out / "status.json").write_text('{"format_version": 1, "state": "stopped"}')
+    before = sorted(path.name for path in out.rglob("*"))
+    with pytest.raises(UsageError, match="scion prepare"):
+        run_recipe(load_recipe("inheritune-mini", settings | {"data.dir": "nowhere"}), out)
+    assert sorted(path.name for path in out.rglob("*")) == before
+
+
+def test_other_data_or_weights_under_a_run_are_refused(settings, tmp_path, tiny_folder):
+    import shutil
+
+    copy = tmp_path / "source"
+    shutil.copytree(tiny_folder, copy)
+    mine = settings | {"source": str(copy), "train.tokens": 24 * 4 * 2, "control": False}
+    run_recipe(load_recipe("inheritune-mini", mine), tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "status.json").write_text('{"format_version": 1, "state": "stopped"}')
+    model = AutoModelForCausalLM.from_pretrained(copy)
+    with torch.no_grad():
+        model.model.norm.weight[0] += 1
+    model.save_pretrained(copy)
+    with pytest.raises(UsageError, match="another source"):
+        run_recipe(load_recipe("inheritune-mini", mine), tmp_path / "run")
+
+
+def test_only_what_measures_nothing_earlier_may_change(settings, tmp_path, monkeypatch):
+    import os
+    import signal
+
+    mine = settings | {"control": False}
+    original = step_module.micro_batches
+
+    def spy(batch, size):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(batch, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module, "micro_batches", spy)
+        with pytest.raises(StoppedError):
+            run_recipe(load_recipe("inheritune-mini", mine), tmp_path / "run")
+    for change in ({"inherit.layers": 2}, {"evaluate.tokens_per_domain": 100}, {"seed": 5}):
+        with pytest.raises(UsageError, match="cannot change"):
+            run_recipe(load_recipe("inheritune-mini", mine | change), tmp_path / "run", allow_change=True)
+    with pytest.raises(UsageError, match="--allow-change"):
+        run_recipe(load_recipe("inheritune-mini", mine | {"optimizer.lr": 1e-3}), tmp_path / "run")
+    again = load_recipe("inheritune-mini", mine | {"optimizer.lr": 1e-3})
+    run_recipe(again, tmp_path / "run", allow_change=True)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["optimizer"]["lr"] == 1e-3
+
+
+def test_a_bf16_source_stays_bf16(settings, tmp_path, tiny_folder):
+    import shutil
+
+    from scionlm import api
+
+    half = tmp_path / "half"
+    shutil.copytree(tiny_folder, half)
+    AutoModelForCausalLM.from_pretrained(half, dtype=torch.bfloat16).save_pretrained(half)
+    assert api.inherit(str(half), layers=2).dtype == torch.bfloat16
+    run_recipe(load_recipe("inheritune-mini", settings | {"source": str(half), "control": False}), tmp_path / "run")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/model", dtype="auto").dtype == torch.bfloat16

@@ -88,7 +88,9 @@ def inherit(
 def run(
     recipe: Annotated[str, typer.Argument(help="A preset, a recipe's name, or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder (default: runs/RECIPE).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Run folder (default: runs/RECIPE, or where config.yaml is).")
+    ] = None,
     allow_change: Annotated[bool, typer.Option("--allow-change", help="Go on with changed settings.")] = False,
 ) -> None:
     """Run a recipe; the same command goes on after a stop."""
@@ -97,7 +99,8 @@ def run(
     from scionlm.recipes.run import run_recipe
     from scionlm.report import write_report
 
-    folder = out or Path("runs") / Path(recipe).stem
+    path = Path(recipe)
+    folder = out or (path.parent if path.name == "config.yaml" else Path("runs") / path.stem)
     result = run_recipe(load_recipe(recipe, overrides or []), folder, allow_change)
     write_report(folder)
     print_run(result, folder)
@@ -107,7 +110,7 @@ def run(
 def evaluate(
     model: Model,
     data: Annotated[Path, typer.Option(help="Data folder made by scion prepare.")],
-    max_tokens: Annotated[int | None, typer.Option(help="Budget a domain, in whole documents.", min=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Budget a domain.", min=1)] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens predicted in one window.", min=2)] = 1024,
     per_document: Annotated[bool, typer.Option("--per-document", help="The rolling form of lm-eval.")] = False,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
@@ -117,10 +120,7 @@ def evaluate(
     """Measure loss, perplexity and bits per byte on the held-out part of each domain."""
     from scionlm import api
     from scionlm.cli.tables import print_json, print_losses
-    from scionlm.core.errors import UsageError
 
-    if precision not in ("fp32", "bf16", "auto"):
-        raise UsageError(f"--precision {precision!r} must be fp32, bf16 or auto")
     losses = api.evaluate(
         model,
         data,

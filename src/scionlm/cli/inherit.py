@@ -1,6 +1,5 @@
 """`scion inherit`: cut, prove, write."""
 
-import sys
 from pathlib import Path
 
 from scionlm.core.files import require_free_folder, staged_folder
@@ -15,12 +14,13 @@ def inherit_command(source: str, out: Path, layers: int | None, keep: str | None
     model, plan, proof, folder = api.inherit_proven(source, layers, keep, strategy)
 
     from scionlm.recipes.card import inherit_card
+    from scionlm.recipes.run import command_line
     from scionlm.surgery.export import save_model
     from scionlm.surgery.verify import verify_export
 
     provenance = {"source": {"name": folder.name, "revision": folder.revision} | folder.facts, "plan": plan.to_dict()}
     parameters = model.num_parameters()
-    card = inherit_card(folder.name, folder.license, plan.to_dict(), parameters, ["scion", *sys.argv[1:]])
+    card = inherit_card(folder.name, folder.license, plan.to_dict(), parameters, command_line())
     with staged_folder(out) as stage:
         save_model(model, stage, folder, card, provenance)
         verify_export(model, stage, proof)

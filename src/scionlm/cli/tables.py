@@ -123,23 +123,30 @@ def print_run(result: dict[str, Any], out: Path) -> None:
     ]
     if control:
         rows.append(("control after", control["domains"]))
-    title = (
-        f"{result['model']['num_hidden_layers']} of {source['num_hidden_layers']} layers of {source['name']}, "
-        f"{format_count(training['tokens'])} tokens in {format_seconds(training['seconds'])}"
-    )
+    heir = result["inherit"]["init"] == "source"
+    made = "of {} layers of" if heir else "random layers in the shape of {} of"
+    made = f"{result['model']['num_hidden_layers']} {made.format(source['num_hidden_layers'])} {source['name']}"
+    title = f"{made}, {format_count(training['tokens'])} tokens in {format_seconds(training['seconds'])}"
     table = _table(title, "held-out nll (nats)", *result["domains"], "mean")
     for name, domains in rows:
         values = [domains[domain]["nll"] for domain in result["domains"]]
         _row(table, name, *(f"{value:.3f}" for value in values), f"{sum(values) / len(values):.3f}")
     _show(table)
-    kept = ", ".join(map(str, result["inherit"]["keep"]))
-    print(f"\nlayers kept: {kept}  ({result['inherit']['strategy']}: {result['inherit']['strategy_reason']})")
+    print()
+    if heir:
+        kept = ", ".join(map(str, result["inherit"]["keep"]))
+        print(f"layers kept: {kept}  ({result['inherit']['strategy']}: {result['inherit']['strategy_reason']})")
     if control:
         means = {name: sum(d["nll"] for d in domains.values()) / len(domains) for name, domains in rows}
         child, other, top = means[rows[2][0]], means["control after"], means[rows[0][0]]
+        where = f"{abs(other - child):.3f} nats {'below' if child <= other else 'above'}"
+        closed = (
+            f", and closes {100 * (other - child) / (other - top):.0f} % of its gap to the source"
+            if other > top
+            else ""
+        )
         print(
-            f"the {result['name']} is {other - child:.3f} nats below the control of the same shape, tokens and order, "
-            f"and closes {100 * (other - child) / (other - top):.0f} % of its gap to the source "
+            f"the {result['name']} is {where} the control of the same shape, tokens and order{closed} "
             f"({control['num_seeds']} seed: no spread known)"
         )
     print(f"model:  {out / 'model'}\nreport: {out / 'report.html'}")

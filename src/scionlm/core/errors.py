@@ -38,3 +38,12 @@ class StoppedError(ScionError):
     """A signal stopped the run after it was saved; the same command goes on."""
 
     exit_code = 75
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the code that the process ends with for an error."""
+    if isinstance(error, ScionError):
+        return error.exit_code
+    if isinstance(error, OSError | MemoryError):
+        return StorageError.exit_code
+    return 130 if isinstance(error, KeyboardInterrupt) else 1

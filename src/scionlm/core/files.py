@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from scionlm.core.errors import StorageError, UsageError
 
 _LOCK = ".lock"
@@ -160,6 +162,10 @@ def staged_folder(out: Path) -> Generator[Path, None, None]:
                 folder.rmdir()
         if isinstance(error, OSError):
             raise storage_error(error, out) from error
+        if isinstance(error, SafetensorError):  # what the library raises when the disk is full
+            raise StorageError(
+                f"cannot write {out}: {error}; free some space and run the same command again"
+            ) from error
         raise
 
 

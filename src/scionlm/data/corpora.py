@@ -14,8 +14,8 @@ class DomainConfig(Section):
     """One domain: its files."""
 
     paths: list[str] = Field(min_length=1)
-    """Files or patterns (`**` crosses folders), relative to CORPORA.yaml. A `.jsonl` line is a document; any other
-    file is one document. `.gz` and `.zst` are unpacked on the way."""
+    """Files, folders or patterns (`**` crosses folders), relative to CORPORA.yaml. A `.jsonl` line is a document; any
+    other file is one document. `.gz` and `.zst` are unpacked on the way."""
     text_key: str = "text"
     """Field of a `.jsonl` line that holds the text."""
 

@@ -40,9 +40,13 @@ def find_files(domain: DomainConfig, root: Path, name: str) -> list[Path]:
         if literal.is_file():  # also a name that would mean something as a pattern
             files.add(literal)
             continue
+        if not path.name:
+            raise UsageError(
+                f"domains.{name}.paths: {pattern!r} is not a usable pattern; name files or a folder of text"
+            )
         base, rest = (Path(path.anchor), path.relative_to(path.anchor)) if path.is_absolute() else (root, path)
         try:
-            found = [p for p in base.glob(str(rest)) if p.is_file()]
+            found = _files_in(literal) if literal.is_dir() else [p for p in base.glob(str(rest)) if p.is_file()]
         except (ValueError, NotImplementedError, IndexError) as error:
             raise UsageError(f"domains.{name}.paths: {pattern!r} is not a usable pattern ({error})") from error
         except OSError as error:
@@ -51,6 +55,12 @@ def find_files(domain: DomainConfig, root: Path, name: str) -> list[Path]:
             raise DataError(f"domains.{name}.paths: {pattern!r} matches no file (looked from {base})")
         files.update(found)
     return sorted({Path(os.path.normpath(file)) for file in files})
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return every file in a folder and the folders in it, but for what is hidden."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def read_documents(files: list[Path], text_key: str) -> Iterator[Document]:
@@ -64,6 +74,8 @@ def read_documents(files: list[Path], text_key: str) -> Iterator[Document]:
     for path in files:
         packed = path.suffix if path.suffix in _PACKED else ""
         inner = Path(path.name.removesuffix(packed)).suffix
+        if inner == ".parquet":
+            raise DataError(f"{path}: parquet is not read in this version; write it as .jsonl first")
         try:
             with _open(path, packed) as stream:
                 yield from _read_jsonl(stream, path, text_key) if inner == ".jsonl" else _read_whole(stream, path)

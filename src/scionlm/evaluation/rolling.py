@@ -6,6 +6,7 @@ full length: every window but the first sees as much of the document before it a
 Source: `loglikelihood_rolling` of lm-eval (Gao et al.), with `get_rolling_token_windows` and a context of one token.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -57,9 +58,11 @@ def rolling_losses(
         left = stream.num_tokens if max_tokens is None else max_tokens
         total, num_tokens, num_bytes = 0.0, 0, 0
         for document in stream.documents():
-            length = min(document.end - document.start, left - num_tokens)
-            if length <= 0:
+            if num_tokens >= left:
                 break
+            length = min(document.end - document.start, left - num_tokens)
+            if length == 0:
+                continue
             tokens = stream.read(document.start, length).tolist()
             whole = document.start + length == document.end
             for window, count in rolling_windows(tokens, data.tokenizer.prefix_id, seq_len):
@@ -73,6 +76,8 @@ def rolling_losses(
             on_progress(done + num_tokens)
         if num_tokens == 0:
             raise DataError(f"domain {domain!r} of {data.path} has no held-out text to predict")
+        if not math.isfinite(total):
+            raise DataError(f"the loss on domain {domain!r} is {total}: the model's weights are broken")
         result[domain] = DomainLoss(total, num_tokens, num_bytes)
         done += num_tokens
     return result

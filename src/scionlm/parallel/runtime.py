@@ -12,7 +12,7 @@ from scionlm.core.machine import usable_cores
 
 Precision = Literal["fp32", "bf16"]
 
-# torch.compile costs about a minute once and then saves about a fifth of an eager step on a CPU
+# torch.compile costs some forty seconds once and then saves up to a fifth of an eager step on a CPU
 # (docs/results/train-step.md): below this much work a run ends sooner without it.
 _CPU_COMPILE_FLOPS = 1e14
 _GPU_COMPILE_FLOPS = 5e16

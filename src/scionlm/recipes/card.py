@@ -1,5 +1,6 @@
 """The model card: README.md of the exported folder, with the front matter that the Hugging Face hub reads."""
 
+import shlex
 from typing import Any
 
 from scionlm.core.config import dump_yaml
@@ -70,7 +71,7 @@ was computed in {training["precision"]}, the others in float32.
 - Data: {sizes}
 - Tokens seen: {format_count(training["tokens"])} in {cost}
 - Precision {training["precision"]}, seed {training["seed"]}
-- Command: `{" ".join(manifest["command"])}`
+- Command: `{shlex.join(manifest["command"])}`
 - Scion {manifest["scion_version"]}, torch {versions.get("torch")}, transformers {versions.get("transformers")}
 
 {_LICENCE.format(license=source["license"] or "not stated in its files")}"""
@@ -90,7 +91,7 @@ def inherit_card(
 Layers {", ".join(map(str, plan["keep"]))} of **{source}** ({plan["num_source_layers"]} layers) with its embeddings,
 final norm and head, bitwise as they were. Not trained since: it needs training before it is of use.
 
-- Command: `{" ".join(command)}`
+- Command: `{shlex.join(command)}`
 
 {_LICENCE.format(license=license_name or "not stated in its files")}"""
 

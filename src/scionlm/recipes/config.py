@@ -21,6 +21,17 @@ Length = Annotated[int | float | str, BeforeValidator(_duration)]
 """A duration: steps, a fraction of the run, `50M tokens`, `10 min`."""
 
 
+def _steps(value: Any) -> Any:
+    if Duration.parse(value).unit == "seconds":
+        raise ValueError("a wall-clock duration cannot be turned into steps; give steps, a fraction or tokens")
+    return value
+
+
+Steps = Annotated[int | float | str, BeforeValidator(_steps)]
+"""A duration that is a number of steps: not a wall-clock one."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class DataConfig(Section):
     """What to train on."""
 
@@ -87,7 +98,7 @@ class OptimizerConfig(Section):
     """The algorithm."""
     lr: float = Field(default=3.0e-4, gt=0, lt=1)
     """Peak learning rate; the schedule multiplies it."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     """Decay of the first and second moment."""
     eps: float = Field(default=1.0e-8, gt=0)
     """Added to the root of the second moment."""
@@ -102,7 +113,7 @@ class ScheduleConfig(Section):
 
     name: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the decay after warm-up."""
-    warmup: Length = 0.01
+    warmup: Steps = 0.01
     """Length of the linear rise."""
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     """Share of the peak at the end."""
@@ -111,10 +122,10 @@ class ScheduleConfig(Section):
 class EvaluateConfig(Section):
     """Held-out losses on the way and at the end."""
 
-    every: Length = 0.1
+    every: Steps = 0.1
     """How often; the first evaluation is before the first step."""
     tokens_per_domain: Count = 32768
-    """Budget of an evaluation in each domain, in whole documents."""
+    """Budget of an evaluation in each domain, from the start of its held-out stream."""
     tasks: list[str] = Field(default=[], max_length=0)
     """lm-eval tasks; none in this version."""
 
@@ -163,6 +174,10 @@ class Recipe(Section):
             raise ValueError(
                 f"train.global_batch_tokens {self.train.global_batch_tokens} is not a multiple of "
                 f"data.seq_len {self.data.seq_len}"
+            )
+        if self.steps(self.schedule.warmup) > self.total_steps:
+            raise ValueError(
+                f"schedule.warmup {self.schedule.warmup} is longer than the run of {self.total_steps} steps"
             )
         if self.control and self.inherit.init == "random":
             raise ValueError("control: true compares with random initialization, but inherit.init is random already")

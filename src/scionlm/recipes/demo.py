@@ -38,6 +38,8 @@ def demo(out: Path, overrides: dict[str, Any] | None = None) -> Record:
         out: The run folder.
         overrides: Settings that differ from the preset's.
     """
+    if (out / "config.yaml").exists():  # whichever source it started with stays
+        return run_recipe(load_recipe(str(out / "config.yaml")), out)
     settings: dict[str, Any] = dict(overrides or {})
     try:
         resolve(settings.get("source", BUILTIN))
@@ -102,7 +104,7 @@ def train_tiny_source(out: Path, steps: int) -> None:
         metrics.close()
         with quiet_transformers(), torch.no_grad():
             model.cpu().save_pretrained(stage)
-        write_text_atomic(stage / "README.md", "---\nlicense: cc0-1.0\n---\nA tiny source, trained by `scion demo`.\n")
+        write_text_atomic(stage / "README.md", "A tiny source, trained by `scion demo` on the demo's text.\n")
 
 
 def train_tokenizer(out: Path) -> None:

@@ -28,7 +28,7 @@ def run_inheritune(inputs: Inputs, out: Path, stop: StopRequest) -> Record:
     setting = settle(inputs, out, stop)
     recipe = setting.recipe
     source_losses = evaluate_source(setting, out)
-    result = train_one(setting, out, source_losses, name="child")
+    result = train_one(setting, out, source_losses, name="control" if recipe.inherit.init == "random" else "child")
     if recipe.control:
         inherit = recipe.inherit.model_copy(update={"init": "random"})
         control_recipe = recipe.model_copy(update={"inherit": inherit, "control": False})

@@ -55,6 +55,9 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
     data = DataFolder(Path(recipe.data.dir))
     domains = check_domains(recipe, data)
     check_tokenizer(source, data)
+    for domain in domains:
+        for split in ("train", "held_out"):
+            data.stream(domain, split, verify=True)
     sample_plan(recipe, data, domains)
     return Inputs(recipe, source, data, domains, plan)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pydantic
 
 from scionlm.core.config import Mapping, dump_yaml, load_yaml
-from scionlm.core.errors import ScionError, StoppedError, UsageError
+from scionlm.core.errors import DataError, StoppedError, UsageError, exit_code_of
 from scionlm.core.files import folder_lock, require_free_folder, storage_error, write_text_atomic
 from scionlm.core.log import say, warn
 from scionlm.core.machine import git_commit, versions
@@ -19,6 +19,10 @@ from scionlm.core.records import Record, read_json, write_json
 from scionlm.core.signals import StopRequest
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs, open_inputs
+
+_STATES = ("running", "stopped", "done", "failed")
+# What may change while a run goes on; everything else decides what its finished phases measured.
+_CHANGEABLE = ("train.", "optimizer.", "schedule.", "evaluate.every", "checkpoint.", "export.")
 
 Work = Callable[[Inputs, Path, StopRequest], Record]
 
@@ -57,7 +61,8 @@ def claimed_folder(out: Path) -> Generator[None, None, None]:
         UsageError: `out` is neither a run nor free, or another process holds it.
         StorageError: It cannot be made.
     """
-    if not (out / "status.json").exists():
+    began = _is_run(out)
+    if not began:
         require_free_folder(out)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
@@ -67,14 +72,28 @@ def claimed_folder(out: Path) -> Generator[None, None, None]:
     with folder_lock(out):  # only its holder may clear the folder
         try:
             yield
+        except StoppedError:
+            raise  # the same command goes on with what is there
         except BaseException:
-            if not (out / "config.yaml").exists():
-                for path in out.iterdir():
-                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            if not began and not (out / "config.yaml").exists():
+                # The folder was empty: everything in it is ours, but only what we know by name is taken away.
+                shutil.rmtree(out / "data", ignore_errors=True)
+                for name in ("status.json", ".lock"):
+                    (out / name).unlink(missing_ok=True)
                 for folder in made:
                     with contextlib.suppress(OSError):
                         folder.rmdir()
             raise
+
+
+def _is_run(out: Path) -> bool:
+    """Return whether `out` is a run folder: its status.json is one of Scion's."""
+    if not (out / "status.json").exists():
+        return False
+    try:
+        return read_json(out / "status.json").get("state") in _STATES
+    except DataError:
+        return False
 
 
 def is_done(out: Path) -> bool:
@@ -93,8 +112,7 @@ def _work(inputs: Inputs, out: Path, stop: StopRequest, work: Work) -> Record:
         write_status(out, "stopped", error.exit_code, str(error))
         raise StoppedError(f"{error}; to go on: {command}") from error
     except BaseException as error:
-        code = error.exit_code if isinstance(error, ScionError) else 1
-        write_status(out, "failed", code, " ".join(str(error).split())[:500])
+        write_status(out, "failed", exit_code_of(error), " ".join(str(error).split())[:500])
         raise
     write_status(out, "done", 0, "")
     return result
@@ -126,38 +144,45 @@ def settle_recipe(recipe: Recipe, out: Path, allow_change: bool) -> Recipe:
         saved = Recipe.model_validate(load_yaml(path))
     except pydantic.ValidationError as error:
         raise UsageError(f"{path} is not a recipe that this Scion reads; use another folder") from error
-    given, kept = flatten(recipe.model_dump()), flatten(saved.model_dump())
+    given, kept = flatten(recipe.model_dump(mode="json")), flatten(saved.model_dump(mode="json"))
+    # `auto` and a missing data.dir were resolved when the run started, and stay as they were.
     changed = [
-        f"{key} ({kept.get(key)!r} -> {given.get(key)!r})"
+        key
         for key in sorted(given.keys() | kept.keys())
-        if given.get(key) != kept.get(key) and given.get(key) != "auto" and key != "data.dir"
+        if given.get(key) != kept.get(key) and given.get(key) != "auto" and (key, given.get(key)) != ("data.dir", None)
     ]
-    if given.get("data.dir") not in (None, kept.get("data.dir")):
-        changed.append(f"data.dir ({kept.get('data.dir')!r} -> {given.get('data.dir')!r})")
     if not changed:
         return saved
-    if not allow_change:
+    words = ", ".join(f"{key} ({kept.get(key)!r} -> {given.get(key)!r})" for key in changed)
+    fixed = [key for key in changed if not key.startswith(_CHANGEABLE)]
+    if is_done(out):
+        raise UsageError(f"{out} is finished, with other settings: {words}; use another folder")
+    if fixed:
         raise UsageError(
-            f"{out} was started with other settings: {', '.join(changed)}; use another folder or --allow-change"
+            f"{out} was started with other settings: {words}; {fixed[0]} cannot change, use another folder"
         )
-    warn(f"settings changed: {', '.join(changed)}")
-    merged = {key: kept[key] if value == "auto" and key in kept else value for key, value in given.items()}
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=_section(merged, "train"))})
+    if not allow_change:
+        raise UsageError(f"{out} was started with other settings: {words}; use another folder or --allow-change")
+    warn(f"settings changed: {words}")
+    # Everything that may change is in sections of one level.
+    merged = saved.model_dump(mode="json")
+    for key in changed:
+        section, name = key.split(".", 1)
+        merged[section][name] = given.get(key)
+    return Recipe.model_validate(merged)
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as dotted keys; lists and tuples compare alike."""
+    """Return a nested mapping as dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 
-def _section(flat: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key.removeprefix(f"{name}."): value for key, value in flat.items() if key.startswith(f"{name}.")}
+def command_line() -> list[str]:
+    """Return the command as it was typed; empty when Scion was called from Python."""
+    return ["scion", *sys.argv[1:]] if Path(sys.argv[0]).name in ("scion", "scionlm", "__main__.py") else []
 
 
 def write_config(recipe: Recipe, out: Path) -> None:
@@ -165,19 +190,25 @@ def write_config(recipe: Recipe, out: Path) -> None:
     write_text_atomic(out / "config.yaml", dump_yaml(recipe.model_dump(mode="json")))
 
 
-def write_manifest(out: Path, recipe: Recipe, **facts: Any) -> None:
-    """Write RUN/manifest.json: what made this run; the first start's is kept when a run goes on."""
-    if (out / "manifest.json").exists():
+def write_manifest(out: Path, recipe: Recipe, facts: Record) -> None:
+    """Write RUN/manifest.json: what made this run; the first start's is kept when a run goes on.
+
+    Raises:
+        UsageError: The run was started with other weights or other data.
+    """
+    path = out / "manifest.json"
+    if path.exists():
+        before = read_json(path)
+        for what, key in (("source", "sha256"), ("data", "fingerprint")):
+            if before[what][key] != facts[what][key]:
+                raise UsageError(f"{out} was started with another {what}: its {key} has changed; use another folder")
         return
     manifest = {
         "scion_version": versions().get("scionlm"),
         "versions": versions(),
         "git_commit": git_commit(),
-        "command": ["scion", *sys.argv[1:]],
+        "command": command_line() or ["scion", "run", str(out / "config.yaml")],
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seeds": {"seed": recipe.seed},
     }
-    write_json(out / "manifest.json", manifest | facts)
-
-
-__all__ = ["is_done", "run_recipe", "write_config", "write_manifest", "write_status"]
+    write_json(path, manifest | facts)

@@ -42,7 +42,6 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest) -> Setting:
     flops = tokens * flops_per_token(family_of(target), target, recipe.data.seq_len)
     train = {"precision": runtime.precision, "compile": resolve_compile(recipe.train.compile, runtime, flops)}
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
-    write_config(recipe, out)
     origin = {"name": source.name, "revision": source.revision, "sha256": source.weights_fingerprint()}
     data = inputs.data
     facts = {
@@ -50,7 +49,8 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest) -> Setting:
         "data": {"dir": recipe.data.dir, "fingerprint": data.fingerprint, "tokenizer": data.tokenizer.sha256},
         "device": runtime.to_dict(),
     }
-    write_manifest(out, recipe, **facts)
+    write_manifest(out, recipe, facts)
+    write_config(recipe, out)
     stop.check()
     return Setting(recipe, source, data, inputs.domains, inputs.plan, runtime, stop, out)
 

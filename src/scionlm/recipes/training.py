@@ -16,6 +16,7 @@ from scionlm.families import family_of, flops_per_token
 from scionlm.recipes.inputs import sample_plan
 from scionlm.recipes.setting import Setting, losses_of, release
 from scionlm.schedules import Schedule
+from scionlm.sources.folder import stored_dtype
 from scionlm.surgery.export import save_model
 from scionlm.surgery.verify import Proof, verify_export
 from scionlm.train.checkpoint import CheckpointStore
@@ -23,7 +24,7 @@ from scionlm.train.loop import LoopConfig, fit
 from scionlm.train.objective import Objective
 from scionlm.train.optimizer import build_optimizer
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedModel], out: Path, name: str) -> None:
@@ -104,15 +105,12 @@ def export(setting: Setting, out: Path, model: PreTrainedModel) -> None:
     """Write the model to RUN/model and prove that it reads back."""
     recipe = setting.recipe
     asked = recipe.export.dtype
-    if asked == "source":
-        stored = setting.source.config.get("dtype") or setting.source.config.get("torch_dtype")
-        asked = stored if stored in _DTYPES else "float32"
+    dtype = stored_dtype(setting.source.path) if asked == "source" else _DTYPES[asked]
     provenance = {
         "source": {"name": setting.source.name, "revision": setting.source.revision},
         "plan": setting.plan.to_dict(),
         "init": recipe.inherit.init,
     }
-    dtype = _DTYPES[asked]
     with staged_folder(out / "model") as stage:
         save_model(model.cpu(), stage, setting.source, "", provenance, dtype)
         verify_export(model, stage, Proof(), dtype)

@@ -6,6 +6,7 @@ printed note, and asks on a terminal whether to run the folder's own code. Here 
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,6 +141,17 @@ def tensor_index(folder: Path) -> dict[str, tuple[Path, TensorEntry]]:
             if name not in tensors or tensors[name][0].name != file_name:
                 raise DataError(f"{index} promises tensor {name!r} in {file_name}, which does not hold it")
     return tensors
+
+
+def stored_dtype(folder: Path) -> "torch.dtype":
+    """Return the type that most tensors of a model folder are stored in."""
+    import torch
+
+    types = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    found = Counter(entry.dtype for _, entry in tensor_index(folder).values()).most_common(1)[0][0]
+    if found not in types:
+        raise DataError(f"{folder} stores its weights as {found}; Scion needs a floating-point model")
+    return types[found]
 
 
 def stated_license(folder: Path) -> str | None:

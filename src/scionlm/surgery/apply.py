@@ -16,6 +16,8 @@ from scionlm.families.shape import check_tensors
 from scionlm.sources.quiet import quiet_transformers
 from scionlm.surgery.depth import DepthPlan
 
+_NOT_PER_LAYER = ("architectures", "eos_token_id", "bos_token_id", "pad_token_id")
+
 
 def target_config(config: dict[str, Any], plan: DepthPlan) -> dict[str, Any]:
     """Return the target's `config.json`: the number of layers and every per-layer list cut to the plan.
@@ -28,6 +30,8 @@ def target_config(config: dict[str, Any], plan: DepthPlan) -> dict[str, Any]:
     target["num_hidden_layers"] = len(plan.keep)
     for key, value in config.items():
         if not isinstance(value, list) or len(value) != plan.num_source_layers:
+            continue
+        if key in _NOT_PER_LAYER:
             continue
         if key not in family.per_layer_config:
             raise DataError(f"config.json: {key} has one entry a layer, but the family does not say what it means")

@@ -49,7 +49,7 @@ def _spaced(layers: int, total: int) -> list[int]:
 
 STRATEGIES: dict[str, tuple[Callable[[int, int], list[int]], str]] = {
     "first": (_first, "the first N layers, as Inheritune does"),
-    "first_last": (_first_last, "the first N-3 layers and the last three"),
+    "first_last": (_first_last, "the last three of N (at most half) from the end, the others from the start"),
     "spaced": (_spaced, "N layers evenly spaced, the first and the last among them"),
 }
 """Name to (rule, what it does)."""

@@ -73,7 +73,7 @@ def _greedy(model: PreTrainedModel, ids: torch.Tensor, use_cache: bool) -> torch
 
 @torch.no_grad()
 def verify_inheritance(source: PreTrainedModel, target: PreTrainedModel, plan: DepthPlan) -> Proof:
-    """Prove a depth cut, bitwise in float32; models of another type are compared in their own.
+    """Prove a depth cut, bitwise; both models in float32, where equal sums need no luck with rounding.
 
     A plan that keeps the source's order is compared with the source whose other layers are the identity; one that moves
     layers about has no such oracle and gets the other checks.

@@ -82,6 +82,9 @@ class CheckpointStore:
                 damaged = [f"manifest.json ({error})"]
             if damaged:
                 warn(f"checkpoint {path} is damaged ({', '.join(damaged)}); going back to the one before")
+                aside = path.with_name(f"damaged-{path.name}")  # its place must be free for the step to be saved again
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
                 continue
             return self._load(path, objective, optimizer)
         return None

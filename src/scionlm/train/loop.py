@@ -48,7 +48,7 @@ class LoopConfig:
     checkpoint_every: Duration
 
 
-def fit(  # noqa: PLR0913, PLR0917 - everything the loop touches is handed in, nothing is looked up
+def fit(  # noqa: PLR0913, PLR0915, PLR0917 - everything the loop touches is handed in, nothing is looked up
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     plan: SamplePlan,
@@ -85,9 +85,15 @@ def fit(  # noqa: PLR0913, PLR0917 - everything the loop touches is handed in, n
         owed = state["evaluation_owed"]
     else:
         metrics.rewind(-1)
-        metrics.write({"step": 0, "tokens": 0} | evaluate())
-    if owed:
+        owed = True
+
+    def measure() -> None:
+        objective.eval()
         metrics.write({"step": step, "tokens": tokens} | evaluate())
+        objective.train()
+
+    if owed:
+        measure()
     log_every = -(-config.total_steps // _LOGGED_STEPS)
     saved_at, saved_step = time.monotonic(), step
     objective.train()
@@ -124,9 +130,8 @@ def fit(  # noqa: PLR0913, PLR0917 - everything the loop touches is handed in, n
             owed = bool(config.evaluate_every) and step % config.evaluate_every == 0 and step < config.total_steps
             if owed and not stop.requested:
                 with contextlib.suppress(StoppedError):  # then it is saved below, with the evaluation still owed
-                    metrics.write({"step": step, "tokens": tokens} | evaluate())
+                    measure()
                     owed = False
-                objective.train()
             due = _is_due(config.checkpoint_every, step - saved_step, time.monotonic() - saved_at, config)
             if (due or stop.requested) and step < config.total_steps:
                 state = {"step": step, "tokens": tokens, "seconds": seconds, "evaluation_owed": owed}
