@@ -287,3 +287,19 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bits(tiny_folder, data_
     name = "model/model.safetensors"
     assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not list((tmp_path / "killed").rglob("*.tmp"))
+
+
+def test_terminated_while_it_writes_inherit_leaves_nothing(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scionlm", "inherit", "smollm2-135m", "--layers", "25", "-o", str(tmp_path / "out")],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob(".out.*.tmp")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143, err
+    assert not list(tmp_path.iterdir())

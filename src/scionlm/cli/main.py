@@ -1,8 +1,10 @@
 """`scion`: the commands, and how every failure becomes one clear line and an exit code."""
 
+import signal
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 
 import typer
 
@@ -18,6 +20,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line on `arguments` and return the exit code."""
     debug = "--debug" in arguments
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         app([a for a in arguments if a != "--debug"], standalone_mode=False, prog_name="scion")
     except BrokenPipeError:
@@ -25,13 +28,26 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return 130
+    except _TerminatedError:
+        print("terminated", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except Exception as error:  # the last line of defence: everything becomes a message and a code
         if debug:
             traceback.print_exc()
         message, code = explain(error)
         print(f"error: {message}", file=sys.stderr)
         return code
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came where nothing catches it to save: unwind, so that half-written files are taken away."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _TerminatedError
 
 
 def explain(error: Exception) -> tuple[str, int]:

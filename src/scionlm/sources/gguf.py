@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from scionlm.core.errors import DataError
+from scionlm.core.errors import DataError, StorageError, UsageError
 from scionlm.core.files import sha256_file, staged_folder, storage_error, write_text_atomic
 from scionlm.core.log import say
 
@@ -46,8 +46,12 @@ def convert_gguf(file: Path, license_folder: Path) -> Path:
     if not (out / "scion_origin.json").exists():
         if out.exists():
             raise DataError(f"{out} is not a complete conversion; remove that folder and try again")
-        with staged_folder(out) as stage:
-            _convert(file, stage, license_folder, digest)
+        try:
+            with staged_folder(out) as stage:
+                _convert(file, stage, license_folder, digest)
+        except (StorageError, UsageError):
+            if not (out / "scion_origin.json").exists():  # else another process was faster: its result is as good
+                raise
     return out
 
 
