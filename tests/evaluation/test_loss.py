@@ -7,7 +7,7 @@ import torch
 
 from factories import tiny_model
 from scionlm.core.errors import DataError
-from scionlm.evaluation.loss import domain_losses, held_out_span, mean_nll, model_token_nll
+from scionlm.evaluation.loss import domain_losses, held_out_span, model_token_nll
 from scionlm.evaluation.rolling import rolling_losses, rolling_windows
 from scionlm.sources import load_tokenizer
 
@@ -46,10 +46,10 @@ def test_the_loss_equals_an_independent_computation(model, data_folder, seq_len)
 
 def test_one_changed_weight_changes_the_loss(data_folder):
     other = tiny_model()
-    before = mean_nll(domain_losses(model_token_nll(other), data_folder, ["alpha"], 32))
+    before = domain_losses(model_token_nll(other), data_folder, ["alpha"], 32)["alpha"].nll
     with torch.no_grad():
         other.model.layers[0].mlp.down_proj.weight[0, 0] += 0.5
-    assert abs(mean_nll(domain_losses(model_token_nll(other), data_folder, ["alpha"], 32)) - before) > 1e-4
+    assert abs(domain_losses(model_token_nll(other), data_folder, ["alpha"], 32)["alpha"].nll - before) > 1e-4
 
 
 def test_evaluating_twice_gives_the_same_number_and_uses_no_randomness(model, data_folder):

@@ -47,7 +47,7 @@ def find_files(domain: DomainConfig, root: Path, name: str) -> list[Path]:
         base, rest = (Path(path.anchor), path.relative_to(path.anchor)) if path.is_absolute() else (root, path)
         try:
             found = _files_in(literal) if literal.is_dir() else [p for p in base.glob(str(rest)) if p.is_file()]
-        except (ValueError, NotImplementedError, IndexError) as error:
+        except (ValueError, IndexError) as error:
             raise UsageError(f"domains.{name}.paths: {pattern!r} is not a usable pattern ({error})") from error
         except OSError as error:
             raise storage_error(error, base / rest) from error

@@ -146,8 +146,3 @@ def domain_losses(
         result[domain] = loss
         before += loss.num_tokens
     return result
-
-
-def mean_nll(losses: dict[str, DomainLoss]) -> float:
-    """Return the mean of the domains' losses, each domain counted alike."""
-    return sum(loss.nll for loss in losses.values()) / len(losses)

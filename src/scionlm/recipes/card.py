@@ -49,7 +49,6 @@ def model_card(result: dict[str, Any], manifest: dict[str, Any], data: dict[str,
         f"{cell(name)} ({format_count(data['domains'][name]['train']['num_tokens'])} tokens to train on)"
         for name in domains
     )
-    model = result["model"]
     model, versions = result["model"], manifest["versions"]
     parameters = format_count(model["num_parameters"])
     cost = f"{training['steps']} steps, {format_seconds(training['seconds'])} on {training['device']}"
