@@ -3,11 +3,15 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from scionlm.families import family_of
+from scionlm.families.registry import FAMILIES
 
 _TEXT = (
     "the of and to in is was that for it with as his on be at by he had not are but from or have an they "
@@ -28,35 +32,75 @@ def text(seed: int, num_words: int) -> str:
     return " ".join(words)
 
 
-def tiny_config(family: str = "llama", **changes) -> LlamaConfig:
-    """Return a configuration with grouped-query attention and an untypical head size."""
+NUM_LAYERS = 5
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "llama": [{"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}],
+    "mistral": [{"sliding_window": 8}],
+    "qwen2": [{"tie_word_embeddings": True, "num_key_value_heads": 1}],
+    "qwen3": [{"attention_bias": True, "tie_word_embeddings": True}],
+    "gemma2": [{"tie_word_embeddings": False}],
+    "smollm3": [{"use_sliding_window": True, "tie_word_embeddings": False}],
+    "gpt2": [{"scale_attn_by_inverse_layer_idx": True}, {"tie_word_embeddings": False}],
+    "gpt_neox": [{"use_parallel_residual": False, "tie_word_embeddings": True}, {"attention_bias": False}],
+    "opt": [{"tie_word_embeddings": False}, {"enable_bias": False}],
+    "starcoder2": [{"use_bias": False, "tie_word_embeddings": False}],
+    "stablelm": [{"qk_layernorm": True, "use_qkv_bias": True}, {"use_parallel_residual": True}],
+    "cohere2": [{"attention_bias": True}],
+    "granite": [{"residual_multiplier": 0.7, "embedding_multiplier": 3.0, "logits_scaling": 2.0, "mlp_bias": True}],
+    "phi3": [{"tie_word_embeddings": True}],
+}
+"""Settings beside the plain ones under which a family is tested too."""
+MODELS = [
+    (model_type, changes)
+    for family in FAMILIES
+    for model_type in family.model_types
+    for changes in ({}, *VARIANTS.get(model_type, ()))
+]
+"""Every family in every variant: a new family is in all tests by being registered."""
+MODEL_IDS = ["-".join([model_type, *map(str, changes)]) for model_type, changes in MODELS]
+
+
+def tiny_config(model_type: str = "llama", **changes: Any) -> PreTrainedConfig:
+    """Return a configuration with grouped heads, an untypical head size and layers of several kinds where it can be."""
+    family = family_of({"model_type": model_type})
+    heads = {"head_dim": 8} if family.has_head_dim else {}
+    groups = {"num_key_value_heads": 2} if family.has_kv_heads else {}
     sizes = {
         "vocab_size": VOCAB_SIZE,
-        "hidden_size": 32,
+        "hidden_size": 40 if family.has_head_dim else 32,
         "intermediate_size": 48,
-        "num_hidden_layers": 5,
+        "num_hidden_layers": NUM_LAYERS,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
         "max_position_embeddings": 128,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": True if model_type in ("llama", "mistral") else family.defaults["tie_word_embeddings"],
         "bos_token_id": 0,
         "eos_token_id": 0,
         "pad_token_id": 0,
     }
-    return (LlamaConfig if family == "llama" else MistralConfig)(**(sizes | changes))
+    if model_type in ("llama", "mistral"):
+        sizes["hidden_size"] = 32
+    config = {family.key(name): value for name, value in (sizes | heads | groups).items()}
+    for key, wanted in family.required_config.items():
+        if isinstance(wanted, str):
+            config[key] = config[family.key(wanted)]
+    layers = changes.get("num_hidden_layers", NUM_LAYERS)
+    patterns = {"layer_types": ("sliding_attention", "full_attention", "full_attention"), "no_rope_layers": (1, 1, 0)}
+    for key in family.per_layer_config:
+        config[key] = [patterns[key][i % 3] for i in range(layers)]
+    if "layer_types" in family.per_layer_config:
+        config |= {"sliding_window": 8, "use_sliding_window": True}
+    return AutoConfig.for_model(model_type, **(config | changes))
 
 
-def tiny_model(family: str = "llama", seed: int = 0, **changes) -> PreTrainedModel:
+def tiny_model(model_type: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """Return a tiny model with random weights; biases and norm gains are random too, so that losing one shows."""
     torch.manual_seed(seed)
-    config = tiny_config(family, **changes)
-    model = (LlamaForCausalLM if family == "llama" else MistralForCausalLM)(config).eval()
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-            elif "embed" not in name:
+            elif "embed" not in name and "wte" not in name and "wpe" not in name:
                 parameter.mul_(4.0)  # large enough that each layer matters to the logits
     return model
 

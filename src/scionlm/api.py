@@ -1,7 +1,7 @@
 """The Python interface: what `import scionlm as scion` offers, in terms of the floors below."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from scionlm.core.errors import UsageError
 from scionlm.core.records import Record
@@ -10,49 +10,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from scionlm.evaluation.loss import DomainLoss
+    from scionlm.surgery.request import InheritOptions
 
 
-def inherit(
-    source: str, *, layers: int | None = None, keep: list[int] | str | None = None, strategy: str | None = None
-) -> "PreTrainedModel":
-    """Return a smaller transformers model made of layers of a larger one, after it has proven itself.
+def inherit(source: str, **options: "Unpack[InheritOptions]") -> "PreTrainedModel":
+    """Return a smaller transformers model made of parts of a larger one, after it has proven itself.
 
     Args:
-        source: A model folder, hub id, `.gguf` file or built-in name.
-        layers: How many layers.
-        keep: Which layers, as a list or as `0-7,12`.
-        strategy: How to choose `layers` of them.
+        source: A model folder, hub id, `.gguf` file or built-in name, or a YAML file with mergekit's slices.
+        options: What to keep; see `scionlm.surgery.request.InheritOptions`. `layers=15` keeps the first fifteen.
 
     Raises:
-        UsageError: The layers asked for are not there.
+        UsageError: What is asked for is not there, or contradicts itself.
         DataError: The source is broken or of an unknown family.
     """
-    return inherit_proven(source, layers, keep, strategy)[0]
+    from scionlm.recipes.inherit import inherit_model
 
-
-def inherit_proven(
-    source: str, layers: int | None, keep: list[int] | str | None, strategy: str | None
-) -> tuple["PreTrainedModel", Any, Any, Any]:
-    """Return (target, plan, proof, source folder)."""
-    from scionlm.families import ModelShape, family_of
-    from scionlm.sources import load_hf_model, resolve
-    from scionlm.surgery.depth import parse_keep, plan_depth
-
-    folder = resolve(source)
-    family_of(folder.config)
-    indices = parse_keep(keep) if isinstance(keep, str) else keep
-    plan = plan_depth(ModelShape.of(folder.config).num_hidden_layers, layers, indices, strategy)
-
-    import torch  # only once the request is sound
-
-    from scionlm.sources.folder import stored_dtype
-    from scionlm.surgery.apply import inherit_model
-    from scionlm.surgery.verify import verify_inheritance
-
-    model = load_hf_model(folder, torch.float32)
-    target: Any = inherit_model(model, plan)
-    proof = verify_inheritance(model, target, plan)
-    return target.to(stored_dtype(folder.path)), plan, proof, folder  # exact: it came from that type
+    return inherit_model(source, options)[0]
 
 
 def prepare(corpora: str | Path, out: str | Path, workers: int | None = None) -> Record:
@@ -101,6 +75,7 @@ def evaluate(
     per_document: bool = False,
     precision: str = "fp32",
     domains: list[str] | None = None,
+    allow_pickle: bool = False,
 ) -> dict[str, "DomainLoss"]:
     """Return the held-out loss of a model on each domain of a data folder.
 
@@ -112,6 +87,7 @@ def evaluate(
         per_document: The rolling form of lm-eval instead of the packed stream.
         precision: `fp32` or `bf16`.
         domains: Which domains; None takes all.
+        allow_pickle: Convert foreign `.bin` weights.
 
     Raises:
         UsageError: A wrong argument.
@@ -124,7 +100,7 @@ def evaluate(
 
     if seq_len < 2 or (max_tokens is not None and max_tokens < 1):
         raise UsageError(f"seq_len {seq_len} must be at least 2 and max_tokens {max_tokens} at least 1")
-    folder = resolve(model)
+    folder = resolve(model, allow_pickle=allow_pickle)
     opened = DataFolder(Path(data))
     check_tokenizer(folder, opened)
     names = domains or opened.domains

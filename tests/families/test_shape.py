@@ -5,12 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import MistralConfig
+from transformers import AutoConfig, MistralConfig
 
-from factories import tiny_config, tiny_model
+from factories import MODEL_IDS, MODELS, tiny_config, tiny_model
 from scionlm.core.errors import DataError
 from scionlm.families import ModelShape, count_parameters, family_of, flops_per_token
+from scionlm.families.registry import FAMILIES
 from scionlm.families.shape import check_tensors, expected_tensors
+from scionlm.families.spec import PARTS
 
 quick = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 
@@ -54,14 +56,51 @@ def test_the_formula_counts_what_a_real_model_has(family, changes):
 def test_the_names_and_shapes_are_those_of_a_real_model(family, changes):
     model = tiny_model(family, **changes)
     config = model.config.to_dict()
-    assert {name: shape for name, _, shape in expected_tensors(family_of(config), config)} == tensors(model)
+    assert {place.name: place.shape for place in expected_tensors(family_of(config), config)} == tensors(model)
+
+
+@pytest.mark.parametrize(("model_type", "changes"), MODELS, ids=MODEL_IDS)
+def test_every_family_names_and_counts_the_tensors_of_a_real_model(model_type, changes):
+    model = tiny_model(model_type, **changes)
+    config = model.config.to_dict()
+    family = family_of(config)
+    assert {place.name: place.shape for place in expected_tensors(family, config)} == tensors(model)
+    counts = count_parameters(family, config)
+    assert counts["total"] == sum(parameter.numel() for parameter in model.parameters())
+    assert set(counts) - {"total"} <= set(PARTS)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])
+def test_what_config_json_leaves_out_is_what_transformers_fills_in(family):
+    """A key that a file leaves out has a default, which differs from family to family."""
+    for model_type in family.model_types:
+        needed = {family.key(k): v for k, v in TINYLLAMA.items() if k not in ("model_type", "num_key_value_heads")}
+        del needed["tie_word_embeddings"]
+        bare = {"model_type": model_type} | needed
+        full = AutoConfig.for_model(**bare).to_dict()
+        for key, value in family.defaults.items():
+            assert full[family.key(key)] == value, key
+        own = {"num_key_value_heads"} if not family.has_kv_heads else set()
+        bare_shape, full_shape = ModelShape.of(bare).to_dict(), ModelShape.of(full).to_dict()
+        assert {k: v for k, v in bare_shape.items() if k not in own} == {
+            k: v for k, v in full_shape.items() if k not in own
+        }
+
+
+def test_every_tensor_has_one_role_and_parts_cover_the_model():
+    for family in FAMILIES:
+        names = [spec.name for spec in (*family.outside, *family.layer)]
+        assert len(set(names)) == len(names)
+        assert {spec.part for spec in (*family.outside, *family.layer)} <= set(PARTS)
 
 
 def test_parts_are_counted_where_they_belong():
     config = tiny_config(tie_word_embeddings=False).to_dict()
     assert count_parameters(family_of(config), config) == {
         "embedding": 320 * 32,
-        "norm": 32 + 5 * 2 * 32,
+        "final_norm": 32,
+        "attention_norm": 5 * 32,
+        "mlp_norm": 5 * 32,
         "head": 320 * 32,
         "attention": 5 * (2 * 32 * 32 + 2 * 16 * 32),
         "mlp": 5 * 3 * 32 * 48,
@@ -144,8 +183,12 @@ def test_heads_must_divide():
 
 
 def test_an_unknown_family_is_named_with_the_known_ones():
-    with pytest.raises(DataError, match=r"model_type 'gpt2' .*llama, mistral"):
-        family_of({"model_type": "gpt2"})
+    with pytest.raises(DataError, match=r"model_type 'bert' .*llama, mistral.*CONTRIBUTING"):
+        family_of({"model_type": "bert"})
+    with pytest.raises(DataError, match="text_config: 'gemma3_text'"):
+        family_of({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}})
+    with pytest.raises(DataError, match="word_embed_proj_dim = 512 is not supported"):
+        family_of({"model_type": "opt", "hidden_size": 1024, "word_embed_proj_dim": 512})
     with pytest.raises(DataError, match="model_type None"):
         family_of({})
 
@@ -200,11 +243,11 @@ def test_a_copy_of_the_tied_head_of_another_shape_is_refused(llama):
         check(config, found | {"lm_head.weight": (7, 7)})
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"num_key_value_heads": 4}], ids=str)
-@pytest.mark.parametrize("seq_len", [8, 33])
-def test_the_flops_are_those_that_torch_counts(changes, seq_len):
+@pytest.mark.parametrize(("model_type", "changes"), MODELS, ids=MODEL_IDS)
+@pytest.mark.parametrize("seq_len", [33])
+def test_the_flops_are_those_that_torch_counts(model_type, changes, seq_len):
     """Exactly: what the formula leaves out (norms, rotation, softmax) is no matrix product to torch either."""
-    model = tiny_model(**changes)
+    model = tiny_model(model_type, **changes)
     model.set_attn_implementation("eager")
     ids = torch.randint(0, 320, (2, seq_len))
     with FlopCounterMode(display=False) as counter:

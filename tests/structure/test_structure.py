@@ -21,12 +21,16 @@ def test_the_training_loop_is_at_most_120_lines():
 
 def test_no_pickle_no_foreign_code_no_shell():
     forbidden = re.compile(
-        r"\bpickle\b|torch\.(load|save)\(|(?<![\w.])(eval|exec)\(|shell=True|trust_remote_code=True|allow_pickle"
+        r"import pickle|pickle\.|torch\.(load|save)\(|(?<![\w.])(eval|exec)\(|shell=True|trust_remote_code=True"
+        r"|allow_pickle=True"
     )
     found = [
-        f"{p}:{n}" for p in SOURCES for n, line in enumerate(p.read_text().splitlines(), 1) if forbidden.search(line)
+        f"{p.name}: {line.strip()}" for p in SOURCES for line in p.read_text().splitlines() if forbidden.search(line)
     ]
-    assert not found
+    # The one guarded door: foreign .bin weights, on request; elsewhere only words about it.
+    calls = [line for line in found if "weights_only=True" not in line]
+    assert not calls
+    assert [line.split(":")[0] for line in found if "torch.load(file" in line] == ["pickled.py"]
 
 
 def test_torch_cuda_is_known_to_parallel_alone():

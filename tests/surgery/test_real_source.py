@@ -3,38 +3,47 @@
 import pytest
 import torch
 
+from scionlm.families import ModelShape, family_of
 from scionlm.sources import load_hf_model, resolve
-from scionlm.surgery.apply import inherit_model
 from scionlm.surgery.depth import plan_depth
-from scionlm.surgery.verify import verify_inheritance
+from scionlm.surgery.surgery import open_surgery
+from scionlm.surgery.width import WidthTarget, plan_width
 
 IDS = torch.randint(0, 49152, (1, 16), generator=torch.Generator().manual_seed(2))
 
 
 @pytest.fixture(scope="module")
-def source():
-    return load_hf_model(resolve("smollm2-135m"))
+def folder():
+    return resolve("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_hf_model(folder)
 
 
 @torch.no_grad()
-def test_all_thirty_layers_are_the_source_bitwise(source):
-    target = inherit_model(source, plan_depth(30, 30))
+def test_all_thirty_layers_are_the_source_bitwise(folder, model):
+    with open_surgery([folder], plan_depth(30, 30)) as surgery:
+        target = surgery.build(torch.float32)
     for attention in ("sdpa", "eager"):
-        source.set_attn_implementation(attention)
+        model.set_attn_implementation(attention)
         target.set_attn_implementation(attention)
-        assert torch.equal(source(IDS).logits, target(IDS).logits)
-    source.set_attn_implementation("sdpa")
+        assert torch.equal(model(IDS).logits, target(IDS).logits)
+    model.set_attn_implementation("sdpa")
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layers", [1, 8, 15])
-def test_the_first_n_are_the_logit_lens_bitwise(source, layers):
-    target = inherit_model(source, plan_depth(30, layers))
-    hidden = source(IDS, output_hidden_states=True).hidden_states[layers]
-    assert torch.equal(source.lm_head(source.model.norm(hidden)), target(IDS).logits)
+def test_the_first_n_are_the_logit_lens_bitwise(folder, model):
+    with open_surgery([folder], plan_depth(30, 8)) as surgery:
+        target = surgery.build(torch.float32)
+    hidden = model(IDS, output_hidden_states=True).hidden_states[8]
+    assert torch.equal(model.lm_head(model.model.norm(hidden)), target(IDS).logits)
 
 
-@pytest.mark.parametrize("strategy", ["first_last", "spaced"])
-def test_every_proof_holds(source, strategy):
-    plan = plan_depth(30, 8, strategy=strategy)
-    assert len(verify_inheritance(source, inherit_model(source, plan), plan).checks) == 4
+def test_depth_and_width_together_prove_themselves(folder):
+    plan = plan_depth(30, 8, strategy="first_last")
+    sizes = WidthTarget(hidden_size=432, intermediate_size=1152, num_attention_heads=6)
+    plan = plan_width(plan, family_of(folder.config), ModelShape.of(folder.config), sizes, None, "first")
+    with open_surgery([folder], plan) as surgery:
+        assert len(surgery.prove(surgery.build(torch.float32)).checks) == 3

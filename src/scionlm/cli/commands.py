@@ -1,7 +1,7 @@
 """The commands and their flags."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Convert foreign .bin weights, once.")]
 Model = Annotated[str, typer.Argument(help="Folder, hub id ORG/NAME[@REVISION], .gguf file, or smollm2-135m.")]
 
 
@@ -48,12 +49,12 @@ def demo(
 
 
 @app.command()
-def inspect(model: Model, json: Json = False) -> None:
+def inspect(model: Model, allow_pickle: Pickle = False, json: Json = False) -> None:
     """Show a model's family, shape and parameters."""
     from scionlm.cli.inspect import inspect_model
     from scionlm.cli.tables import print_inspection, print_json
 
-    facts = inspect_model(model)
+    facts = inspect_model(model, allow_pickle)
     print_json(facts) if json else print_inspection(facts)
 
 
@@ -72,16 +73,56 @@ def prepare(
 
 @app.command()
 def inherit(
-    source: Model,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the result.")],
-    layers: Annotated[int | None, typer.Option(help="How many layers to keep.")] = None,
-    keep: Annotated[str | None, typer.Option(help="Which layers to keep, as 0-7,12.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="How to choose them: first, first_last or spaced.")] = None,
+    source: Annotated[str, typer.Argument(help="A model, as above, or a YAML file with mergekit's slices.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the result.")] = None,
+    layers: Annotated[int | None, typer.Option(help="How many layers the result has.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Which layers to keep, as 0-7,12 or 0-29:2.")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="How to choose them: first, last, middle, every[:K], first_last[:K], spaced, stack, hybrid_stack."
+        ),
+    ] = None,
+    scores: Annotated[
+        str | None, typer.Option(help="Keep the layers with the highest layer_scores of a JSON file.")
+    ] = None,
+    repeat: Annotated[bool, typer.Option("--repeat", help="Let --keep name a layer twice.")] = False,
+    grow: Annotated[
+        str | None, typer.Option(help="Add layers up to --layers: source_next, stack, zero_output or random.")
+    ] = None,
+    donor: Annotated[str | None, typer.Option(help="The model that --grow source_next takes layers from.")] = None,
+    hidden_size: Annotated[int | None, typer.Option(help="Channels of the residual stream.")] = None,
+    intermediate_size: Annotated[int | None, typer.Option(help="Channels of the MLP.")] = None,
+    num_attention_heads: Annotated[int | None, typer.Option(help="Query heads.")] = None,
+    num_key_value_heads: Annotated[int | None, typer.Option(help="Key/value heads.")] = None,
+    importance: Annotated[
+        str | None, typer.Option(help="Which heads and channels stay: first, magnitude, activation or taylor.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Data folder that activation and taylor are measured on.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder of a tokenizer to trim the vocabulary to.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Trim the source's own tokenizer to this size.")] = None,
+    pad_vocab_to: Annotated[int | None, typer.Option(help="Pad the vocabulary to a multiple of this.")] = None,
+    fresh: Annotated[str | None, typer.Option(help="Parts not to inherit, as mlp,mlp_norm.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything fresh.", min=0)] = 0,
+    shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Check files and layers one by one, for models larger than memory.")
+    ] = False,
+    allow_pickle: Pickle = False,
+    json: Json = False,
 ) -> None:
-    """Make a smaller model out of layers of a larger one; the result proves itself before it is written."""
+    """Make a smaller model out of a larger one; the result proves itself before it is moved into place."""
     from scionlm.cli.inherit import inherit_command
 
-    inherit_command(source, out, layers, keep, strategy)
+    options: Any = {
+        "layers": layers, "keep": keep, "strategy": strategy, "scores": scores, "repeat": repeat, "grow": grow,
+        "donor": donor, "hidden_size": hidden_size, "intermediate_size": intermediate_size,
+        "num_attention_heads": num_attention_heads, "num_key_value_heads": num_key_value_heads,
+        "importance": importance, "data": data, "tokenizer": tokenizer, "vocab_size": vocab_size,
+        "pad_vocab_to": pad_vocab_to, "fresh": fresh, "seed": seed, "allow_pickle": allow_pickle,
+    }  # fmt: skip
+    inherit_command(source, out, options, dry_run, not no_verify, shard_size, json)
 
 
 @app.command()
@@ -115,6 +156,7 @@ def evaluate(
     per_document: Annotated[bool, typer.Option("--per-document", help="The rolling form of lm-eval.")] = False,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
     domain: Annotated[list[str] | None, typer.Option(help="Only this domain (may be given again).")] = None,
+    allow_pickle: Pickle = False,
     json: Json = False,
 ) -> None:
     """Measure loss, perplexity and bits per byte on the held-out part of each domain."""
@@ -129,6 +171,7 @@ def evaluate(
         per_document=per_document,
         precision=precision,
         domains=domain,
+        allow_pickle=allow_pickle,
     )
     found = {name: loss.to_dict() for name, loss in losses.items()}
     settings = {"model": model, "seq_len": seq_len, "per_document": per_document, "precision": precision}

@@ -76,19 +76,33 @@ was computed in {training["precision"]}, the others in float32.
 {_LICENCE.format(license=source["license"] or "not stated in its files")}"""
 
 
-def inherit_card(
-    source: str, license_name: str | None, plan: dict[str, Any], parameters: int, command: list[str]
-) -> str:
-    """Return the card of a model that was cut and not trained."""
+def inherit_card(source: str, license_name: str | None, facts: dict[str, Any], command: list[str]) -> str:
+    """Return the card of a model that was cut and not trained.
+
+    Args:
+        source: Name of the source.
+        license_name: Its licence.
+        facts: What `recipes.inherit.describe_request` found.
+        command: The command that made it.
+    """
+    plan, before, after = facts["plan"], facts["source_shape"], facts["target_shape"]
+    changed = {key: (before[key], value) for key, value in after.items() if before[key] != value}
+    sizes = "".join(f"| {key} | {old} | {new} |\n" for key, (old, new) in changed.items())
+    kinds = ", ".join(f"{counts['tensors']} tensors {kind}" for kind, counts in facts["tensors"].items())
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["scion"]}
     if license_name:
         front["license"] = license_name
     return f"""---
 {dump_yaml(front)}---
-# {len(plan["keep"])} layers of {source}: {format_count(parameters)} parameters
+# {len(plan["keep"])} layers of {source}: {format_count(facts["num_parameters"])} parameters
 
-Layers {", ".join(map(str, plan["keep"]))} of **{source}** ({plan["num_source_layers"]} layers) with its embeddings,
-final norm and head, bitwise as they were. Not trained since: it needs training before it is of use.
+Layers {", ".join(map(str, plan["keep"]))} of **{source}** ({plan["num_source_layers"]} layers), chosen by
+`{plan["strategy"]}`: {kinds}. Not trained since: it needs training before it is of use. `provenance.json` holds the
+plan, the hashes of the weight files and the checks that they passed.
+
+| size | source | here |
+|---|---|---|
+{sizes}| parameters | {facts["source_parameters"]} | {facts["num_parameters"]} |
 
 - Command: `{shlex.join(command)}`
 

@@ -19,8 +19,9 @@ from scionlm.recipes.result import add_control, best_losses, describe, write_car
 from scionlm.recipes.setting import Setting, losses_of, release, samples_of, settle
 from scionlm.recipes.training import train_model
 from scionlm.sources import load_hf_model, open_folder
-from scionlm.surgery.apply import inherit_model, random_model
-from scionlm.surgery.verify import verify_inheritance
+from scionlm.surgery.fresh import random_model
+from scionlm.surgery.surgery import open_surgery
+from scionlm.surgery.target import target_config
 
 
 def run_inheritune(inputs: Inputs, out: Path, stop: StopRequest) -> Record:
@@ -55,13 +56,12 @@ def make_model(setting: Setting) -> PreTrainedModel:
     """Return the model to train, with float32 weights: inherited and proven, or the control."""
     recipe, source = setting.recipe, setting.source
     if recipe.inherit.init == "random":
-        return random_model(source.config, setting.plan, recipe.seed)
-    parent = load_hf_model(source, torch.float32)
-    child = inherit_model(parent, setting.plan)
-    proof = verify_inheritance(parent, child, setting.plan)
+        return random_model(target_config([source.config], setting.plan), recipe.seed)
+    with open_surgery([source], setting.plan) as surgery:
+        child = surgery.build(torch.float32)
+        proof = surgery.prove(child)
     kept = ", ".join(map(str, setting.plan.keep))
     say(f"inherited layers {kept} of {source.name}; {len(proof.checks)} proofs hold")
-    release(parent)
     return child
 
 

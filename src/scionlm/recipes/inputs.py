@@ -10,7 +10,8 @@ from scionlm.families import ModelShape, family_of
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.demo_data import prepare_demo_data
 from scionlm.sources import ModelFolder, load_tokenizer, resolve
-from scionlm.surgery.depth import DepthPlan, parse_keep, plan_depth
+from scionlm.surgery.depth import parse_keep, plan_depth
+from scionlm.surgery.plan import SurgeryPlan
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Inputs:
     source: ModelFolder
     data: DataFolder
     domains: list[str]
-    plan: DepthPlan
+    plan: SurgeryPlan
 
 
 def open_inputs(recipe: Recipe, out: Path) -> Inputs:
@@ -47,7 +48,9 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
     family_of(source.config)
     inherit = recipe.inherit
     keep = parse_keep(inherit.keep) if isinstance(inherit.keep, str) else inherit.keep
-    plan = plan_depth(ModelShape.of(source.config).num_hidden_layers, inherit.layers, keep, inherit.strategy)
+    plan = plan_depth(
+        ModelShape.of(source.config).num_hidden_layers, inherit.layers, keep, inherit.strategy, name=source.name
+    )
     if recipe.data.dir is None:
         prepare_demo_data(source.name, out / "data")
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": str(out / "data")})})

@@ -9,14 +9,16 @@ from scionlm.families import ModelShape, count_parameters, family_of
 from scionlm.recipes.card import model_card
 from scionlm.recipes.setting import Setting
 from scionlm.surgery.depth import STRATEGIES
+from scionlm.surgery.target import target_config
 
 
 def describe(setting: Setting, name: str, source: Record, training: Record) -> Record:
     """Return the part of result.json that says what was made from what."""
     recipe, folder = setting.recipe, setting.source
     family = family_of(folder.config)
-    config = folder.config | {"num_hidden_layers": len(setting.plan.keep)}
-    reason = STRATEGIES[setting.plan.strategy][1] if setting.plan.strategy in STRATEGIES else "as listed"
+    config = target_config([folder.config], setting.plan)
+    rule = setting.plan.strategy.partition(":")[0]
+    reason = STRATEGIES[rule][1] if rule in STRATEGIES else "as listed"
     return {
         "recipe": recipe.recipe,
         "name": name,

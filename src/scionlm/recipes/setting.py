@@ -16,6 +16,7 @@ from scionlm.parallel.runtime import Runtime, resolve_compile, start_runtime
 from scionlm.recipes.inputs import Inputs
 from scionlm.recipes.run import write_config, write_manifest
 from scionlm.sources import load_tokenizer
+from scionlm.surgery.target import target_config
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest) -> Setting:
     """Choose the device, resolve what the recipe leaves to `auto`, and write config and manifest into `out`."""
     recipe, source = inputs.recipe, inputs.source
     runtime = start_runtime(recipe.train.precision)
-    target = source.config | {"num_hidden_layers": len(inputs.plan.keep)}
+    target = target_config([source.config], inputs.plan)
     tokens = recipe.total_steps * recipe.train.global_batch_tokens
     flops = tokens * flops_per_token(family_of(target), target, recipe.data.seq_len)
     train = {"precision": runtime.precision, "compile": resolve_compile(recipe.train.compile, runtime, flops)}

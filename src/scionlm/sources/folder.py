@@ -7,6 +7,7 @@ printed note, and asks on a terminal whether to run the folder's own code. Here 
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class ModelFolder:
         revision: The hub commit, when it came from the hub.
         license: Licence identifier, when one is stated.
         facts: More about the origin, for manifests (hashes, package versions).
+        fetcher: Brings weight files that were left out at first; None where all are here.
     """
 
     path: Path
@@ -44,6 +46,21 @@ class ModelFolder:
     revision: str | None = None
     license: str | None = None
     facts: dict[str, Any] = field(default_factory=lambda: {})
+    fetcher: Callable[[list[str]], None] | None = field(default=None, compare=False, repr=False)
+
+    def fetch(self, files: list[str] | None = None) -> None:
+        """Bring weight files here, by name (None: all of them), where the model was resolved without them."""
+        if self.fetcher is not None:
+            self.fetcher(["*.safetensors"] if files is None else files)
+
+    def bytes_each(self) -> int:
+        """Return the bytes of one weight: by the files where they are here, else by the configuration."""
+        sizes = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+        stated = str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32").removeprefix("torch.")
+        if self.fetcher is not None:
+            return sizes.get(stated, 4)
+        kinds = Counter(entry.dtype for _, entry in tensor_index(self.path).values())
+        return {"F64": 8, "F32": 4}.get(kinds.most_common(1)[0][0], 2)
 
     def license_files(self) -> list[Path]:
         """Return the licence, notice and policy files that must travel with the weights."""
@@ -97,49 +114,69 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def weight_map(folder: Path) -> dict[str, str] | None:
+    """Return the index of a sharded model: tensor to file name; None where all tensors are in `model.safetensors`.
+
+    Raises:
+        DataError: The index is broken, or names a file outside the folder.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return None
+    found = read_json_object(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise DataError(f"{index}: weight_map is missing or not a mapping of tensor to file")
+    for name in sorted(set(found.values())):
+        # A hub cache links each file to a blob outside the folder: the name must stay inside, the link may not.
+        if "/" in name or "\\" in name or name in ("", ".", "..") or "\0" in name:
+            raise DataError(f"{index}: {name!r} leaves the model folder; refusing to follow it")
+    return found
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a model folder in order.
 
     Raises:
         DataError: There are none, or the index names files that are missing or outside the folder.
     """
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
+    index = weight_map(folder)
+    if index is None:
         single = folder / "model.safetensors"
         if not single.exists():
-            raise DataError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
+            pickled = sorted(path.name for path in folder.glob("*.bin"))
+            advice = f"; {pickled[0]} is a pickle: --allow-pickle converts it once" if pickled else ""
+            raise DataError(f"{folder} has neither model.safetensors nor model.safetensors.index.json{advice}")
         return [single]
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise DataError(f"{index}: weight_map is missing or not a mapping of tensor to file")
-    files: list[Path] = []
-    for name in sorted(set(weight_map.values())):
-        # A hub cache links each file to a blob outside the folder: the name must stay inside, the link may not.
-        if "/" in name or "\\" in name or name in ("", ".", "..") or "\0" in name:
-            raise DataError(f"{index}: {name!r} leaves the model folder; refusing to follow it")
-        if not (folder / name).is_file():
-            raise DataError(f"{index} names {name}, which is not in the folder; the download is incomplete")
-        files.append(folder / name)
+    files = [folder / name for name in sorted(set(index.values()))]
+    for path in files:
+        if not path.is_file():
+            raise DataError(
+                f"{folder}/model.safetensors.index.json names {path.name}, which is not in the folder; "
+                "the download is incomplete"
+            )
     return files
 
 
-def tensor_index(folder: Path) -> dict[str, tuple[Path, TensorEntry]]:
+def tensor_index(folder: Path, files: list[Path] | None = None) -> dict[str, tuple[Path, TensorEntry]]:
     """Return every tensor of a model folder: name to (file, entry of its header).
+
+    Args:
+        folder: The folder.
+        files: Look at these of its weight files only; None takes all.
 
     Raises:
         DataError: A file is broken, a tensor stands twice, or the index promises a tensor that is not there.
     """
     tensors: dict[str, tuple[Path, TensorEntry]] = {}
-    for file in weight_files(folder):
+    for file in weight_files(folder) if files is None else files:
         for name, entry in read_header(file, "fetch it again")[0].items():
             if name in tensors:
                 raise DataError(f"tensor {name!r} is in both {tensors[name][0].name} and {file.name} of {folder}")
             tensors[name] = (file, entry)
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        for name, file_name in read_json_object(index)["weight_map"].items():
-            if name not in tensors or tensors[name][0].name != file_name:
-                raise DataError(f"{index} promises tensor {name!r} in {file_name}, which does not hold it")
+    for name, file_name in (weight_map(folder) or {}).items():
+        looked_at = files is None or folder / file_name in files
+        if looked_at and (name not in tensors or tensors[name][0].name != file_name):
+            raise DataError(f"{folder}: the index promises tensor {name!r} in {file_name}, which does not hold it")
     return tensors
 
 
@@ -173,7 +210,9 @@ def stated_license(folder: Path) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def open_folder(path: Path, name: str | None = None, **facts: Any) -> ModelFolder:
+def open_folder(
+    path: Path, name: str | None = None, fetcher: Callable[[list[str]], None] | None = None, **facts: Any
+) -> ModelFolder:
     """Return the model folder at `path` after reading its configuration.
 
     Raises:
@@ -189,18 +228,19 @@ def open_folder(path: Path, name: str | None = None, **facts: Any) -> ModelFolde
         revision=facts.pop("revision", None),
         license=facts.pop("license", None) or stated_license(path),
         facts=facts,
+        fetcher=fetcher,
     )
 
 
 def load_hf_model(
-    folder: ModelFolder, dtype: "torch.dtype | None" = None, attn_implementation: str = "sdpa"
+    folder: ModelFolder, dtype: "torch.dtype | None" = None, attn_implementation: str | None = None
 ) -> "PreTrainedModel":
     """Load a folder as a transformers model in evaluation mode; every tensor must be there.
 
     Args:
         folder: The model.
         dtype: Type of the weights; None keeps the stored one.
-        attn_implementation: transformers' name of the attention kernel.
+        attn_implementation: transformers' name of the attention kernel; None leaves the choice to it.
 
     Raises:
         DataError: The weights do not fit the configuration.

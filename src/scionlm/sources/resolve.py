@@ -11,6 +11,7 @@ from scionlm.core.errors import DataError, StorageError, UsageError
 from scionlm.core.files import sha256_file
 from scionlm.sources.folder import LICENSE_PATTERNS, ModelFolder, open_folder
 from scionlm.sources.gguf import convert_gguf
+from scionlm.sources.pickled import convert_pickled
 
 # SmolLM2-135M-Instruct as a 4-bit GGUF (Q4_1), in a wheel on PyPI: a real model where no hub can be reached.
 BUILTIN = "smollm2-135m"
@@ -22,7 +23,6 @@ _BUILTIN_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110d
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_]|[-.](?![-.]))*"
 _HUB_ID = re.compile(rf"({_PART}/{_PART})(?:@((?:[A-Za-z0-9_-]|[./](?![./]))+))?", re.ASCII)
 _HUB_FILES = [
-    "*.safetensors",
     "*.safetensors.index.json",
     "*.json",
     "*.jinja",
@@ -36,8 +36,13 @@ def builtin_available() -> bool:
     return util.find_spec(_BUILTIN_PACKAGE.replace("-", "_")) is not None
 
 
-def resolve(name: str) -> ModelFolder:
+def resolve(name: str, *, allow_pickle: bool = False, weights: bool = True) -> ModelFolder:
     """Return the folder that `name` stands for, fetching or converting it once where that is needed.
+
+    Args:
+        name: MODEL as a user types it.
+        allow_pickle: Convert `.bin` weights of a local folder where there are no others.
+        weights: False leaves a hub model's weight files where they are until `ModelFolder.fetch` asks for some.
 
     Raises:
         UsageError: A local path that is not there.
@@ -55,7 +60,7 @@ def resolve(name: str) -> ModelFolder:
     if not name:
         raise unknown
     if is_folder:
-        return open_folder(path, name)
+        return open_folder(convert_pickled(path, allow_pickle), name)
     if is_file:
         if path.suffix != ".gguf":
             raise UsageError(f"{name} is a file; a model is a folder, a .gguf file, or a hub id such as ORG/NAME")
@@ -66,7 +71,7 @@ def resolve(name: str) -> ModelFolder:
     looks_local = name.endswith(".gguf") or (match and path.parent.is_dir())
     if not match or looks_local or len(match[1]) > 96 or match[1].endswith((".git", ".ipynb", "-", ".")):
         raise unknown
-    return _resolve_hub(match[1], match[2], name)
+    return _resolve_hub(match[1], match[2], name, weights)
 
 
 def _resolve_builtin() -> ModelFolder:
@@ -84,13 +89,21 @@ def _resolve_builtin() -> ModelFolder:
     return open_folder(convert_gguf(files[0], licenses[0].parent if licenses else folder), BUILTIN)
 
 
-def _resolve_hub(repo: str, revision: str | None, name: str) -> ModelFolder:
+def _resolve_hub(repo: str, revision: str | None, name: str, weights: bool) -> ModelFolder:
+    patterns = [*_HUB_FILES, "*.safetensors"] if weights else _HUB_FILES
+    path = _download(repo, revision, name, patterns)
+
+    def fetch(files: list[str]) -> None:
+        _download(repo, path.name, name, files)
+
+    return open_folder(path, repo, None if weights else fetch, revision=path.name, hub_id=repo)
+
+
+def _download(repo: str, revision: str | None, name: str, patterns: list[str]) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        path = Path(
-            snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, etag_timeout=4, max_workers=2)
-        )
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, etag_timeout=4, max_workers=2))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise DataError(f"model {name!r}: no such public model or revision on the Hugging Face hub") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
@@ -98,4 +111,3 @@ def _resolve_hub(repo: str, revision: str | None, name: str) -> ModelFolder:
             f"model {name!r}: no such folder here, and the Hugging Face hub cannot be reached "
             "(offline?); give a local folder instead"
         ) from error
-    return open_folder(path, repo, revision=path.name, hub_id=repo)

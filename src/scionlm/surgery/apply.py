@@ -1,93 +1,129 @@
-"""Build the target: inherited tensors copied, the rest of the configuration kept, per-layer lists cut to match.
+"""Carry out operations: read what is needed of each tensor, cut it, hand it on in blocks of rows.
 
-Everything outside the layers comes along: embeddings, final norm, head, ties. (The published Inheritune code forgets
-the final norm, and for untied models the embeddings: *when attention collapses*, its own repository.)
+Memory holds a block at a time, so the size of the model does not matter. The same blocks go to files
+(`surgery.write`) and into models in memory.
 """
 
-import copy
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from scionlm.core.errors import DataError
-from scionlm.families import family_of
-from scionlm.families.shape import check_tensors
-from scionlm.sources.quiet import quiet_transformers
-from scionlm.surgery.depth import DepthPlan
+from scionlm.families.weights import Weights
+from scionlm.surgery.fresh import FreshTensors, empty_model
+from scionlm.surgery.operations import Index, Operation, Scale
 
-_NOT_PER_LAYER = ("architectures", "eos_token_id", "bos_token_id", "pad_token_id")
+BLOCK_BYTES = 16 * 2**20
 
 
-def target_config(config: dict[str, Any], plan: DepthPlan) -> dict[str, Any]:
-    """Return the target's `config.json`: the number of layers and every per-layer list cut to the plan.
+def blocks(operation: Operation, donors: list[Weights], fresh: Callable[[], FreshTensors]) -> Iterator[torch.Tensor]:
+    """Yield the tensor that an operation makes as consecutive blocks of rows, in the donor's type (fresh: float32).
 
-    Raises:
-        DataError: A list in the configuration has one entry a layer but is not one that the family names.
+    Args:
+        operation: What to make.
+        donors: The donors' tensors.
+        fresh: Gives fresh tensors; called only when there are any.
     """
-    family = family_of(config)
-    target = copy.deepcopy(config)
-    target["num_hidden_layers"] = len(plan.keep)
-    for key, value in config.items():
-        if not isinstance(value, list) or len(value) != plan.num_source_layers:
-            continue
-        if key in _NOT_PER_LAYER:
-            continue
-        if key not in family.per_layer_config:
-            raise DataError(f"config.json: {key} has one entry a layer, but the family does not say what it means")
-        target[key] = [value[index] for index in plan.keep]
-    return target
+    if operation.fill == "zero":
+        yield torch.zeros(operation.place.shape)
+        return
+    if operation.fill == "random":
+        yield fresh().get(operation.place.name)
+        return
+    reader, name = donors[operation.donor], operation.source
+    shape = reader.shape(name)
+    rows = operation.index[0]
+    number = shape[0] if rows is None else len(rows)
+    width = max(1, torch.Size(shape[1:]).numel() * reader.dtype(name).itemsize)
+    step = max(1, BLOCK_BYTES // width)
+    total: torch.Tensor | None = None
+    dtype = reader.dtype(name)
+    for start in range(0, number, step):
+        stop = min(start + step, number)
+        block = reader.rows(name, start, stop) if rows is None else _selected(reader, name, rows[start:stop])
+        for axis, index in enumerate(operation.index[1:], start=1):
+            if index is not None:
+                block = _select(block, axis, index)
+        if operation.scale is not None:
+            block = _scaled(block, operation.scale, start)
+        if operation.padding:
+            part = block.double().sum(0, keepdim=True)
+            total = part if total is None else total + part
+        yield block
+    if operation.padding:
+        # The mean of rows gives the mean of their logits, which is never the largest of them.
+        assert total is not None
+        yield (total / number).to(dtype).repeat(operation.padding, *[1] * (len(shape) - 1))
 
 
-def target_tensors(config: dict[str, Any], plan: DepthPlan, names: list[str]) -> dict[str, str]:
-    """Return the source's tensor for each of the target's, for a source with the tensors `names`."""
-    prefix = family_of(config).layers + "."
-    place = {source: target for target, source in enumerate(plan.keep)}
-    result: dict[str, str] = {}
-    for name in names:
-        if not name.startswith(prefix):
-            result[name] = name
-            continue
-        index, rest = name.removeprefix(prefix).split(".", 1)
-        if int(index) in place:
-            result[f"{prefix}{place[int(index)]}.{rest}"] = name
-    return result
+def _selected(reader: Weights, name: str, rows: Index) -> torch.Tensor:
+    """Return some rows of a tensor, reading runs of neighbours at once and skipping what lies between them."""
+    first, last = int(rows.min()), int(rows.max()) + 1
+    if last - first <= 2 * len(rows):  # dense: one read and a choice
+        return _select(reader.rows(name, first, last), 0, rows - first)
+    breaks = [0, *((rows[1:] != rows[:-1] + 1).nonzero()[0] + 1).tolist(), len(rows)]
+    pieces = [reader.rows(name, int(rows[a]), int(rows[b - 1]) + 1) for a, b in pairwise(breaks)]
+    return torch.cat(pieces)
 
 
-def _empty_model(config: dict[str, Any], dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
-    """Return a model with the family's own random initialization."""
-    hf_config = AutoConfig.for_model(**config)
-    with quiet_transformers():
-        return AutoModelForCausalLM.from_config(
-            hf_config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
-        ).eval()
+def _select(block: torch.Tensor, axis: int, index: Index) -> torch.Tensor:
+    first, number = int(index[0]), len(index)
+    if int(index[-1]) - first + 1 == number and bool((index[1:] == index[:-1] + 1).all()):
+        return block.narrow(axis, first, number).contiguous()
+    return block.index_select(axis, torch.from_numpy(index))
 
 
-def inherit_model(source: PreTrainedModel, plan: DepthPlan) -> PreTrainedModel:
-    """Return a new model made of the plan's layers and all of the source's tensors outside the layers.
-
-    The source's weights and configuration are left as they are; nothing is shared with it.
-
-    Raises:
-        DataError: The source has a tensor that its family does not know.
-    """
-    config = source.config.to_dict()
-    state = source.state_dict()
-    check_tensors(family_of(config), config, {name: tuple(t.shape) for name, t in state.items()}, "source")
-    mapping = target_tensors(config, plan, list(state))
-    dtype = next(iter(state.values())).dtype
-    attention = source.config._attn_implementation or "sdpa"
-    target = _empty_model(target_config(config, plan), dtype, attention)
-    target.load_state_dict({name: state[origin].clone() for name, origin in mapping.items()}, strict=True)
-    if source.generation_config is not None:
-        target.generation_config = copy.deepcopy(source.generation_config)
-    return target
+def _scaled(block: torch.Tensor, scale: Scale, first_row: int) -> torch.Tensor:
+    wide = block.double()
+    if scale.axis == 0:
+        stop = None if scale.stop is None else max(0, scale.stop - first_row)
+        part = wide[max(0, scale.start - first_row) : stop]
+    else:
+        part = wide.narrow(scale.axis, scale.start, (scale.stop or wide.shape[scale.axis]) - scale.start)
+    part.add_(scale.offset).mul_(scale.factor).sub_(scale.offset)
+    return wide.to(block.dtype)
 
 
-def random_model(
-    config: dict[str, Any], plan: DepthPlan, seed: int, dtype: torch.dtype = torch.float32
+def lazy_fresh(config: dict[str, Any], seed: int) -> Callable[[], FreshTensors]:
+    """Return a function that makes the fresh tensors of a configuration on its first call."""
+    made: list[FreshTensors] = []
+
+    def get() -> FreshTensors:
+        if not made:
+            made.append(FreshTensors(config, seed))
+        return made[0]
+
+    return get
+
+
+def whole(operation: Operation, donors: list[Weights], fresh: Callable[[], FreshTensors]) -> torch.Tensor:
+    """Return the tensor that an operation makes, in memory of its own."""
+    parts = list(blocks(operation, donors, fresh))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def assemble(
+    config: dict[str, Any], state: dict[str, torch.Tensor], dtype: torch.dtype, attn_implementation: str | None = None
 ) -> PreTrainedModel:
-    """Return the control: the plan's shape with the family's own random initialization from `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _empty_model(target_config(config, plan), dtype, "sdpa")
+    """Return a model with these weights; tensors that are not in `state` stay unset, ties are tied.
+
+    Args:
+        config: Its `config.json`.
+        state: Weights by full name.
+        dtype: Type of all weights.
+        attn_implementation: transformers' name of the attention kernel; None leaves the choice to it.
+
+    Raises:
+        DataError: A tensor is not one of the model's.
+    """
+    model = empty_model(config, dtype, attn_implementation)
+    weights = {name: tensor.to(dtype) for name, tensor in state.items()}
+    unknown = model.load_state_dict(weights, strict=False, assign=True).unexpected_keys
+    if unknown:
+        raise DataError(f"tensor {unknown[0]!r} is not one that model_type {config['model_type']!r} has")
+    model.requires_grad_(True)
+    model.tie_weights()
+    return model

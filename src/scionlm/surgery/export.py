@@ -52,9 +52,25 @@ def save_model(
     if dtype is not None:  # transformers writes the type of the model in memory
         config = read_json_object(stage / "config.json") | {"dtype": str(dtype).removeprefix("torch.")}
         write_text_atomic(stage / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_companions(stage, source, card, provenance)
+
+
+def write_companions(
+    stage: Path, source: ModelFolder, card: str, provenance: dict[str, Any], tokenizer: Path | None = None
+) -> None:
+    """Write what belongs beside the weights: tokenizer, licence files, README.md and `provenance.json`.
+
+    Args:
+        stage: The folder.
+        source: Where licence files come from, and the tokenizer unless it has a folder of its own.
+        card: Text of README.md.
+        provenance: What was made from what.
+        tokenizer: Folder of the tokenizer.
+    """
     for name in _TOKENIZER_FILES:
-        if (source.path / name).is_file():
-            shutil.copyfile(source.path / name, stage / name)
+        path = (tokenizer or source.path) / name
+        if path.is_file():
+            shutil.copyfile(path, stage / name)
     for path in source.license_files():
         shutil.copyfile(path, stage / path.name)
     write_text_atomic(stage / "README.md", card)

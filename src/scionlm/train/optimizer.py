@@ -26,9 +26,9 @@ def build_optimizer(
     """
     hf_config = model.config.to_dict()
     decayed = {
-        name
-        for name, spec, shape in expected_tensors(family_of(hf_config), hf_config)
-        if len(shape) == 2 and spec.part != "embedding"
+        place.name
+        for place in expected_tensors(family_of(hf_config), hf_config)
+        if len(place.shape) == 2 and place.spec.role not in ("embedding", "position")
     }
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():

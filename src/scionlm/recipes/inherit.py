@@ -1,0 +1,241 @@
+"""One-shot surgery on request: sources, plan, proof, and the folder that comes out of it."""
+
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scionlm.core.errors import UsageError
+from scionlm.core.files import require_free_folder, staged_folder
+from scionlm.core.log import Progress, warn
+from scionlm.core.records import Record
+from scionlm.families import ModelShape, family_of
+from scionlm.recipes.card import inherit_card
+from scionlm.recipes.run import command_line
+from scionlm.sources import ModelFolder, resolve
+from scionlm.surgery.mergekit import plan_slices, read_slices
+from scionlm.surgery.plan import SurgeryPlan
+from scionlm.surgery.request import InheritOptions, complete_plan, layer_plan, width_target
+from scionlm.surgery.vocabulary import trim_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from scionlm.surgery.surgery import Surgery
+    from scionlm.surgery.verify import Proof
+    from scionlm.surgery.width import Scores
+
+IMPORTANCE = ("first", "magnitude", "activation", "taylor")
+_CALIBRATION_TOKENS, _CALIBRATION_LENGTH, _CALIBRATION_BATCH = 131_072, 256, 4
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request for surgery, checked and planned.
+
+    Attributes:
+        folders: The donors.
+        plan: What to make of them.
+        tokenizer: Folder of the result's tokenizer, where it is not the source's.
+    """
+
+    folders: list[ModelFolder]
+    plan: SurgeryPlan
+    tokenizer: Path | None
+
+
+@contextmanager
+def open_request(source: str, options: InheritOptions) -> Generator[Request, None, None]:
+    """Resolve the sources and plan; a trimmed tokenizer lives as long as the block.
+
+    Args:
+        source: A MODEL, or a YAML file with mergekit's slices.
+        options: What is asked for.
+
+    Raises:
+        UsageError: The request is wrong.
+        DataError: A source is broken, or does not fit the request.
+    """
+    pickle = bool(options.get("allow_pickle"))
+    importance = options.get("importance")
+    if importance is not None and importance not in IMPORTANCE:
+        raise UsageError(f"importance {importance!r} is unknown (known: {', '.join(IMPORTANCE)})")
+    if source.endswith((".yaml", ".yml")) and Path(source).is_file():
+        if any(options.get(key) is not None for key in ("layers", "keep", "strategy", "scores", "grow", "donor")):
+            raise UsageError(f"{source} names the layers already; leave layers, keep, strategy, scores and grow out")
+        slices = read_slices(Path(source))
+        folders = [resolve(name, allow_pickle=pickle, weights=False) for name in slices.models]
+        plan = plan_slices(slices, [ModelShape.of(folder.config).num_hidden_layers for folder in folders])
+    else:
+        first = resolve(source, allow_pickle=pickle, weights=False)
+        donor = options.get("donor")
+        second = None if donor is None else resolve(donor, allow_pickle=pickle, weights=False)
+        plan = layer_plan(options, first, second)
+        folders = [first] if second is None else [first, second]
+    family_of(folders[0].config)
+    with tempfile.TemporaryDirectory(prefix="scion-") as room:
+        tokenizer, vocab = options.get("tokenizer"), None
+        where = None if tokenizer is None else Path(tokenizer)
+        size = options.get("vocab_size")
+        if size is not None and tokenizer is None:
+            where = Path(room)
+            vocab = trim_tokenizer(folders[0].path, size, where)
+        complete_plan(plan, options, folders[0], None, vocab)  # a wrong request is refused before scores are collected
+        scores = collect_scores(folders[0], options)
+        yield Request(folders, complete_plan(plan, options, folders[0], scores, vocab), where)
+
+
+def collect_scores(folder: ModelFolder, options: InheritOptions) -> "Scores | None":
+    """Return the scores that the request's `importance` means; None for `first`, or where nothing is cut by them.
+
+    Raises:
+        UsageError: `activation` or `taylor` without data.
+        DataError: The data was made with another tokenizer.
+    """
+    rule = options.get("importance") or "first"
+    if rule == "first" or width_target(options).is_empty:
+        return None
+    data = options.get("data")
+    if rule != "magnitude" and data is None:
+        raise UsageError(f"importance: {rule} is measured on text; give a data folder made by scion prepare (--data)")
+    folder.fetch()
+    if rule == "magnitude":
+        from scionlm.analysis.magnitude import magnitude_scores
+        from scionlm.families.weights import FolderWeights
+        from scionlm.sources.tensors import FolderTensors
+
+        with FolderTensors(folder.path) as tensors:
+            return magnitude_scores(folder.config, FolderWeights(folder.config, tensors, folder.path))
+    import torch
+
+    from scionlm.analysis.importance import activation_scores, taylor_scores
+    from scionlm.data import DataFolder
+    from scionlm.recipes.inputs import check_tokenizer
+    from scionlm.sources import load_hf_model
+
+    assert data is not None
+    opened = DataFolder(Path(data))
+    check_tokenizer(folder, opened)
+    streams = [opened.stream(domain, "train") for domain in opened.domains]
+    windows = _CALIBRATION_TOKENS // _CALIBRATION_LENGTH // len(streams)
+    taken = [
+        torch.from_numpy(stream.read(start, _CALIBRATION_LENGTH).astype("int64"))
+        for stream in streams
+        for start in _starts(stream.num_tokens, windows)
+    ]
+    batches = [torch.stack(taken[i : i + _CALIBRATION_BATCH]) for i in range(0, len(taken), _CALIBRATION_BATCH)]
+    model = load_hf_model(folder, torch.float32)
+    collect = activation_scores if rule == "activation" else taylor_scores
+    with Progress(f"scoring heads and channels by {rule}", len(taken) * _CALIBRATION_LENGTH) as progress:
+        return collect(model, batches, progress.update)
+
+
+def _starts(num_tokens: int, windows: int) -> list[int]:
+    """Return where windows start that are spread evenly over a stream."""
+    room = num_tokens - _CALIBRATION_LENGTH
+    if room < 0:
+        return []
+    windows = min(windows, 1 + room // _CALIBRATION_LENGTH)
+    return [room * i // max(1, windows - 1) for i in range(windows)]
+
+
+def describe_request(request: Request) -> Record:
+    """Return what a surgery would do, from configurations alone: plan, sizes, and what becomes of the tensors."""
+    from scionlm.families.shape import count_parameters, expected_tensors
+    from scionlm.surgery.operations import operations, summarize
+    from scionlm.surgery.target import target_config
+
+    configs = [folder.config for folder in request.folders]
+    target = target_config(configs, request.plan)
+    found = operations(configs, target, request.plan)
+    names = [{place.name for place in expected_tensors(family_of(config), config)} for config in configs]
+    summary = summarize(found, names, request.folders[0].bytes_each())
+    return {
+        "source": request.folders[0].name,
+        "plan": request.plan.to_dict(),
+        "source_parameters": count_parameters(family_of(configs[0]), configs[0])["total"],
+        "source_shape": ModelShape.of(configs[0]).to_dict(),
+        "target_shape": ModelShape.of(target).to_dict(),
+        **summary,
+    }
+
+
+def inherit_model(source: str, options: InheritOptions) -> "tuple[PreTrainedModel, Proof]":
+    """Return the model that a request means, in the source's type, and the proof of it."""
+    import torch
+
+    from scionlm.surgery.surgery import open_surgery
+
+    with open_request(source, options) as request, open_surgery(request.folders, request.plan) as surgery:
+        model = surgery.build(torch.float32)
+        proof = surgery.prove(model)
+        return model.to(surgery.dtype), proof  # pyright: ignore[reportArgumentType]
+
+
+def inherit_folder(source: str, out: Path, options: InheritOptions, verify: bool, shard_bytes: int) -> Record:
+    """Carry out a request into the folder `out`; return the summary with the checks that were made.
+
+    Args:
+        source: A MODEL, or a YAML file with mergekit's slices.
+        out: Folder for the result, absent or empty.
+        options: What is asked for.
+        verify: Prove the result in memory, as a whole; otherwise check the files tensor by tensor and layer by layer.
+        shard_bytes: Largest size of a weight file.
+
+    Raises:
+        ScionError: A check failed; nothing was written.
+    """
+    require_free_folder(out)
+    with open_request(source, options) as request:
+        facts = describe_request(request)
+        from scionlm.surgery.surgery import SHARD_BYTES, open_surgery  # and with it torch: only now
+
+        with open_surgery(request.folders, request.plan) as surgery, staged_folder(out) as stage:
+            written = surgery.write(stage, shard_bytes or SHARD_BYTES)
+            proof = check(surgery, stage, verify)
+            facts |= {"files": written.files, "checks": proof.checks, "not_finite": written.not_finite}
+            _finish(stage, request, surgery, facts)
+    return facts
+
+
+def check(surgery: "Surgery", stage: Path, verify: bool) -> "Proof":
+    """Return the proof of the files in `stage`."""
+    from scionlm.surgery.verify import check_files
+
+    proof = check_files(stage, surgery.operations, surgery.weights, surgery.config, surgery.plan)
+    if verify:
+        import torch
+
+        from scionlm.sources import load_hf_model, open_folder
+        from scionlm.surgery.verify import require_ties
+
+        target = load_hf_model(open_folder(stage), torch.float32)
+        require_ties(target, proof)
+        proof.checks += surgery.prove(target).checks
+    return proof
+
+
+def _finish(stage: Path, request: Request, surgery: "Surgery", facts: Record) -> None:
+    from scionlm.surgery.export import write_companions
+    from scionlm.surgery.target import irregular_lists
+
+    irregular = irregular_lists(surgery.config)
+    if irregular:
+        warn(
+            f"{', '.join(irregular)} no longer follows the pattern usual for {len(request.plan.layers)} layers; "
+            "programs that work it out for themselves instead of reading it (llama.cpp) would run this model wrongly"
+        )
+    sources = [{"name": f.name, "revision": f.revision} | f.facts for f in request.folders]
+    provenance = {
+        "source": sources[0],
+        "donors": sources,
+        "plan": request.plan.to_dict(),
+        "sha256": facts["files"],
+        "checks": facts["checks"],
+        "irregular_lists": irregular,
+    }
+    folder = request.folders[0]
+    card = inherit_card(folder.name, folder.license, facts, command_line())
+    write_companions(stage, folder, card, provenance, request.tokenizer)

@@ -1,0 +1,155 @@
+"""A surgery from beginning to end: sources opened, operations worked out, then a model in memory or files on disk."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from scionlm.core.files import write_text_atomic
+from scionlm.core.log import Progress, warn
+from scionlm.core.tensors import TensorEntry
+from scionlm.families import family_of
+from scionlm.families.shape import canonical_names
+from scionlm.families.weights import FolderWeights, Weights
+from scionlm.sources import ModelFolder
+from scionlm.sources.folder import read_json_object, tensor_index, weight_map
+from scionlm.sources.tensors import FolderTensors
+from scionlm.surgery.apply import assemble, blocks, lazy_fresh, whole
+from scionlm.surgery.operations import Operation, operations, summarize
+from scionlm.surgery.plan import SurgeryPlan
+from scionlm.surgery.target import remap_token_ids, target_config
+from scionlm.surgery.verify import Proof, prove
+from scionlm.surgery.write import Tensor, Written, write_weights
+
+SHARD_BYTES = 5 * 10**9
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """A plan with its donors open.
+
+    Attributes:
+        plan: What to make.
+        folders: The donors.
+        weights: Their tensors.
+        config: The target's `config.json`.
+        operations: One for each of its tensors.
+        dtype: What fresh tensors are stored in: the type that most of the first donor's tensors have.
+    """
+
+    plan: SurgeryPlan
+    folders: list[ModelFolder]
+    weights: list[Weights]
+    config: dict[str, Any]
+    operations: list[Operation]
+    dtype: torch.dtype
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is copied, cut, fresh and dropped, in tensors, parameters and bytes."""
+        return summarize(self.operations, [weights.names() for weights in self.weights], self.dtype.itemsize)
+
+    def dtype_of(self, operation: Operation) -> torch.dtype:
+        """Return the type in which a tensor of the target is stored: that of the tensor it comes from."""
+        if operation.fill != "source":
+            return self.dtype
+        return self.weights[operation.donor].dtype(operation.source)
+
+    def build(self, dtype: torch.dtype, attn_implementation: str | None = None) -> PreTrainedModel:
+        """Return the target as a transformers model in evaluation mode, all weights in `dtype`."""
+        fresh = lazy_fresh(self.config, self.plan.seed)
+        # A value of the stored type stays one where the model is held in a wider type: files and memory agree.
+        state = {op.place.name: whole(op, self.weights, fresh).to(self.dtype_of(op)) for op in self.operations}
+        model = assemble(self.config, state, dtype, attn_implementation)
+        generation = self.generation_config()
+        if generation is not None:
+            model.generation_config = GenerationConfig.from_dict(generation)
+        return model
+
+    def prove(self, target: PreTrainedModel) -> Proof:
+        """Prove a float32 target; see `surgery.verify.prove`."""
+        return prove([folder.config for folder in self.folders], self.weights, self.plan, target)
+
+    def generation_config(self) -> dict[str, Any] | None:
+        """Return the target's `generation_config.json`, or None where the source has none."""
+        path = self.folders[0].path / "generation_config.json"
+        return remap_token_ids(read_json_object(path), self.plan) if path.is_file() else None
+
+    def write(self, stage: Path, shard_bytes: int = SHARD_BYTES) -> Written:
+        """Write weights and configuration into `stage`, a block of memory at a time.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        fresh = lazy_fresh(self.config, self.plan.seed)
+        stored = family_of(self.config).stored_as
+        tensors = [
+            Tensor(
+                stored.get(op.place.name, op.place.name),
+                self.dtype_of(op),
+                op.place.shape,
+                partial(blocks, op, self.weights, fresh),
+            )
+            for op in self.operations
+        ]
+        total = sum(tensor.num_bytes for tensor in tensors)
+        free = shutil.disk_usage(stage).free
+        if total > free:
+            raise OSError(28, f"{total:,} bytes are needed, {free:,} are free")
+        with Progress("writing weights", total) as progress:
+            written = write_weights(tensors, stage, shard_bytes, progress.update)
+        if written.not_finite:
+            names = ", ".join(written.not_finite[:3])
+            warn(f"{len(written.not_finite)} tensors hold numbers that are not finite (NaN, infinity): {names}")
+        write_text_atomic(stage / "config.json", json.dumps(self.config, indent=2, sort_keys=True) + "\n")
+        generation = self.generation_config()
+        if generation is not None:
+            text = json.dumps(generation, indent=2, sort_keys=True) + "\n"
+            write_text_atomic(stage / "generation_config.json", text)
+        return written
+
+
+@contextmanager
+def open_surgery(folders: list[ModelFolder], plan: SurgeryPlan) -> Generator[Surgery, None, None]:
+    """Open the donors and work out what to do.
+
+    Args:
+        folders: The plan's donors, in its order.
+        plan: What to make.
+
+    Raises:
+        DataError: A donor's tensors or configuration are not what its family says.
+        UsageError: The sizes asked for cannot be written down for this family.
+    """
+    assert len(folders) == len(plan.donors)
+    configs = [folder.config for folder in folders]
+    config = target_config(configs, plan)
+    found = operations(configs, config, plan)
+    with ExitStack() as stack:
+        weights: list[Weights] = []
+        for number, folder in enumerate(folders):
+            needed = {op.source for op in found if op.fill == "source" and op.donor == number}
+            tensors = stack.enter_context(FolderTensors(folder.path, _needed_tensors(folder, needed)))
+            weights.append(FolderWeights(folder.config, tensors, folder.path))
+        kinds = Counter(weights[0].dtype(op.source) for op in found if op.fill == "source" and op.donor == 0)
+        common = kinds.most_common(1)[0][0] if kinds else torch.float32
+        yield Surgery(plan, folders, weights, config, found, common)
+
+
+def _needed_tensors(folder: ModelFolder, needed: set[str]) -> dict[str, tuple[Path, TensorEntry]]:
+    """Return the tensors in the files that hold what is needed, after bringing those files here."""
+    index = weight_map(folder.path)
+    if index is None:
+        folder.fetch(["model.safetensors"])
+        return tensor_index(folder.path)
+    stored = canonical_names(family_of(folder.config), list(index))
+    files = sorted({index[stored[name]] for name in needed if name in stored})
+    folder.fetch(files)
+    return tensor_index(folder.path, [folder.path / name for name in files])

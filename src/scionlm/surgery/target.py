@@ -1,0 +1,178 @@
+"""The target's configuration: the source's own, with sizes and per-layer lists brought into line with the plan."""
+
+import copy
+from typing import Any
+
+from scionlm.core.errors import DataError, UsageError
+from scionlm.families import FamilySpec, ModelShape, family_of
+from scionlm.surgery.plan import SurgeryPlan, same_for_all
+
+Config = dict[str, Any]
+# Lists that have nothing to do with layers, whatever their length.
+_NOT_PER_LAYER = (
+    "architectures", "eos_token_id", "bos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens",
+    "bad_words_ids", "keys_to_ignore_at_inference", "id2label", "label2id", "rope_parameters", "rope_scaling",
+)  # fmt: skip
+# What may differ between two donors of one model.
+_FREE = (
+    "num_hidden_layers",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "_name_or_path",
+    "architectures",
+    "use_cache",
+)
+
+
+def resolved_config(config: Config) -> Config:
+    """Return a configuration with everything that transformers fills in, such as lists that older files leave out.
+
+    Raises:
+        DataError: transformers does not accept it.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    from scionlm.sources.quiet import quiet_transformers
+
+    try:
+        with quiet_transformers():
+            return AutoConfig.for_model(**copy.deepcopy(config)).to_dict()
+    except (ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise DataError(f"config.json: transformers refuses it: {' '.join(str(error).split())[:300]}") from error
+
+
+def check_lists(family: FamilySpec, config: Config) -> None:
+    """Check that every list in a configuration is one that Scion knows the meaning of.
+
+    Raises:
+        DataError: One is not; cutting layers could leave it wrong.
+    """
+    for key, value in config.items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        for name, item in inner:
+            if isinstance(item, list) and item and key not in _NOT_PER_LAYER and key not in family.per_layer_config:
+                where = f"{key}.{name}" if name else key
+                raise DataError(
+                    f"config.json: the family does not say whether the list {where!r} has to do with layers; "
+                    "name it in per_layer_config of the family's page if it has one entry a layer"
+                )
+
+
+def per_layer_lists(family: FamilySpec, config: Config) -> dict[str, list[Any]]:
+    """Return the lists with one entry a layer, those included that transformers fills in.
+
+    Raises:
+        DataError: A list's length is not the number of layers.
+    """
+    check_lists(family, config)
+    if not family.per_layer_config:
+        return {}
+    resolved = resolved_config(config)
+    check_lists(family, resolved)
+    layers = ModelShape.of(config).num_hidden_layers
+    lists = {key: resolved[key] for key in family.per_layer_config if resolved.get(key) is not None}
+    for key, value in lists.items():
+        if len(value) != layers:
+            raise DataError(f"config.json: {key} has {len(value)} entries, but num_hidden_layers is {layers}")
+    return lists
+
+
+def target_config(configs: list[Config], plan: SurgeryPlan) -> Config:
+    """Return the target's `config.json`.
+
+    Args:
+        configs: `config.json` of each donor.
+        plan: What to make.
+
+    Raises:
+        DataError: A configuration holds what its family does not explain, or donors do not fit together.
+        UsageError: The sizes asked for cannot be written down for this family.
+    """
+    config, family = configs[0], family_of(configs[0])
+    lists = [per_layer_lists(family, donor) for donor in configs]
+    _check_donors(configs)
+    target = copy.deepcopy(config)
+    target[family.key("num_hidden_layers")] = len(plan.layers)
+    for key in lists[0]:
+        target[key] = [lists[layer.donor][key][layer.index] for layer in plan.layers]
+    if plan.is_subset:
+        for key in family.layer_count_config:
+            if isinstance(config.get(key), int):
+                target[key] = sum(index < config[key] for index in plan.keep)
+    if plan.vocab is not None or plan.vocab_padding:
+        rows = ModelShape.of(config).vocab_size if plan.vocab is None else len(plan.vocab)
+        target = remap_token_ids(target, plan) | {"vocab_size": rows + plan.vocab_padding}
+    if plan.cuts_width:
+        _set_width(target, family, ModelShape.of(config), plan)
+    return target
+
+
+def _set_width(target: Config, family: FamilySpec, source: ModelShape, plan: SurgeryPlan) -> None:
+    heads = same_for_all(plan.layers, lambda layer: layer.heads) or source.num_attention_heads
+    kv_heads = same_for_all(plan.layers, lambda layer: layer.kv_heads) or source.num_key_value_heads
+    sizes = {
+        "hidden_size": source.hidden_size if plan.hidden is None else len(plan.hidden),
+        "intermediate_size": same_for_all(plan.layers, lambda layer: layer.ffn) or source.intermediate_size,
+        "num_attention_heads": heads,
+    }
+    if family.has_kv_heads:
+        sizes["num_key_value_heads"] = kv_heads
+    if family.has_head_dim:
+        sizes["head_dim"] = source.head_dim
+    elif sizes["hidden_size"] != heads * source.head_dim:
+        raise UsageError(
+            f"{target['model_type']} has no head_dim setting: hidden_size {sizes['hidden_size']} must be "
+            f"num_attention_heads {heads} times the source's head size {source.head_dim}; set both"
+        )
+    if heads % kv_heads:
+        raise UsageError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    for name, value in sizes.items():
+        target[family.key(name)] = value
+    for key, wanted in family.required_config.items():
+        if isinstance(wanted, str) and key in target:
+            target[key] = target[family.key(wanted)]
+
+
+def remap_token_ids(settings: Config, plan: SurgeryPlan) -> Config:
+    """Return settings whose `*_token_id` entries follow the plan's vocabulary; a token that is gone becomes null."""
+    if plan.vocab is None:
+        return settings
+    place = {source: token for token, source in enumerate(plan.vocab)}
+    changed = dict(settings)
+    for key, value in settings.items():
+        if key.endswith("_token_id") and isinstance(value, int):
+            changed[key] = place.get(value)
+        elif key.endswith("_token_id") and isinstance(value, list):
+            changed[key] = [place[token] for token in value if token in place] or None
+    return changed
+
+
+def _check_donors(configs: list[Config]) -> None:
+    if len(configs) == 1:
+        return
+    family = family_of(configs[0])
+    free = {*_FREE, family.key("num_hidden_layers"), *family.per_layer_config, *family.layer_count_config}
+    first, *others = [resolved_config(config) for config in configs]
+    for other in others:
+        for key in sorted((first.keys() | other.keys()) - free):
+            if first.get(key) != other.get(key):
+                raise DataError(
+                    f"the donors' configurations differ in {key} ({first.get(key)!r} and {other.get(key)!r}); "
+                    "layers can only be joined from models of one kind and width"
+                )
+
+
+def irregular_lists(target: Config) -> list[str]:
+    """Return the per-layer lists that are not those transformers would make for this number of layers.
+
+    Programs that work such a list out for themselves instead of reading it (llama.cpp does, for some families) would
+    run the model wrongly.
+    """
+    family = family_of(target)
+    if not family.per_layer_config:
+        return []
+    bare = {key: value for key, value in target.items() if key not in family.per_layer_config}
+    usual = resolved_config(bare)
+    return [key for key in family.per_layer_config if key in target and target[key] != usual.get(key)]

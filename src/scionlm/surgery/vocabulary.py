@@ -1,0 +1,117 @@
+"""Cut a vocabulary: to that of another tokenizer, or to the first merges of the source's own; pad it to a multiple.
+
+A byte-level BPE tokenizer lists its merges by how useful they were: leaving the last ones out gives a smaller tokenizer
+that is as sound, and every token of it is one of the source's, with an embedding of its own.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from scionlm.core.errors import DataError, UsageError
+from scionlm.core.files import write_text_atomic
+from scionlm.sources.folder import load_tokenizer, read_json_object
+from scionlm.surgery.plan import Indices
+
+
+def match_tokenizer(source: Path, tokenizer: Path) -> Indices:
+    """Return for each token of the tokenizer in `tokenizer` its id in that of `source`.
+
+    Raises:
+        DataError: Ids have gaps, or a token is not one of the source's.
+    """
+    known, wanted = load_tokenizer(source).get_vocab(), load_tokenizer(tokenizer).get_vocab()
+    tokens = sorted(wanted, key=lambda token: wanted[token])
+    if [wanted[token] for token in tokens] != list(range(len(tokens))):
+        raise DataError(f"{tokenizer}: the tokenizer's ids have gaps; ids from 0 on without gaps are needed")
+    missing = [token for token in tokens if token not in known]
+    if missing:
+        raise DataError(
+            f"{tokenizer}: {len(missing)} of {len(tokens)} tokens are not the source's, {missing[0]!r} for one; "
+            "only a tokenizer made of the source's own tokens can be trimmed to (--vocab-size makes one)"
+        )
+    return tuple(known[token] for token in tokens)
+
+
+def trim_tokenizer(source: Path, size: int, out: Path) -> Indices:
+    """Write a tokenizer of the source's first `size` tokens into `out`; return the source's id of each of them.
+
+    All single bytes and characters and all added tokens stay; the merges that came last in training go.
+
+    Args:
+        source: Folder with the source's tokenizer.
+        size: Tokens of the new tokenizer.
+        out: Folder that gets `tokenizer.json` and what belongs to it.
+
+    Raises:
+        UsageError: `size` is not between the tokens that must stay and those there are.
+        DataError: The tokenizer is not a BPE, or numbers tokens in a place that Scion does not know.
+    """
+    path = source / "tokenizer.json"
+    spec = read_json_object(path)
+    model = spec.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+        raise DataError(f"{path}: only a BPE tokenizer can be trimmed; give a tokenizer instead (--tokenizer)")
+    vocab: dict[str, int] = model["vocab"]
+    merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    added = {token["content"]: int(token["id"]) for token in spec.get("added_tokens") or []}
+    ids = vocab | added
+    made = {a + b for a, b in merges}
+    kept = {token for token in ids if token in added or token not in made}
+    if not len(kept) <= size <= len(ids):
+        raise UsageError(f"vocab_size: {size} is not between {len(kept)}, the tokens that must stay, and {len(ids)}")
+    for a, b in merges:
+        if len(kept) == size:
+            break
+        if a in kept and b in kept and a + b in ids:
+            kept.add(a + b)
+    tokens = sorted(kept, key=lambda token: ids[token])
+    new = {token: number for number, token in enumerate(tokens)}
+    model["vocab"] = {token: new[token] for token in tokens if token in vocab}
+    model["merges"] = [[a, b] for a, b in merges if a in kept and b in kept and a + b in kept]
+    for token in spec.get("added_tokens") or []:
+        token["id"] = new[token["content"]]
+    _renumber(spec.get("post_processor"), new, path)
+    write_text_atomic(out / "tokenizer.json", json.dumps(spec, ensure_ascii=False))
+    _copy_settings(source, out, {ids[token]: number for token, number in new.items()})
+    return tuple(ids[token] for token in tokens)
+
+
+def _renumber(processor: Any, new: dict[str, int], path: Path) -> None:
+    """Put new ids into a post-processor, which may add tokens by number."""
+    if processor is None or processor.get("type") == "ByteLevel":
+        return
+    if processor.get("type") == "Sequence":
+        for inner in processor["processors"]:
+            _renumber(inner, new, path)
+    elif processor.get("type") == "TemplateProcessing":
+        for entry in processor["special_tokens"].values():
+            entry["ids"] = [new[token] for token in entry["tokens"]]
+    else:
+        raise DataError(
+            f"{path}: post_processor {processor.get('type')!r} may hold token numbers; it cannot be trimmed"
+        )
+
+
+def _copy_settings(source: Path, out: Path, place: dict[int, int]) -> None:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if not (source / name).is_file():
+            continue
+        settings = read_json_object(source / name)
+        listed = settings.get("added_tokens_decoder")
+        if isinstance(listed, dict):
+            settings["added_tokens_decoder"] = {str(place[int(k)]): v for k, v in listed.items() if int(k) in place}
+        write_text_atomic(out / name, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    if (source / "chat_template.jinja").is_file():
+        write_text_atomic(out / "chat_template.jinja", (source / "chat_template.jinja").read_text(encoding="utf-8"))
+
+
+def padding_to(size: int, multiple: int) -> int:
+    """Return how many rows make a vocabulary of `size` a multiple.
+
+    Raises:
+        UsageError: The multiple is not a positive number.
+    """
+    if not 1 <= multiple <= 2**20:
+        raise UsageError(f"pad_vocab_to: {multiple} must be a multiple such as 64")
+    return -size % multiple
