@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from scionlm.families import ModelShape, family_of
-from scionlm.families.weights import StateWeights
+from scionlm.families.weights import FolderWeights, StateWeights
 from scionlm.sources import load_hf_model, open_folder
+from scionlm.sources.tensors import FolderTensors
 from scionlm.surgery.depth import plan_depth, plan_growth
+from scionlm.surgery.probe import probe_layers
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.verify import check_files
 from scionlm.surgery.width import WidthTarget, plan_width
@@ -28,6 +30,14 @@ def scores(shape: ModelShape, seed: int = 0):
         "heads": rng.random((shape.num_hidden_layers, shape.num_attention_heads)),
         "ffn": rng.random((shape.num_hidden_layers, shape.intermediate_size)),
     }
+
+
+def check_written(surgery, folder, sample):
+    with FolderTensors(folder) as tensors:
+        written = FolderWeights(surgery.config, tensors, folder)
+        configs = [donor.config for donor in surgery.folders]
+        proof = check_files(surgery.operations, surgery.weights, surgery.config, surgery.plan, written, sample)
+        probe_layers(configs, surgery.weights, surgery.plan, surgery.config, written, proof)
 
 
 def cut(source, keep=(0, 2, 4), seed=0, **sizes):
@@ -126,7 +136,8 @@ def test_written_files_load_as_the_model_in_memory(source, tmp_path):
     with open_surgery([source], plan) as surgery:
         surgery.write(tmp_path, shard_bytes=30_000)
         model = surgery.build(torch.float32)
-        check_files(tmp_path, surgery.operations, surgery.weights, surgery.config, plan)
+        for sample in (False, True):
+            check_written(surgery, tmp_path, sample)
     assert (tmp_path / "model.safetensors.index.json").exists()
     again = load_hf_model(open_folder(tmp_path))
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())

@@ -1,5 +1,6 @@
 """`scion inherit`: cut, prove, write; or say what would be done."""
 
+import re
 from pathlib import Path
 
 from scionlm.core.errors import UsageError
@@ -16,12 +17,11 @@ def parse_bytes(text: str) -> int:
     Raises:
         UsageError: It is not one, or less than a megabyte.
     """
-    number = text.strip().lower().removesuffix("b").strip()
-    unit = _UNITS.get(number[-1:], 1)
-    number = number.rstrip("kmgt").strip()
-    if not number.isascii() or not number.isdigit() or int(number) * unit < 10**6:
-        raise UsageError(f"shard-size {text!r} is not a size of at least 1MB such as 5GB")
-    return int(number) * unit
+    match = re.fullmatch(r"\s*(\d{1,12})\s*([kmgt]?)b?\s*", text.lower(), re.ASCII)
+    size = int(match[1]) * _UNITS.get(match[2], 1) if match else 0
+    if size < 10**6:
+        raise UsageError(f"shard-size {text[:40]!r} is not a size of at least 1MB such as 5GB")
+    return size
 
 
 def inherit_command(
@@ -42,7 +42,7 @@ def inherit_command(
     if json:
         print_json(facts)
     else:
-        print_surgery(facts, out)
+        print_surgery(facts, None if dry_run else out)
 
 
 def print_surgery(facts: Record, out: Path | None) -> None:

@@ -36,6 +36,8 @@ def _row(table: Table, *cells: object) -> None:
 
 def print_inspection(facts: dict[str, Any]) -> None:
     """Print what `scion inspect` found."""
+    kinds = ", ".join(facts["stored_dtypes"])
+    facts = facts | {"stored": f"{kinds}, {facts['num_files']} files, {facts['num_bytes'] / 1e6:,.0f} MB"}
     table = _table(
         f"{facts['name']}  {facts['model_type']}, {format_count(facts['num_parameters'])} parameters", "", ""
     )
@@ -49,6 +51,7 @@ def print_inspection(facts: dict[str, Any]) -> None:
         "vocab_size",
         "tie_word_embeddings",
         "max_position_embeddings",
+        "stored",
         "license",
         "path",
     ):
@@ -59,10 +62,15 @@ def print_inspection(facts: dict[str, Any]) -> None:
         _row(parts, part, f"{number:,}", f"{100 * number / facts['num_parameters']:.1f} %")
     _row(parts, "all", f"{facts['num_parameters']:,}", "100 %")
     _show(parts)
+    tensors = _table("\ntensors", "name", "role", "axes", "shape")
+    for name, tensor in facts["tensors"].items():
+        _row(tensors, name, tensor["role"], " x ".join(tensor["axes"]), " x ".join(map(str, tensor["shape"])))
+    _show(tensors)
     columns = [key for key in facts["layers"][0] if key not in ("index", "num_parameters")]
     layers = _table("\nlayers", "layer", *columns, "all")
     for layer in facts["layers"]:
-        _row(layers, layer["index"], *(f"{layer[key]:,}" for key in columns), f"{layer['num_parameters']:,}")
+        cells = (f"{value:,}" if isinstance(value := layer[key], int) else value for key in columns)
+        _row(layers, layer["index"], *cells, f"{layer['num_parameters']:,}")
     _show(layers)
 
 

@@ -11,6 +11,9 @@ from scionlm.core.errors import DataError
 from scionlm.families.registry import family_of
 from scionlm.families.spec import FamilySpec, TensorSpec
 
+# No decoder has nearly as many; a file that says so is broken, and would keep everything busy for minutes.
+MAX_LAYERS = 10_000
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -47,12 +50,15 @@ class ModelShape:
         own_head_dim = family.has_head_dim and family.get(config, "head_dim") is not None
         if not own_head_dim and hidden % heads:
             raise DataError(f"config.json: hidden_size {hidden} is not divisible by num_attention_heads {heads}")
+        layers = size("num_hidden_layers")
+        if layers > MAX_LAYERS:
+            raise DataError(f"config.json: {family.key('num_hidden_layers')} is {layers}; no model has that many")
         if heads % kv_heads:
             raise DataError(
                 f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
             )
         return cls(
-            num_hidden_layers=size("num_hidden_layers"),
+            num_hidden_layers=layers,
             hidden_size=hidden,
             intermediate_size=size("intermediate_size", ratio and ratio * hidden),
             num_attention_heads=heads,
@@ -67,12 +73,22 @@ class ModelShape:
         return asdict(self)
 
 
+def context_length(config: dict[str, Any]) -> int | None:
+    """Return how many positions a model has been made for; None where it does not say."""
+    value = family_of(config).get(config, "max_position_embeddings")
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
 def axis_size(axis: str, family: FamilySpec, config: dict[str, Any], shape: ModelShape) -> int:
     """Return the length of an axis of `families.spec`, fused ones included."""
 
     def one(name: str) -> int:
         if name == "position":
-            return int(family.get(config, "max_position_embeddings")) + family.position_offset
+            positions = context_length(config)
+            if positions is None:
+                key = family.key("max_position_embeddings")
+                raise DataError(f"config.json: {key} is {config.get(key)!r}, but must be a positive integer")
+            return positions + family.position_offset
         return {
             "hidden": shape.hidden_size,
             "heads": shape.num_attention_heads * shape.head_dim,

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scionlm.core.errors import UsageError
+from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import require_free_folder, staged_folder
 from scionlm.core.log import Progress, warn
 from scionlm.core.records import Record
 from scionlm.families import ModelShape, family_of
+from scionlm.families.shape import context_length
 from scionlm.recipes.card import inherit_card
 from scionlm.recipes.run import command_line
 from scionlm.sources import ModelFolder, resolve
+from scionlm.surgery.lineage import plan_origins
 from scionlm.surgery.mergekit import plan_slices, read_slices
 from scionlm.surgery.plan import SurgeryPlan
-from scionlm.surgery.request import InheritOptions, complete_plan, layer_plan, width_target
+from scionlm.surgery.request import InheritOptions, check_options, complete_plan, layer_plan, width_target
 from scionlm.surgery.vocabulary import trim_tokenizer
 
 if TYPE_CHECKING:
@@ -27,8 +29,7 @@ if TYPE_CHECKING:
     from scionlm.surgery.verify import Proof
     from scionlm.surgery.width import Scores
 
-IMPORTANCE = ("first", "magnitude", "activation", "taylor")
-_CALIBRATION_TOKENS, _CALIBRATION_LENGTH, _CALIBRATION_BATCH = 131_072, 256, 4
+_CALIBRATION_TOKENS, _CALIBRATION_LENGTH, _CALIBRATION_BATCH = 32_768, 256, 4
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,7 @@ def open_request(source: str, options: InheritOptions) -> Generator[Request, Non
         DataError: A source is broken, or does not fit the request.
     """
     pickle = bool(options.get("allow_pickle"))
-    importance = options.get("importance")
-    if importance is not None and importance not in IMPORTANCE:
-        raise UsageError(f"importance {importance!r} is unknown (known: {', '.join(IMPORTANCE)})")
+    check_options(options)
     if source.endswith((".yaml", ".yml")) and Path(source).is_file():
         if any(options.get(key) is not None for key in ("layers", "keep", "strategy", "scores", "grow", "donor")):
             raise UsageError(f"{source} names the layers already; leave layers, keep, strategy, scores and grow out")
@@ -97,9 +96,6 @@ def collect_scores(folder: ModelFolder, options: InheritOptions) -> "Scores | No
     rule = options.get("importance") or "first"
     if rule == "first" or width_target(options).is_empty:
         return None
-    data = options.get("data")
-    if rule != "magnitude" and data is None:
-        raise UsageError(f"importance: {rule} is measured on text; give a data folder made by scion prepare (--data)")
     folder.fetch()
     if rule == "magnitude":
         from scionlm.analysis.magnitude import magnitude_scores
@@ -115,29 +111,31 @@ def collect_scores(folder: ModelFolder, options: InheritOptions) -> "Scores | No
     from scionlm.recipes.inputs import check_tokenizer
     from scionlm.sources import load_hf_model
 
-    assert data is not None
-    opened = DataFolder(Path(data))
+    opened = DataFolder(Path(str(options.get("data"))))
     check_tokenizer(folder, opened)
+    length = min(_CALIBRATION_LENGTH, context_length(folder.config) or _CALIBRATION_LENGTH)
     streams = [opened.stream(domain, "train") for domain in opened.domains]
-    windows = _CALIBRATION_TOKENS // _CALIBRATION_LENGTH // len(streams)
+    windows = _CALIBRATION_TOKENS // length // len(streams)
     taken = [
-        torch.from_numpy(stream.read(start, _CALIBRATION_LENGTH).astype("int64"))
+        torch.from_numpy(stream.read(start, length).astype("int64"))
         for stream in streams
-        for start in _starts(stream.num_tokens, windows)
+        for start in _starts(stream.num_tokens, windows, length)
     ]
+    if not taken:
+        raise DataError(f"data {opened.path}: no domain has the {length} tokens of one window to measure importance on")
     batches = [torch.stack(taken[i : i + _CALIBRATION_BATCH]) for i in range(0, len(taken), _CALIBRATION_BATCH)]
     model = load_hf_model(folder, torch.float32)
     collect = activation_scores if rule == "activation" else taylor_scores
-    with Progress(f"scoring heads and channels by {rule}", len(taken) * _CALIBRATION_LENGTH) as progress:
+    with Progress(f"scoring heads and channels by {rule}", len(taken) * length) as progress:
         return collect(model, batches, progress.update)
 
 
-def _starts(num_tokens: int, windows: int) -> list[int]:
+def _starts(num_tokens: int, windows: int, length: int) -> list[int]:
     """Return where windows start that are spread evenly over a stream."""
-    room = num_tokens - _CALIBRATION_LENGTH
+    room = num_tokens - length
     if room < 0:
         return []
-    windows = min(windows, 1 + room // _CALIBRATION_LENGTH)
+    windows = min(windows, 1 + room // length)
     return [room * i // max(1, windows - 1) for i in range(windows)]
 
 
@@ -195,25 +193,32 @@ def inherit_folder(source: str, out: Path, options: InheritOptions, verify: bool
         with open_surgery(request.folders, request.plan) as surgery, staged_folder(out) as stage:
             written = surgery.write(stage, shard_bytes or SHARD_BYTES)
             proof = check(surgery, stage, verify)
-            facts |= {"files": written.files, "checks": proof.checks, "not_finite": written.not_finite}
+            facts |= {"files": written.files, "checks": proof.checks}
             _finish(stage, request, surgery, facts)
     return facts
 
 
 def check(surgery: "Surgery", stage: Path, verify: bool) -> "Proof":
     """Return the proof of the files in `stage`."""
-    from scionlm.surgery.verify import check_files
+    import torch
 
-    proof = check_files(stage, surgery.operations, surgery.weights, surgery.config, surgery.plan)
-    if verify:
-        import torch
+    from scionlm.families.weights import FolderWeights
+    from scionlm.sources import load_hf_model, open_folder
+    from scionlm.sources.tensors import FolderTensors
+    from scionlm.surgery.probe import probe_layers
+    from scionlm.surgery.verify import check_files, require_ties
 
-        from scionlm.sources import load_hf_model, open_folder
-        from scionlm.surgery.verify import require_ties
-
-        target = load_hf_model(open_folder(stage), torch.float32)
-        require_ties(target, proof)
-        proof.checks += surgery.prove(target).checks
+    plan, config = surgery.plan, surgery.config
+    with FolderTensors(stage) as tensors:
+        written = FolderWeights(config, tensors, stage)
+        proof = check_files(surgery.operations, surgery.weights, config, plan, written, sample=not verify)
+        if not verify:
+            configs = [folder.config for folder in surgery.folders]
+            probe_layers(configs, surgery.weights, plan, config, written, proof)
+            return proof
+    target = load_hf_model(open_folder(stage), torch.float32)
+    require_ties(target, proof)
+    proof.checks += surgery.prove(target).checks
     return proof
 
 
@@ -232,6 +237,7 @@ def _finish(stage: Path, request: Request, surgery: "Surgery", facts: Record) ->
         "source": sources[0],
         "donors": sources,
         "plan": request.plan.to_dict(),
+        "origins": plan_origins(request.folders, request.plan),
         "sha256": facts["files"],
         "checks": facts["checks"],
         "irregular_lists": irregular,

@@ -18,6 +18,7 @@ from scionlm.recipes.setting import Setting, losses_of, release
 from scionlm.schedules import Schedule
 from scionlm.sources.folder import stored_dtype
 from scionlm.surgery.export import save_model
+from scionlm.surgery.lineage import plan_origins
 from scionlm.surgery.verify import Proof, verify_export
 from scionlm.train.checkpoint import CheckpointStore
 from scionlm.train.loop import LoopConfig, fit
@@ -109,6 +110,7 @@ def export(setting: Setting, out: Path, model: PreTrainedModel) -> None:
     provenance = {
         "source": {"name": setting.source.name, "revision": setting.source.revision},
         "plan": setting.plan.to_dict(),
+        "origins": plan_origins([setting.source], setting.plan),
         "init": recipe.inherit.init,
     }
     with staged_folder(out / "model") as stage:

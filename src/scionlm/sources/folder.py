@@ -173,6 +173,8 @@ def tensor_index(folder: Path, files: list[Path] | None = None) -> dict[str, tup
             if name in tensors:
                 raise DataError(f"tensor {name!r} is in both {tensors[name][0].name} and {file.name} of {folder}")
             tensors[name] = (file, entry)
+    if not tensors:
+        raise DataError(f"{folder}: its weight files hold no tensors")
     for name, file_name in (weight_map(folder) or {}).items():
         looked_at = files is None or folder / file_name in files
         if looked_at and (name not in tensors or tensors[name][0].name != file_name):

@@ -64,6 +64,8 @@ class FolderTensors:
             StorageError: It cannot be read.
         """
         path, entry = self._index[name]
+        if not 0 <= start <= stop <= entry.shape[0]:
+            raise IndexError(f"rows {start} to {stop} of tensor {name!r}, which has {entry.shape[0]}")
         dtype = self.dtype(name)
         width = prod(entry.shape[1:]) * dtype.itemsize
         block = torch.empty((stop - start) * width, dtype=torch.uint8)

@@ -31,7 +31,10 @@ def blocks(operation: Operation, donors: list[Weights], fresh: Callable[[], Fres
         yield torch.zeros(operation.place.shape)
         return
     if operation.fill == "random":
-        yield fresh().get(operation.place.name)
+        tensor = fresh().get(operation.place.name)
+        if operation.padding:
+            tensor[operation.num_rows :] = tensor[: operation.num_rows].mean(0)
+        yield tensor
         return
     reader, name = donors[operation.donor], operation.source
     shape = reader.shape(name)

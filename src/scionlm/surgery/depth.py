@@ -7,12 +7,14 @@ from typing import Literal
 
 from scionlm.core.config import nearest
 from scionlm.core.errors import UsageError
+from scionlm.families.shape import MAX_LAYERS
 from scionlm.surgery.indices import parse_indices
 from scionlm.surgery.plan import LayerPlan, SurgeryPlan
 
 # On a 30-layer source three recovered best at 8 layers kept and did well at 15 (docs/results/demo-strategy.md).
 _LAST_LAYERS = 3
 GrowthInit = Literal["source_next", "stack", "zero_output", "random"]
+GROWTH: tuple[GrowthInit, ...] = ("source_next", "stack", "zero_output", "random")
 
 
 def _first(layers: int, total: int, argument: int | None) -> list[int]:
@@ -71,7 +73,7 @@ _REPEAT = ("stack", "hybrid_stack")
 
 def parse_keep(text: str) -> list[int]:
     """Return the layers that `0-7,12` or `0-29:2` names; see `parse_indices`."""
-    return parse_indices(text, "keep")
+    return parse_indices(text, "keep", most=MAX_LAYERS)
 
 
 def plan_depth(
@@ -207,7 +209,11 @@ def plan_growth(
     origin = list(range(num_layers)) if inherited is None else list(inherited)
     if num_donor_layers is None or len(names) < 2:
         raise UsageError("growing by source_next needs the model that the layers come from; name it as the donor")
-    if len(origin) != num_layers or origin != sorted(set(origin)) or origin[-1] >= num_donor_layers:
+    if (
+        len(origin) != num_layers
+        or origin != sorted(set(origin))
+        or not 0 <= origin[0] <= origin[-1] < num_donor_layers
+    ):
         raise UsageError(
             "the model's layers are not some of the donor's, each once and in order; choose another way to grow"
         )

@@ -35,12 +35,11 @@ def read_slices(path: Path) -> Slices:
         raise UsageError(
             f"{path}: {unknown[0]!r} is not carried out here; only slices with merge_method passthrough are"
         )
-    if config.get("merge_method", "passthrough") != "passthrough":
-        raise UsageError(
-            f"{path}: merge_method {config['merge_method']!r} mixes weights; only passthrough is understood"
-        )
     if config.get("dtype") is not None:
         raise UsageError(f"{path}: dtype is not carried out here, weights keep their type; leave it out")
+    method = config.get("merge_method") or "passthrough"
+    if method != "passthrough":
+        raise UsageError(f"{path}: merge_method {method!r} mixes weights; only passthrough is understood")
     slices = config.get("slices")
     if not isinstance(slices, list) or not slices:
         raise UsageError(f"{path}: slices is missing or empty")
@@ -51,6 +50,8 @@ def read_slices(path: Path) -> Slices:
         if name not in models:
             models.append(name)
         ranges.append((models.index(name), first, last))
+    if config.get("base_model") not in (None, models[0]):
+        raise UsageError(f"{path}: base_model must be the model of the first slice ({models[0]}), or be left out")
     return Slices(tuple(models), tuple(ranges))
 
 

@@ -4,7 +4,7 @@ Pure data from configurations and plan; nothing is read. What executes them is `
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod, sqrt
 from typing import Any, Literal
 
@@ -61,6 +61,21 @@ class Operation:
         return "cut" if self.padding or any(index is not None for index in self.index) else "copied"
 
     @property
+    def num_rows(self) -> int:
+        """Rows of the result, those of padding left out."""
+        return self.place.shape[0] - self.padding
+
+    def narrowed(self, rows: list[int]) -> "Operation":
+        """Return the operation that makes only these rows of the result."""
+        kept = self.index[0]
+        first: Index = np.asarray(rows, dtype=np.int64) if kept is None else kept[rows]
+        scale = self.scale
+        if scale is not None and scale.axis == 0 and scale.stop is not None:
+            inside = [row for row in rows if scale.start <= row < scale.stop]
+            scale = replace(scale, start=0, stop=len(inside)) if inside else None
+        return replace(self, index=(first, *self.index[1:]), scale=scale, padding=0)
+
+    @property
     def num_elements(self) -> int:
         """Elements of the result."""
         return prod(self.place.shape)
@@ -115,7 +130,7 @@ def _operation(
     if layer is not None and layer.init == "zero_output" and spec.role in ("attention_output", "mlp_output"):
         return Operation(place, "zero")
     if spec.part in plan.fresh or (layer is not None and layer.init != "source"):
-        return Operation(place, "random")
+        return Operation(place, "random", padding=plan.vocab_padding if spec.axes[0] == "vocab" else 0)
     donor = 0 if layer is None else layer.donor
     name = place.name
     if layer is not None:

@@ -110,6 +110,24 @@ class SurgeryPlan:
             "width": self.width,
         }
 
+    def _checked(self) -> "SurgeryPlan":
+        """Return the plan itself if it hangs together.
+
+        Raises:
+            ValueError: It does not.
+        """
+        if not self.donors or not self.layers:
+            raise ValueError("it names no donor or no layer")
+        for layer in self.layers:
+            if layer.init not in ("source", "zero_output", "random"):
+                raise ValueError(f"init {layer.init!r} is unknown")
+            if layer.donor >= len(self.donors) or layer.index >= self.donor_layers[layer.donor]:
+                raise ValueError(f"layer {layer.index} of donor {layer.donor} does not exist")
+        cuts = [kept for layer in self.layers for kept in (layer.heads, layer.kv_heads, layer.ffn)]
+        if () in (self.hidden, self.vocab, *cuts):
+            raise ValueError("a selection is empty")
+        return self
+
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "SurgeryPlan":
         """Return the plan that `to_dict` gave.
@@ -122,10 +140,13 @@ class SurgeryPlan:
             return None if value is None else tuple(parse_indices(value, "plan") if value else ())
 
         try:
+            fresh = record["fresh"]
+            if not isinstance(fresh, list):
+                raise TypeError("fresh is not a list")
             layers = tuple(
                 LayerPlan(
-                    int(layer["index"]),
-                    int(layer["donor"]),
+                    _whole(layer["index"]),
+                    _whole(layer["donor"]),
                     layer["init"],
                     *(indices(layer.get(key)) for key in ("heads", "kv_heads", "ffn")),
                 )
@@ -133,18 +154,30 @@ class SurgeryPlan:
             )
             return cls(
                 donors=tuple(str(donor["name"]) for donor in record["donors"]),
-                donor_layers=tuple(int(donor["num_hidden_layers"]) for donor in record["donors"]),
+                donor_layers=tuple(_whole(donor["num_hidden_layers"]) for donor in record["donors"]),
                 layers=layers,
                 hidden=indices(record["hidden"]),
                 vocab=indices(record["vocab"]),
-                vocab_padding=int(record["vocab_padding"]),
-                fresh=tuple(record["fresh"]),
-                seed=int(record["seed"]),
+                vocab_padding=_whole(record["vocab_padding"]),
+                fresh=parse_parts(",".join(fresh)) if fresh else (),
+                seed=_whole(record["seed"]),
                 strategy=str(record["strategy"]),
-                width=record["width"],
-            )
+                width=_name(record["width"]),
+            )._checked()
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise DataError(f"this is not a surgery plan: {type(error).__name__} {error}") from error
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a number from 0 on")
+    return value
+
+
+def _name(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a name")
+    return value
 
 
 def parse_parts(text: str) -> tuple[Part, ...]:
@@ -179,8 +212,8 @@ def compose(first: SurgeryPlan, second: SurgeryPlan) -> SurgeryPlan:
         raise UsageError(f"the second plan is for {second.donor_layers} layers, the first gives {len(first.layers)}")
     if first.vocab_padding and second.vocab is not None:
         raise UsageError("a padded vocabulary cannot be trimmed again; trim first and pad afterwards")
-    if first.fresh or any(layer.init == "random" for layer in first.layers):
-        raise UsageError("a plan that makes random weights cannot be followed by another in one step")
+    if first.fresh or any(first.layers[layer.index].init != "source" for layer in second.layers):
+        raise UsageError("fresh weights of the first plan cannot be carried into another in one step")
     layers: list[LayerPlan] = []
     for layer in second.layers:
         below = first.layers[layer.index]

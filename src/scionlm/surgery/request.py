@@ -4,15 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
+from scionlm.core.config import nearest
 from scionlm.core.errors import DataError, UsageError
-from scionlm.core.records import read_json
 from scionlm.families import ModelShape, family_of
 from scionlm.families.shape import expected_tensors
 from scionlm.sources import ModelFolder
-from scionlm.surgery.depth import GrowthInit, parse_keep, plan_depth, plan_growth
+from scionlm.sources.folder import read_json_object
+from scionlm.surgery.depth import GROWTH, GrowthInit, parse_keep, plan_depth, plan_growth
+from scionlm.surgery.lineage import inherited_layers
 from scionlm.surgery.plan import SurgeryPlan, parse_parts
 from scionlm.surgery.vocabulary import match_tokenizer, padding_to
 from scionlm.surgery.width import Scores, WidthTarget, plan_width
+
+IMPORTANCE = ("first", "magnitude", "activation", "taylor")
 
 
 class InheritOptions(TypedDict, total=False):
@@ -68,6 +72,36 @@ def width_target(options: InheritOptions) -> WidthTarget:
     )
 
 
+def check_options(options: InheritOptions) -> None:
+    """Refuse options that mean nothing as they stand.
+
+    Raises:
+        UsageError: One is empty, or asks for something that another one does not leave room for.
+    """
+    for key in ("strategy", "scores", "grow", "donor", "importance", "data", "tokenizer", "fresh", "keep"):
+        if options.get(key) in ("", []):
+            raise UsageError(f"{key}: nothing is named; leave it out or name something")
+    importance = options.get("importance")
+    if importance is not None and importance not in IMPORTANCE:
+        known = ", ".join(IMPORTANCE)
+        raise UsageError(
+            f"importance {importance!r} is unknown{nearest(importance, list(IMPORTANCE))} (known: {known})"
+        )
+    if importance is not None and width_target(options).is_empty:
+        raise UsageError(
+            "importance chooses heads and channels, but no size is to be cut; say which (hidden_size, ...)"
+        )
+    measured = importance in ("activation", "taylor")
+    if measured and options.get("data") is None:
+        raise UsageError(
+            f"importance: {importance} is measured on text; give a data folder made by scion prepare (--data)"
+        )
+    if options.get("data") is not None and not measured:
+        raise UsageError(
+            "data is what importance activation or taylor is measured on; without one of them leave it out"
+        )
+
+
 def layer_plan(options: InheritOptions, source: ModelFolder, donor: ModelFolder | None) -> SurgeryPlan:
     """Return the plan for the layers alone.
 
@@ -78,19 +112,19 @@ def layer_plan(options: InheritOptions, source: ModelFolder, donor: ModelFolder 
     total = ModelShape.of(source.config).num_hidden_layers
     layers, keep, seed = options.get("layers"), options.get("keep"), options.get("seed") or 0
     grow = options.get("grow")
+    if donor is not None and grow != "source_next":
+        raise UsageError("a donor is only for grow: source_next")
+    if options.get("repeat") and keep is None:
+        raise UsageError("repeat lets keep name a layer twice; without keep it means nothing")
     if grow is not None:
-        if (
-            layers is None
-            or keep is not None
-            or options.get("strategy") is not None
-            or options.get("scores") is not None
-        ):
+        if grow not in GROWTH:
+            raise UsageError(f"grow {grow!r} is unknown{nearest(grow, list(GROWTH))} (known: {', '.join(GROWTH)})")
+        if layers is None or any(options.get(key) is not None for key in ("keep", "strategy", "scores")):
             raise UsageError("grow needs layers, the number to reach, and neither keep, strategy nor scores")
         names = [source.name] if donor is None else [source.name, donor.name]
         count = None if donor is None else ModelShape.of(donor.config).num_hidden_layers
-        return plan_growth(names, total, layers, grow, inherited_layers(source), count, seed)
-    if donor is not None:
-        raise UsageError("a donor is only needed for grow: source_next")
+        inherited = None if donor is None else inherited_layers(source, donor)
+        return plan_growth(names, total, layers, grow, inherited, count, seed)
     scores = options.get("scores")
     values = layer_scores(Path(scores)) if isinstance(scores, str) else scores
     strategy = options.get("strategy")
@@ -104,18 +138,6 @@ def layer_plan(options: InheritOptions, source: ModelFolder, donor: ModelFolder 
     return plan_depth(total, layers, indices, strategy, values, repeat=repeat, name=source.name)
 
 
-def inherited_layers(folder: ModelFolder) -> list[int] | None:
-    """Return which layers of its source a model of Scion's began with, by its provenance; None where it has none."""
-    path = folder.path / "provenance.json"
-    if not path.is_file():
-        return None
-    try:
-        keep = read_json(path)["plan"]["keep"]
-        return [int(index) for index in keep]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} does not say which layers the model was made of") from error
-
-
 def layer_scores(path: Path) -> list[float]:
     """Return the scores in a JSON file with a list `layer_scores`.
 
@@ -125,10 +147,13 @@ def layer_scores(path: Path) -> list[float]:
     """
     if not path.is_file():
         raise UsageError(f"scores: {path} is not a file")
-    values = read_json(path).get("layer_scores")
+    values = read_json_object(path).get("layer_scores")
     if not isinstance(values, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         raise DataError(f"{path} has no layer_scores, a list with one number for each layer")
-    return [float(value) for value in values]
+    try:
+        return [float(value) for value in values]
+    except OverflowError as error:
+        raise DataError(f"{path}: a layer score is too large for a number") from error
 
 
 def complete_plan(
@@ -154,6 +179,10 @@ def complete_plan(
     family, shape = family_of(source.config), ModelShape.of(source.config)
     changes = {"seed": options.get("seed") or 0}
     rule = options.get("importance") or "first"
+    if rule != "first" and any(layer.donor for layer in plan.layers):
+        raise UsageError(
+            f"importance: {rule} scores one model, but layers come from two; cut the width in a second step"
+        )
     plan = plan_width(plan, family, shape, width_target(options), scores, rule)
     tokenizer = options.get("tokenizer")
     if tokenizer is not None:
@@ -162,6 +191,11 @@ def complete_plan(
         if not Path(tokenizer).is_dir():
             raise UsageError(f"tokenizer: {tokenizer} is not a folder with a tokenizer.json")
         vocab = match_tokenizer(source.path, Path(tokenizer))
+    if vocab is not None and max(vocab) >= shape.vocab_size:
+        raise DataError(
+            f"{source.name}: its tokenizer has a token of number {max(vocab)}, but there are only {shape.vocab_size} "
+            "embeddings; the tokenizer does not belong to the model"
+        )
     rows = shape.vocab_size if vocab is None else len(vocab)
     multiple = options.get("pad_vocab_to")
     padding = 0 if multiple is None else padding_to(rows, multiple)

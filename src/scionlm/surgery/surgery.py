@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from scionlm.core.errors import DataError
 from scionlm.core.files import write_text_atomic
-from scionlm.core.log import Progress, warn
+from scionlm.core.log import Progress
 from scionlm.core.tensors import TensorEntry
 from scionlm.families import family_of
 from scionlm.families.shape import canonical_names
@@ -67,6 +68,7 @@ class Surgery:
         fresh = lazy_fresh(self.config, self.plan.seed)
         # A value of the stored type stays one where the model is held in a wider type: files and memory agree.
         state = {op.place.name: whole(op, self.weights, fresh).to(self.dtype_of(op)) for op in self.operations}
+        _refuse_not_finite([name for name, tensor in state.items() if not bool(torch.isfinite(tensor.abs().max()))])
         model = assemble(self.config, state, dtype, attn_implementation)
         generation = self.generation_config()
         if generation is not None:
@@ -87,6 +89,7 @@ class Surgery:
 
         Raises:
             StorageError: The folder cannot be written.
+        DataError: The source holds numbers that are not finite.
         """
         fresh = lazy_fresh(self.config, self.plan.seed)
         stored = family_of(self.config).stored_as
@@ -105,15 +108,21 @@ class Surgery:
             raise OSError(28, f"{total:,} bytes are needed, {free:,} are free")
         with Progress("writing weights", total) as progress:
             written = write_weights(tensors, stage, shard_bytes, progress.update)
-        if written.not_finite:
-            names = ", ".join(written.not_finite[:3])
-            warn(f"{len(written.not_finite)} tensors hold numbers that are not finite (NaN, infinity): {names}")
+        _refuse_not_finite(written.not_finite)
         write_text_atomic(stage / "config.json", json.dumps(self.config, indent=2, sort_keys=True) + "\n")
         generation = self.generation_config()
         if generation is not None:
             text = json.dumps(generation, indent=2, sort_keys=True) + "\n"
             write_text_atomic(stage / "generation_config.json", text)
         return written
+
+
+def _refuse_not_finite(names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise DataError(
+            f"tensor {names[0]!r}{more} holds numbers that are not finite (NaN or infinity); nothing was made"
+        )
 
 
 @contextmanager

@@ -13,6 +13,8 @@ _NOT_PER_LAYER = (
     "architectures", "eos_token_id", "bos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens",
     "bad_words_ids", "keys_to_ignore_at_inference", "id2label", "label2id", "rope_parameters", "rope_scaling",
 )  # fmt: skip
+# Settings that hold token numbers under another name.
+_TOKEN_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
 # What may differ between two donors of one model.
 _FREE = (
     "num_hidden_layers",
@@ -91,6 +93,12 @@ def target_config(configs: list[Config], plan: SurgeryPlan) -> Config:
         UsageError: The sizes asked for cannot be written down for this family.
     """
     config, family = configs[0], family_of(configs[0])
+    for other in configs[1:]:
+        if other["model_type"] != config["model_type"]:
+            raise DataError(
+                f"the donors are of two families (model_type {config['model_type']} and {other['model_type']}); "
+                "layers can only be joined from models of one kind"
+            )
     lists = [per_layer_lists(family, donor) for donor in configs]
     _check_donors(configs)
     target = copy.deepcopy(config)
@@ -103,6 +111,10 @@ def target_config(configs: list[Config], plan: SurgeryPlan) -> Config:
                 target[key] = sum(index < config[key] for index in plan.keep)
     if plan.vocab is not None or plan.vocab_padding:
         rows = ModelShape.of(config).vocab_size if plan.vocab is None else len(plan.vocab)
+        if plan.vocab is not None:  # numbers that transformers fills in move along too
+            resolved = resolved_config(config)
+            filled = {key: value for key, value in resolved.items() if key.endswith("_token_id") and value is not None}
+            target = filled | target
         target = remap_token_ids(target, plan) | {"vocab_size": rows + plan.vocab_padding}
     if plan.cuts_width:
         _set_width(target, family, ModelShape.of(config), plan)
@@ -140,13 +152,16 @@ def remap_token_ids(settings: Config, plan: SurgeryPlan) -> Config:
     if plan.vocab is None:
         return settings
     place = {source: token for token, source in enumerate(plan.vocab)}
-    changed = dict(settings)
-    for key, value in settings.items():
-        if key.endswith("_token_id") and isinstance(value, int):
-            changed[key] = place.get(value)
-        elif key.endswith("_token_id") and isinstance(value, list):
-            changed[key] = [place[token] for token in value if token in place] or None
-    return changed
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inner for item in value if (inner := moved(item)) not in (None, [])] or None
+        return place.get(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    return {
+        key: moved(value) if key.endswith("_token_id") or key in _TOKEN_LISTS else value
+        for key, value in settings.items()
+    }
 
 
 def _check_donors(configs: list[Config]) -> None:

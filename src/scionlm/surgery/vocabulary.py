@@ -48,7 +48,15 @@ def trim_tokenizer(source: Path, size: int, out: Path) -> Indices:
         DataError: The tokenizer is not a BPE, or numbers tokens in a place that Scion does not know.
     """
     path = source / "tokenizer.json"
+    load_tokenizer(source)  # what the library refuses is refused here
     spec = read_json_object(path)
+    try:
+        return _trim(spec, path, source, size, out)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: its parts do not fit together ({type(error).__name__}: {error})") from error
+
+
+def _trim(spec: dict[str, Any], path: Path, source: Path, size: int, out: Path) -> Indices:
     model = spec.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise DataError(f"{path}: only a BPE tokenizer can be trimmed; give a tokenizer instead (--tokenizer)")
@@ -60,11 +68,14 @@ def trim_tokenizer(source: Path, size: int, out: Path) -> Indices:
     kept = {token for token in ids if token in added or token not in made}
     if not len(kept) <= size <= len(ids):
         raise UsageError(f"vocab_size: {size} is not between {len(kept)}, the tokens that must stay, and {len(ids)}")
-    for a, b in merges:
-        if len(kept) == size:
-            break
-        if a in kept and b in kept and a + b in ids:
-            kept.add(a + b)
+    before = -1
+    while len(kept) < size and len(kept) != before:  # a merge may stand in front of the one that makes its part
+        before = len(kept)
+        for a, b in merges:
+            if len(kept) < size and a in kept and b in kept and a + b in ids:
+                kept.add(a + b)
+    if len(kept) != size:
+        raise DataError(f"{path}: only {len(kept)} tokens can be made of its merges")
     tokens = sorted(kept, key=lambda token: ids[token])
     new = {token: number for number, token in enumerate(tokens)}
     model["vocab"] = {token: new[token] for token in tokens if token in vocab}
@@ -72,8 +83,13 @@ def trim_tokenizer(source: Path, size: int, out: Path) -> Indices:
     for token in spec.get("added_tokens") or []:
         token["id"] = new[token["content"]]
     _renumber(spec.get("post_processor"), new, path)
-    write_text_atomic(out / "tokenizer.json", json.dumps(spec, ensure_ascii=False))
-    _copy_settings(source, out, {ids[token]: number for token, number in new.items()})
+    padding = spec.get("padding")
+    if padding is not None:
+        padding["pad_id"] = new[padding["pad_token"]]
+    files = {"tokenizer.json": json.dumps(spec, ensure_ascii=False)}
+    files |= _settings(source, {ids[token]: number for token, number in new.items()})
+    for name, text in files.items():
+        write_text_atomic(out / name, text)
     return tuple(ids[token] for token in tokens)
 
 
@@ -93,17 +109,21 @@ def _renumber(processor: Any, new: dict[str, int], path: Path) -> None:
         )
 
 
-def _copy_settings(source: Path, out: Path, place: dict[int, int]) -> None:
+def _settings(source: Path, place: dict[int, int]) -> dict[str, str]:
+    """Return the files beside `tokenizer.json`, with token numbers brought into line."""
+    found: dict[str, str] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if not (source / name).is_file():
             continue
         settings = read_json_object(source / name)
         listed = settings.get("added_tokens_decoder")
         if isinstance(listed, dict):
+            if not all(key.isascii() and key.isdigit() for key in listed):
+                raise DataError(f"{source / name}: added_tokens_decoder has a key that is no number")
             settings["added_tokens_decoder"] = {str(place[int(k)]): v for k, v in listed.items() if int(k) in place}
-        write_text_atomic(out / name, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-    if (source / "chat_template.jinja").is_file():
-        write_text_atomic(out / "chat_template.jinja", (source / "chat_template.jinja").read_text(encoding="utf-8"))
+        found[name] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    template = source / "chat_template.jinja"
+    return found | ({template.name: template.read_text(encoding="utf-8")} if template.is_file() else {})
 
 
 def padding_to(size: int, multiple: int) -> int:

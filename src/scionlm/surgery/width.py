@@ -79,7 +79,7 @@ def plan_width(
     for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
         asked, has = getattr(target, name), getattr(source, name)
         if asked is not None and not 1 <= asked <= has:
-            raise UsageError(f"{name}: {asked} cannot be cut from the source's {has}")
+            raise UsageError(f"{name}: {asked} is not between 1 and the source's {has}")
     if target.num_key_value_heads is not None and not family.has_kv_heads:
         raise UsageError(f"num_key_value_heads: {family.model_types[0]} has no grouped heads; set num_attention_heads")
     _check_scores(scores, source)

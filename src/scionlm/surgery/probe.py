@@ -1,0 +1,145 @@
+"""The proof for models larger than memory: layer by layer, with one layer of each kind in memory at a time.
+
+A layer is looked at alone, between the real embedding of a few tokens and the real norm and head, once in its donor
+(with masks, as in the whole proof) and once in the files that were written.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from scionlm.families import ModelShape, family_of
+from scionlm.families.shape import context_length
+from scionlm.families.weights import Weights
+from scionlm.surgery.depth import plan_depth
+from scionlm.surgery.oracle import build_oracle, load_needed
+from scionlm.surgery.plan import SurgeryPlan
+from scionlm.surgery.target import per_layer_lists, target_config
+from scionlm.surgery.verify import TOLERANCE, Proof, random_tokens, short_windows
+
+_TOKENS = 64
+
+
+class _OneLayer:
+    """A model's weights seen as those of a model of one layer and a few tokens."""
+
+    def __init__(
+        self, config: dict[str, Any], outside: Weights, layers: Weights, index: int, tokens: Sequence[int]
+    ) -> None:
+        family = family_of(config)
+        self._outside, self._layers, self._tokens = outside, layers, tokens
+        self._prefix, self._own = f"{family.layers}.0.", f"{family.layers}.{index}."
+        self._by_token = {spec.name for spec in family.outside if spec.axes[0] == "vocab"}
+
+    def names(self) -> set[str]:
+        """Not asked for."""
+        raise NotImplementedError
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        if name.startswith(self._prefix):
+            return self._layers.shape(name.replace(self._prefix, self._own, 1))
+        shape = self._outside.shape(name)
+        return (len(self._tokens), *shape[1:]) if name in self._by_token else shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's stored type."""
+        if name.startswith(self._prefix):
+            return self._layers.dtype(name.replace(self._prefix, self._own, 1))
+        return self._outside.dtype(name)
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return rows of a tensor; of the vocabulary's, those of the few tokens."""
+        if name.startswith(self._prefix):
+            return self._layers.rows(name.replace(self._prefix, self._own, 1), start, stop)
+        if name in self._by_token:
+            return torch.cat([self._outside.rows(name, token, token + 1) for token in self._tokens[start:stop]])
+        return self._outside.rows(name, start, stop)
+
+
+def _alone(config: dict[str, Any], index: int) -> dict[str, Any]:
+    """Return the configuration of a model of one layer, `index`, and a few tokens."""
+    total = ModelShape.of(config).num_hidden_layers
+    alone = target_config([config], plan_depth(total, keep=[index])) | {"vocab_size": _TOKENS}
+    return {key: None if key.endswith("_token_id") else value for key, value in alone.items()}
+
+
+def _kinds(config: dict[str, Any], plan: SurgeryPlan) -> list[int]:
+    """Return the first inherited layer of the target of each kind that per-layer lists tell apart."""
+    lists = per_layer_lists(family_of(config), config)
+    first: dict[tuple[Any, ...], int] = {}
+    for number, layer in enumerate(plan.layers):
+        if layer.init == "source":
+            first.setdefault((layer.donor, *(values[number] for values in lists.values())), number)
+    return sorted(first.values())
+
+
+@torch.no_grad()
+def probe_layers(
+    configs: list[dict[str, Any]],
+    donors: list[Weights],
+    plan: SurgeryPlan,
+    config: dict[str, Any],
+    written: Weights,
+    proof: Proof,
+) -> None:
+    """Prove one inherited layer of each kind of the written target; add what holds to `proof`.
+
+    Args:
+        configs: `config.json` of each donor.
+        donors: Their tensors.
+        plan: What was made of them.
+        config: The target's `config.json`.
+        written: The target's tensors.
+        proof: Gets the checks.
+
+    Raises:
+        ScionError: A layer differs; the message names it.
+    """
+    if plan.fresh:
+        return
+    rows = ModelShape.of(config).vocab_size - plan.vocab_padding
+    tokens = [number * rows // _TOKENS for number in range(_TOKENS)]
+    source_tokens = tokens if plan.vocab is None else [plan.vocab[token] for token in tokens]
+    ids = random_tokens(_TOKENS, min(24, context_length(config) or 24))
+    numbers = _kinds(config, plan)
+    for number in numbers:
+        layer = plan.layers[number]
+        small = _alone(configs[layer.donor], layer.index)
+        model = load_needed(small, _OneLayer(small, donors[0], donors[layer.donor], layer.index, source_tokens), {0})
+        _set_place(model, layer.index)
+        alone = replace(
+            plan,
+            donors=plan.donors[:1],
+            donor_layers=(1,),
+            layers=(replace(layer, index=0, donor=0),),
+            vocab=None,
+            vocab_padding=0,
+        )
+        oracle = build_oracle([model], alone)
+        with short_windows(model):
+            expected = oracle(ids)
+        del model, oracle
+        own = _alone(config, number)
+        target = load_needed(own, _OneLayer(own, written, written, number, tokens), {0})
+        _set_place(target, number)
+        with short_windows(target):
+            found = target(input_ids=ids, use_cache=False).logits
+        del target
+        worst, largest = float((expected - found).abs().max()), float(expected.abs().max())
+        if not worst <= TOLERANCE * max(largest, 1e-3):
+            detail = f"(layer {number}, from the source's {layer.index}: largest difference {worst:g} of {largest:g})"
+            proof.require("a layer alone gives the source's logits", holds=False, detail=detail)
+    proof.checks.append(
+        f"layers {', '.join(map(str, numbers))}, each alone between embedding and head, give the source's logits under "
+        f"0/1 masks, within {TOLERANCE:g} of the largest"
+    )
+
+
+def _set_place(model: torch.nn.Module, index: int) -> None:
+    """Give a lone layer back its number, which GPT-2 can scale its scores by."""
+    for module in model.modules():
+        if isinstance(getattr(module, "layer_idx", None), int):
+            vars(module)["layer_idx"] = index
