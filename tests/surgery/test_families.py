@@ -9,9 +9,9 @@ from scionlm.families.weights import FolderWeights, StateWeights
 from scionlm.sources import load_hf_model, open_folder
 from scionlm.sources.tensors import FolderTensors
 from scionlm.surgery.depth import plan_depth, plan_growth
+from scionlm.surgery.files import check_files
 from scionlm.surgery.probe import probe_layers
 from scionlm.surgery.surgery import open_surgery
-from scionlm.surgery.verify import check_files
 from scionlm.surgery.width import WidthTarget, plan_width
 
 IDS = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -35,9 +35,8 @@ def scores(shape: ModelShape, seed: int = 0):
 def check_written(surgery, folder, sample):
     with FolderTensors(folder) as tensors:
         written = FolderWeights(surgery.config, tensors, folder)
-        configs = [donor.config for donor in surgery.folders]
-        proof = check_files(surgery.operations, surgery.weights, surgery.config, surgery.plan, written, sample)
-        probe_layers(configs, surgery.weights, surgery.plan, surgery.config, written, proof)
+        proof = check_files(surgery, written, sample)
+        probe_layers(surgery, written, proof)
 
 
 def cut(source, keep=(0, 2, 4), seed=0, **sizes):
@@ -85,7 +84,7 @@ def test_the_first_n_layers_are_the_logit_lens_bitwise(source, layers):
 @pytest.mark.parametrize("keep", [[0, 2, 4], [1, 2], [4]])
 def test_any_layers_prove_themselves(source, keep):
     _, proof = build(source, plan_depth(5, keep=keep))
-    assert len(proof.checks) == 3
+    assert len(proof.checks) == 4
 
 
 @pytest.mark.parametrize("keep", [[4, 0, 2], [0, 1, 0, 1], [3, 3, 3]])

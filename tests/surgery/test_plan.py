@@ -184,8 +184,8 @@ def widen(plan, folder, seed, **sizes):
 WIDE = {
     "llama": ({"hidden_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}, {"hidden_size": 16}),
     "phi3": (
-        {"hidden_size": 32, "intermediate_size": 30, "num_attention_heads": 2, "num_key_value_heads": 2},
-        {"hidden_size": 24, "intermediate_size": 20, "num_attention_heads": 1, "num_key_value_heads": 1},
+        {"hidden_size": 16, "intermediate_size": 30, "num_attention_heads": 2, "num_key_value_heads": 2},
+        {"hidden_size": 8, "intermediate_size": 20, "num_attention_heads": 1, "num_key_value_heads": 1},
     ),
     "gpt2": (
         {"hidden_size": 24, "intermediate_size": 30, "num_attention_heads": 3},

@@ -46,4 +46,4 @@ def test_depth_and_width_together_prove_themselves(folder):
     sizes = WidthTarget(hidden_size=432, intermediate_size=1152, num_attention_heads=6)
     plan = plan_width(plan, family_of(folder.config), ModelShape.of(folder.config), sizes, None, "first")
     with open_surgery([folder], plan) as surgery:
-        assert len(surgery.prove(surgery.build(torch.float32)).checks) == 3
+        assert len(surgery.prove(surgery.build(torch.float32)).checks) == 4

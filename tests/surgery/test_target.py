@@ -10,7 +10,7 @@ from scionlm.families import ModelShape, family_of
 from scionlm.families.registry import FAMILIES
 from scionlm.surgery.depth import plan_depth, plan_growth
 from scionlm.surgery.plan import LayerPlan, SurgeryPlan
-from scionlm.surgery.target import irregular_lists, per_layer_lists, resolved_config, target_config
+from scionlm.surgery.target import per_layer_lists, resolved_config, target_config, unusual_settings
 
 LISTED = [(t, key) for f in FAMILIES for t in f.model_types for key in f.per_layer_config]
 COUNTED = [(t, key) for f in FAMILIES for t in f.model_types for key in f.layer_count_config]
@@ -136,12 +136,19 @@ def test_donors_must_be_of_one_kind_and_width(changes, fits):
 def test_a_pattern_that_is_no_longer_the_usual_one_is_told(model_type, keep, found):
     config = config_of(model_type) | ({"max_window_layers": 2} if model_type == "qwen2" else {})
     del config["layer_types"]
-    assert irregular_lists(target_config([config], plan_depth(5, keep=keep))) == found
+    assert unusual_settings(config, target_config([config], plan_depth(5, keep=keep))) == found
 
 
 def test_families_without_lists_have_none():
     assert per_layer_lists(family_of({"model_type": "llama"}), config_of("llama")) == {}
-    assert irregular_lists(config_of("llama")) == []
+    assert unusual_settings(config_of("llama"), config_of("llama")) == []
+
+
+def test_a_head_size_that_a_family_has_no_field_for_is_told():
+    for model_type, found in (("qwen2", ["head_dim"]), ("llama", [])):
+        plain = {key: value for key, value in config_of(model_type).items() if key != "layer_types"}
+        plain["hidden_size"] = 32
+        assert unusual_settings(plain, plain | {"hidden_size": 24}) == found
 
 
 def test_sizes_that_cannot_be_written_down_are_refused():

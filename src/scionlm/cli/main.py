@@ -22,7 +22,10 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        app([a for a in arguments if a != "--debug"], standalone_mode=False, prog_name="scion")
+        code = app([a for a in arguments if a != "--debug"], standalone_mode=False, prog_name="scion")
+        if isinstance(code, int) and code:  # typer turns Ctrl-C into an exit code of its own
+            print("interrupted", file=sys.stderr)
+            return code
     except BrokenPipeError:
         return 74  # nobody reads our output any more (`scion ... | head`)
     except (KeyboardInterrupt, typer.Abort):

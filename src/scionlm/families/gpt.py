@@ -51,7 +51,7 @@ GPT_NEOX = FamilySpec(
     has_kv_heads=False,
     stored_as={"lm_head.weight": "embed_out.weight"},
     prefix="gpt_neox.",
-    constants=(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",),
+    constants=(r"\.attention\.(bias|masked_bias)$", r"(^|\.)rotary_emb\.inv_freq$"),
 )
 
 OPT = FamilySpec(

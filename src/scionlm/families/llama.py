@@ -89,6 +89,7 @@ PHI3 = replace(
         *linear("mlp.down_proj", "mlp_output", "hidden", "ffn"),
     ),
     defaults={"tie_word_embeddings": False},
+    has_head_dim=False,  # its configuration class checks rotary factors against hidden_size / num_attention_heads
 )
 
 STARCODER2 = replace(

@@ -110,7 +110,7 @@ class FamilySpec:
     inverse_layer_scale: str | None = None
     stored_as: dict[str, str] = field(default_factory=lambda: {})
     prefix: str = "model."
-    constants: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
+    constants: tuple[str, ...] = (r"(^|\.)rotary_emb\.inv_freq$",)
 
     def key(self, name: str) -> str:
         """Return the config key of a size."""

@@ -6,8 +6,9 @@ from typing import Any, Protocol
 
 import torch
 
+from scionlm.core.errors import DataError
 from scionlm.families.registry import family_of
-from scionlm.families.shape import canonical_names, check_tensors
+from scionlm.families.shape import ModelShape, canonical_names, check_tensors
 from scionlm.sources.folder import weight_map
 from scionlm.sources.tensors import FolderTensors
 
@@ -46,6 +47,18 @@ class FolderWeights:
         self._names = canonical_names(family, list(weight_map(where) or tensors.names()))
         shapes = {name: tensors.shape(own) if own in here else None for name, own in self._names.items()}
         check_tensors(family, config, shapes, str(where))
+        embedding, head = family.one("embedding").name, family.one("head").name
+        if shapes.get(head) and shapes.get(embedding) and ModelShape.of(config).tie_word_embeddings:
+            self._require_copy(embedding, head, where)
+
+    def _require_copy(self, embedding: str, head: str, where: Path) -> None:
+        """Check that a tied model's head is the embedding; transformers would run it untied otherwise, in silence."""
+        for row in range(0, self.shape(head)[0], max(1, self.shape(head)[0] // 64)):
+            if not torch.equal(self.rows(head, row, row + 1), self.rows(embedding, row, row + 1)):
+                raise DataError(
+                    f"{where}: config.json says that embedding and head are one, but {self._names[head]} differs from "
+                    f"{self._names[embedding]}; set tie_word_embeddings to false, or take the tensor out"
+                )
 
     def names(self) -> set[str]:
         """Return the full names of all tensors."""

@@ -205,16 +205,15 @@ def check(surgery: "Surgery", stage: Path, verify: bool) -> "Proof":
     from scionlm.families.weights import FolderWeights
     from scionlm.sources import load_hf_model, open_folder
     from scionlm.sources.tensors import FolderTensors
+    from scionlm.surgery.files import check_files
     from scionlm.surgery.probe import probe_layers
-    from scionlm.surgery.verify import check_files, require_ties
+    from scionlm.surgery.verify import require_ties
 
-    plan, config = surgery.plan, surgery.config
     with FolderTensors(stage) as tensors:
-        written = FolderWeights(config, tensors, stage)
-        proof = check_files(surgery.operations, surgery.weights, config, plan, written, sample=not verify)
+        written = FolderWeights(surgery.config, tensors, stage)
+        proof = check_files(surgery, written, sample=not verify)
         if not verify:
-            configs = [folder.config for folder in surgery.folders]
-            probe_layers(configs, surgery.weights, plan, config, written, proof)
+            probe_layers(surgery, written, proof)
             return proof
     target = load_hf_model(open_folder(stage), torch.float32)
     require_ties(target, proof)
@@ -224,13 +223,13 @@ def check(surgery: "Surgery", stage: Path, verify: bool) -> "Proof":
 
 def _finish(stage: Path, request: Request, surgery: "Surgery", facts: Record) -> None:
     from scionlm.surgery.export import write_companions
-    from scionlm.surgery.target import irregular_lists
+    from scionlm.surgery.target import unusual_settings
 
-    irregular = irregular_lists(surgery.config)
-    if irregular:
+    unusual = unusual_settings(request.folders[0].config, surgery.config)
+    if unusual:
         warn(
-            f"{', '.join(irregular)} no longer follows the pattern usual for {len(request.plan.layers)} layers; "
-            "programs that work it out for themselves instead of reading it (llama.cpp) would run this model wrongly"
+            f"{', '.join(unusual)}: not what is usual for a model of these sizes; programs that work it out for "
+            "themselves instead of reading config.json (llama.cpp does, for some) would run this model wrongly"
         )
     sources = [{"name": f.name, "revision": f.revision} | f.facts for f in request.folders]
     provenance = {
@@ -240,7 +239,7 @@ def _finish(stage: Path, request: Request, surgery: "Surgery", facts: Record) ->
         "origins": plan_origins(request.folders, request.plan),
         "sha256": facts["files"],
         "checks": facts["checks"],
-        "irregular_lists": irregular,
+        "unusual_settings": unusual,
     }
     folder = request.folders[0]
     card = inherit_card(folder.name, folder.license, facts, command_line())

@@ -51,7 +51,9 @@ class ModelFolder:
     def fetch(self, files: list[str] | None = None) -> None:
         """Bring weight files here, by name (None: all of them), where the model was resolved without them."""
         if self.fetcher is not None:
-            self.fetcher(["*.safetensors"] if files is None else files)
+            index = weight_map(self.path)
+            every = ["model.safetensors"] if index is None else sorted(set(index.values()))
+            self.fetcher(every if files is None else files)
 
     def bytes_each(self) -> int:
         """Return the bytes of one weight: by the files where they are here, else by the configuration."""

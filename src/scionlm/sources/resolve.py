@@ -3,12 +3,14 @@
 A path that exists always wins. Then comes the built-in name, then a hub id `ORG/NAME` or `ORG/NAME@REVISION`.
 """
 
+import errno
 import re
+from dataclasses import replace
 from importlib import metadata, util
 from pathlib import Path
 
 from scionlm.core.errors import DataError, StorageError, UsageError
-from scionlm.core.files import sha256_file
+from scionlm.core.files import sha256_file, storage_error
 from scionlm.sources.folder import LICENSE_PATTERNS, ModelFolder, open_folder
 from scionlm.sources.gguf import convert_gguf
 from scionlm.sources.pickled import convert_pickled
@@ -26,6 +28,8 @@ _HUB_FILES = [
     "*.safetensors.index.json",
     "*.json",
     "*.jinja",
+    "tokenizer.model",
+    "merges.txt",
     "README.md",
     *LICENSE_PATTERNS,
 ]
@@ -90,13 +94,16 @@ def _resolve_builtin() -> ModelFolder:
 
 
 def _resolve_hub(repo: str, revision: str | None, name: str, weights: bool) -> ModelFolder:
-    patterns = [*_HUB_FILES, "*.safetensors"] if weights else _HUB_FILES
-    path = _download(repo, revision, name, patterns)
+    path = _download(repo, revision, name, _HUB_FILES)
 
     def fetch(files: list[str]) -> None:
         _download(repo, path.name, name, files)
 
-    return open_folder(path, repo, None if weights else fetch, revision=path.name, hub_id=repo)
+    folder = open_folder(path, repo, fetch, revision=path.name, hub_id=repo)
+    if not weights:
+        return folder
+    folder.fetch()
+    return replace(folder, fetcher=None)
 
 
 def _download(repo: str, revision: str | None, name: str, patterns: list[str]) -> Path:
@@ -107,6 +114,8 @@ def _download(repo: str, revision: str | None, name: str, patterns: list[str]) -
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise DataError(f"model {name!r}: no such public model or revision on the Hugging Face hub") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise storage_error(error, Path(error.filename or "the hub's cache")) from error
         raise StorageError(
             f"model {name!r}: no such folder here, and the Hugging Face hub cannot be reached "
             "(offline?); give a local folder instead"

@@ -20,7 +20,9 @@ BLOCK_BYTES = 16 * 2**20
 
 
 def blocks(operation: Operation, donors: list[Weights], fresh: Callable[[], FreshTensors]) -> Iterator[torch.Tensor]:
-    """Yield the tensor that an operation makes as consecutive blocks of rows, in the donor's type (fresh: float32).
+    """Yield the tensor that an operation makes as consecutive blocks of rows, in the donor's type.
+
+    Fresh and scaled tensors come in float32; who stores them rounds.
 
     Args:
         operation: What to make.
@@ -87,7 +89,7 @@ def _scaled(block: torch.Tensor, scale: Scale, first_row: int) -> torch.Tensor:
     else:
         part = wide.narrow(scale.axis, scale.start, (scale.stop or wide.shape[scale.axis]) - scale.start)
     part.add_(scale.offset).mul_(scale.factor).sub_(scale.offset)
-    return wide.to(block.dtype)
+    return wide if block.dtype == torch.float64 else wide.float()
 
 
 def lazy_fresh(config: dict[str, Any], seed: int) -> Callable[[], FreshTensors]:

@@ -8,23 +8,30 @@ import hashlib
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from scionlm.core.errors import DataError
 from scionlm.families import family_of
 from scionlm.sources.quiet import quiet_transformers
 
 
 def empty_model(config: dict[str, Any], dtype: torch.dtype, attn_implementation: str | None = None) -> PreTrainedModel:
-    """Return a model whose weights are not set: memory is reserved, nothing is computed."""
+    """Return a model whose weights are not set: memory is reserved, nothing is computed.
+
+    Raises:
+        DataError: transformers cannot make a model of this configuration.
+    """
     from transformers.initialization import no_init_weights
 
-    with quiet_transformers(), no_init_weights():
-        return AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**config),
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            trust_remote_code=False,
-        ).eval()
+    try:
+        with quiet_transformers(), no_init_weights():
+            hf_config = AutoConfig.for_model(**config)
+            return AutoModelForCausalLM.from_config(
+                hf_config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
+            ).eval()
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise DataError(f"config.json: transformers refuses it: {' '.join(str(error).split())[:300]}") from error
 
 
 def random_model(config: dict[str, Any], seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -232,6 +232,12 @@ def compose(first: SurgeryPlan, second: SurgeryPlan) -> SurgeryPlan:
     )
 
 
+def plan_without_fresh(plan: SurgeryPlan) -> SurgeryPlan:
+    """Return the same plan with all parts inherited, and random layers as ones that pass their input on."""
+    layers = (replace(layer, init="zero_output") if layer.init == "random" else layer for layer in plan.layers)
+    return replace(plan, fresh=(), layers=tuple(layers))
+
+
 def same_for_all(layers: Sequence[LayerPlan], of: Callable[[LayerPlan], Indices | None]) -> int | None:
     """Return how many units every layer keeps (None: all of them).
 

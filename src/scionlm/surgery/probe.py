@@ -13,11 +13,13 @@ import torch
 from scionlm.families import ModelShape, family_of
 from scionlm.families.shape import context_length
 from scionlm.families.weights import Weights
+from scionlm.surgery.apply import lazy_fresh, whole
 from scionlm.surgery.depth import plan_depth
 from scionlm.surgery.oracle import build_oracle, load_needed
 from scionlm.surgery.plan import SurgeryPlan
+from scionlm.surgery.surgery import Surgery
 from scionlm.surgery.target import per_layer_lists, target_config
-from scionlm.surgery.verify import TOLERANCE, Proof, random_tokens, short_windows
+from scionlm.surgery.verify import Proof, random_tokens, short_windows, tolerance
 
 _TOKENS = 64
 
@@ -59,6 +61,36 @@ class _OneLayer:
         return self._outside.rows(name, start, stop)
 
 
+class _Exact:
+    """The written tensors, but for fresh ones, which are inherited here, and scaled ones, which are not rounded."""
+
+    def __init__(self, surgery: Surgery, written: Weights) -> None:
+        self._surgery, self._written = surgery.without_fresh(), written
+        fresh = {op.place.name for op in surgery.operations if op.fill == "random"}
+        self._made = {
+            op.place.name: op for op in self._surgery.operations if op.scale is not None or op.place.name in fresh
+        }
+
+    def names(self) -> set[str]:
+        """Return the names of all tensors."""
+        return self._written.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return self._written.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's stored type."""
+        return self._written.dtype(name)
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return rows of a tensor."""
+        if name not in self._made:
+            return self._written.rows(name, start, stop)
+        operation = self._made[name].narrowed(list(range(start, stop)))
+        return whole(operation, self._surgery.weights, lazy_fresh(self._surgery.config, self._surgery.plan.seed))
+
+
 def _alone(config: dict[str, Any], index: int) -> dict[str, Any]:
     """Return the configuration of a model of one layer, `index`, and a few tokens."""
     total = ModelShape.of(config).num_hidden_layers
@@ -77,34 +109,27 @@ def _kinds(config: dict[str, Any], plan: SurgeryPlan) -> list[int]:
 
 
 @torch.no_grad()
-def probe_layers(
-    configs: list[dict[str, Any]],
-    donors: list[Weights],
-    plan: SurgeryPlan,
-    config: dict[str, Any],
-    written: Weights,
-    proof: Proof,
-) -> None:
+def probe_layers(surgery: Surgery, written: Weights, proof: Proof) -> None:
     """Prove one inherited layer of each kind of the written target; add what holds to `proof`.
 
     Args:
-        configs: `config.json` of each donor.
-        donors: Their tensors.
-        plan: What was made of them.
-        config: The target's `config.json`.
+        surgery: What was to be done.
         written: The target's tensors.
         proof: Gets the checks.
 
     Raises:
         ScionError: A layer differs; the message names it.
     """
-    if plan.fresh:
-        return
+    exact = _Exact(surgery, written)
+    surgery = surgery.without_fresh()
+    plan, config, donors = surgery.plan, surgery.config, surgery.weights
+    configs = [folder.config for folder in surgery.folders]
     rows = ModelShape.of(config).vocab_size - plan.vocab_padding
     tokens = [number * rows // _TOKENS for number in range(_TOKENS)]
     source_tokens = tokens if plan.vocab is None else [plan.vocab[token] for token in tokens]
     ids = random_tokens(_TOKENS, min(24, context_length(config) or 24))
     numbers = _kinds(config, plan)
+    bound = tolerance(configs[0])
     for number in numbers:
         layer = plan.layers[number]
         small = _alone(configs[layer.donor], layer.index)
@@ -123,18 +148,18 @@ def probe_layers(
             expected = oracle(ids)
         del model, oracle
         own = _alone(config, number)
-        target = load_needed(own, _OneLayer(own, written, written, number, tokens), {0})
+        target = load_needed(own, _OneLayer(own, exact, exact, number, tokens), {0})
         _set_place(target, number)
         with short_windows(target):
             found = target(input_ids=ids, use_cache=False).logits
         del target
         worst, largest = float((expected - found).abs().max()), float(expected.abs().max())
-        if not worst <= TOLERANCE * max(largest, 1e-3):
+        if not worst <= bound * max(largest, 1e-3):
             detail = f"(layer {number}, from the source's {layer.index}: largest difference {worst:g} of {largest:g})"
             proof.require("a layer alone gives the source's logits", holds=False, detail=detail)
     proof.checks.append(
         f"layers {', '.join(map(str, numbers))}, each alone between embedding and head, give the source's logits under "
-        f"0/1 masks, within {TOLERANCE:g} of the largest"
+        f"0/1 masks, within {bound:g} of the largest"
     )
 
 

@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from scionlm.core.errors import DataError
+from scionlm.core.errors import DataError, StorageError
 from scionlm.core.files import write_text_atomic
 from scionlm.core.log import Progress
 from scionlm.core.tensors import TensorEntry
@@ -25,7 +25,7 @@ from scionlm.sources.folder import read_json_object, tensor_index, weight_map
 from scionlm.sources.tensors import FolderTensors
 from scionlm.surgery.apply import assemble, blocks, lazy_fresh, whole
 from scionlm.surgery.operations import Operation, operations, summarize
-from scionlm.surgery.plan import SurgeryPlan
+from scionlm.surgery.plan import SurgeryPlan, plan_without_fresh
 from scionlm.surgery.target import remap_token_ids, target_config
 from scionlm.surgery.verify import Proof, prove
 from scionlm.surgery.write import Tensor, Written, write_weights
@@ -63,11 +63,23 @@ class Surgery:
             return self.dtype
         return self.weights[operation.donor].dtype(operation.source)
 
-    def build(self, dtype: torch.dtype, attn_implementation: str | None = None) -> PreTrainedModel:
-        """Return the target as a transformers model in evaluation mode, all weights in `dtype`."""
+    def build(
+        self, dtype: torch.dtype, attn_implementation: str | None = None, *, exact: bool = False
+    ) -> PreTrainedModel:
+        """Return the target as a transformers model in evaluation mode.
+
+        Args:
+            dtype: Type of all weights.
+            attn_implementation: transformers' name of the attention kernel; None leaves the choice to it.
+            exact: Leave out the rounding to the stored type of what a factor was folded into, for a proof.
+
+        Raises:
+            DataError: The source holds numbers that are not finite.
+        """
         fresh = lazy_fresh(self.config, self.plan.seed)
-        # A value of the stored type stays one where the model is held in a wider type: files and memory agree.
-        state = {op.place.name: whole(op, self.weights, fresh).to(self.dtype_of(op)) for op in self.operations}
+        state = {op.place.name: whole(op, self.weights, fresh) for op in self.operations}
+        if not exact:  # files and memory agree, also where the model is held in a wider type than it is stored in
+            state = {op.place.name: state[op.place.name].to(self.dtype_of(op)) for op in self.operations}
         _refuse_not_finite([name for name, tensor in state.items() if not bool(torch.isfinite(tensor.abs().max()))])
         model = assemble(self.config, state, dtype, attn_implementation)
         generation = self.generation_config()
@@ -77,7 +89,41 @@ class Surgery:
 
     def prove(self, target: PreTrainedModel) -> Proof:
         """Prove a float32 target; see `surgery.verify.prove`."""
+        if self.has_fresh:
+            return self._prove_with_fresh(target)
+        if any(op.scale is not None and self.dtype_of(op).itemsize < 4 for op in self.operations):
+            # What is proven is the numbers before they are rounded; `files.check_files` compares the rounded ones.
+            target = self.build(torch.float32, exact=True)
         return prove([folder.config for folder in self.folders], self.weights, self.plan, target)
+
+    @property
+    def has_fresh(self) -> bool:
+        """Whether any weight is drawn at random."""
+        return any(op.fill == "random" and op.place.layer is None for op in self.operations) or any(
+            op.fill == "random" and self.plan.layers[op.place.layer].init != "zero_output"
+            for op in self.operations
+            if op.place.layer is not None
+        )
+
+    def without_fresh(self) -> "Surgery":
+        """Return the same surgery with everything inherited that could be, and layers that pass their input on."""
+        plan = plan_without_fresh(self.plan)
+        configs = [folder.config for folder in self.folders]
+        return replace(self, plan=plan, operations=operations(configs, self.config, plan))
+
+    def _prove_with_fresh(self, target: PreTrainedModel) -> Proof:
+        """Prove the same surgery without fresh weights, and that what the target inherits is equal there and here."""
+        plain = self.without_fresh()
+        twin = plain.build(torch.float32)
+        proof = plain.prove(twin)
+        mine, theirs = target.state_dict(), twin.state_dict()
+        inherited = [op.place.name for op in self.operations if op.fill == "source"]
+        wrong = [name for name in inherited if not torch.equal(mine[name], theirs[name])]
+        fresh = len(self.operations) - len(inherited)
+        what = f"{len(inherited)} inherited tensors are those of the proof, {fresh} are fresh"
+        proof.require(what, not wrong, f"({', '.join(wrong[:2])})")
+        proof.checks += prove([folder.config for folder in self.folders], self.weights, self.plan, target).checks[1:]
+        return proof
 
     def generation_config(self) -> dict[str, Any] | None:
         """Return the target's `generation_config.json`, or None where the source has none."""
@@ -105,7 +151,7 @@ class Surgery:
         total = sum(tensor.num_bytes for tensor in tensors)
         free = shutil.disk_usage(stage).free
         if total > free:
-            raise OSError(28, f"{total:,} bytes are needed, {free:,} are free")
+            raise StorageError(f"cannot write {stage.parent}: {total:,} bytes are needed, {free:,} are free")
         with Progress("writing weights", total) as progress:
             written = write_weights(tensors, stage, shard_bytes, progress.update)
         _refuse_not_finite(written.not_finite)
@@ -141,10 +187,11 @@ def open_surgery(folders: list[ModelFolder], plan: SurgeryPlan) -> Generator[Sur
     configs = [folder.config for folder in folders]
     config = target_config(configs, plan)
     found = operations(configs, config, plan)
+    proven = operations(configs, config, plan_without_fresh(plan))  # a proof also reads what is not inherited
     with ExitStack() as stack:
         weights: list[Weights] = []
         for number, folder in enumerate(folders):
-            needed = {op.source for op in found if op.fill == "source" and op.donor == number}
+            needed = {op.source for op in proven if op.fill == "source" and op.donor == number}
             tensors = stack.enter_context(FolderTensors(folder.path, _needed_tensors(folder, needed)))
             weights.append(FolderWeights(folder.config, tensors, folder.path))
         kinds = Counter(weights[0].dtype(op.source) for op in found if op.fill == "source" and op.donor == 0)

@@ -118,6 +118,11 @@ def target_config(configs: list[Config], plan: SurgeryPlan) -> Config:
         target = remap_token_ids(target, plan) | {"vocab_size": rows + plan.vocab_padding}
     if plan.cuts_width:
         _set_width(target, family, ModelShape.of(config), plan)
+        try:
+            resolved_config(target)
+        except DataError as error:
+            resolved_config(config)  # if it is the source that transformers refuses, say so
+            raise UsageError(f"{config['model_type']} cannot have these sizes: {error}") from error
     return target
 
 
@@ -179,15 +184,44 @@ def _check_donors(configs: list[Config]) -> None:
                 )
 
 
-def irregular_lists(target: Config) -> list[str]:
-    """Return the per-layer lists that are not those transformers would make for this number of layers.
+def changed_settings(source: Config, target: Config, plan: SurgeryPlan) -> str:
+    """Return a key whose value the target has no reason to have otherwise than its source; empty where there is none.
 
-    Programs that work such a list out for themselves instead of reading it (llama.cpp does, for some families) would
-    run the model wrongly.
+    Args:
+        source: `config.json` of the first donor.
+        target: The target's configuration, as transformers reads it.
+        plan: What was made of the source.
     """
-    family = family_of(target)
-    if not family.per_layer_config:
-        return []
+    family = family_of(source)
+    sizes = ("num_hidden_layers",)
+    if plan.cuts_width:
+        sizes += ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    free = {*_FREE, *map(family.key, sizes), *family.per_layer_config, *family.layer_count_config}
+    if plan.cuts_width:
+        free |= {key for key, wanted in family.required_config.items() if isinstance(wanted, str)}
+    if plan.vocab is not None or plan.vocab_padding:
+        free |= {"vocab_size", *_TOKEN_LISTS}
+    before, after = resolved_config(source), resolved_config(target)
+    for key in sorted((before.keys() | after.keys()) - free):
+        if before.get(key) != after.get(key) and not (plan.vocab is not None and key.endswith("_token_id")):
+            return f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
+    return ""
+
+
+def unusual_settings(source: Config, target: Config) -> list[str]:
+    """Return settings that a target has and its source had not, and that programs other than transformers may work out.
+
+    They are per-layer lists other than transformers would make for this number of layers (llama.cpp works them out for
+    some families), and a head size other than hidden_size / num_attention_heads where the family's configuration class
+    has no field for it. Such a program would run the model wrongly.
+    """
+    from transformers import AutoConfig
+
+    family, shapes = family_of(target), (ModelShape.of(source), ModelShape.of(target))
     bare = {key: value for key, value in target.items() if key not in family.per_layer_config}
-    usual = resolved_config(bare)
-    return [key for key in family.per_layer_config if key in target and target[key] != usual.get(key)]
+    usual = resolved_config(bare) if family.per_layer_config else {}
+    found = [key for key in family.per_layer_config if key in target and target[key] != usual.get(key)]
+    was, now = (shape.head_dim * shape.num_attention_heads == shape.hidden_size for shape in shapes)
+    if was and not now and not hasattr(type(AutoConfig.for_model(target["model_type"])), "head_dim"):
+        found.append("head_dim")
+    return found
