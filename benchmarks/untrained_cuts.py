@@ -2,7 +2,7 @@
 
     python benchmarks/untrained_cuts.py DATA [--source smollm2-135m] [--tokens 8192] [--precision bf16] -o RESULTS.json
 
-DATA is a folder made by `scion prepare`. Scores are collected once, on its training part (`recipes.inherit`); losses are of
+DATA is a folder made by `scion prepare`. Scores are collected once, on its training part (`recipes.scores`); losses are of
 its held-out part. Each finished row is appended to RESULTS.json's lines, and a second call goes on with what is missing.
 """
 
@@ -16,7 +16,7 @@ import torch
 from scionlm.data import DataFolder
 from scionlm.evaluation.loss import domain_losses, model_token_nll
 from scionlm.families import ModelShape, family_of
-from scionlm.recipes.inherit import collect_scores
+from scionlm.recipes.scores import Scorer
 from scionlm.sources import load_hf_model, resolve
 from scionlm.surgery.depth import plan_depth
 from scionlm.surgery.surgery import open_surgery
@@ -50,6 +50,7 @@ def main():
         done = {row["cut"]: row for row in map(json.loads, args.out.read_text().splitlines())}
 
     scores: dict[str, dict] = {}
+    scorer = Scorer(folder, args.data)
 
     def scores_of(rule):
         if rule not in scores:
@@ -61,8 +62,7 @@ def main():
                     "ffn": rng.random((total, shape.intermediate_size)),
                 }
             else:
-                options = {"importance": rule, "data": args.data, "hidden_size": shape.hidden_size - 1}
-                scores[rule] = collect_scores(folder, options)
+                scores[rule] = scorer.get(rule)
         return scores[rule]
 
     def measure(name, make_plan):

@@ -80,7 +80,8 @@ def inherit(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="How to choose them: first, last, middle, every[:K], first_last[:K], spaced, stack, hybrid_stack."
+            help="How to choose them: first, last, middle, every[:K], first_last[:K], spaced, stack, "
+            "hybrid_stack, block_influence."
         ),
     ] = None,
     scores: Annotated[
@@ -98,7 +99,9 @@ def inherit(
     importance: Annotated[
         str | None, typer.Option(help="Which heads and channels stay: first, magnitude, activation or taylor.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Data folder that activation and taylor are measured on.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data folder for what is measured: block_influence, activation, taylor.")
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder of a tokenizer to trim the vocabulary to.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Trim the source's own tokenizer to this size.")] = None,
     pad_vocab_to: Annotated[int | None, typer.Option(help="Pad the vocabulary to a multiple of this.")] = None,

@@ -3,23 +3,29 @@
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scionlm.core.errors import DataError, UsageError
+from scionlm.core.errors import UsageError
 from scionlm.core.files import require_free_folder, staged_folder
-from scionlm.core.log import Progress, warn
+from scionlm.core.log import warn
 from scionlm.core.records import Record
 from scionlm.families import ModelShape, family_of
-from scionlm.families.shape import context_length
 from scionlm.recipes.card import inherit_card
 from scionlm.recipes.run import command_line
+from scionlm.recipes.scores import Scorer
 from scionlm.sources import ModelFolder, resolve
 from scionlm.surgery.lineage import plan_origins
 from scionlm.surgery.mergekit import plan_slices, read_slices
 from scionlm.surgery.plan import SurgeryPlan
-from scionlm.surgery.request import InheritOptions, check_options, complete_plan, layer_plan, width_target
+from scionlm.surgery.request import (
+    BLOCK_INFLUENCE,
+    InheritOptions,
+    check_options,
+    complete_plan,
+    layer_plan,
+)
 from scionlm.surgery.vocabulary import trim_tokenizer
 
 if TYPE_CHECKING:
@@ -27,9 +33,6 @@ if TYPE_CHECKING:
 
     from scionlm.surgery.surgery import Surgery
     from scionlm.surgery.verify import Proof
-    from scionlm.surgery.width import Scores
-
-_CALIBRATION_TOKENS, _CALIBRATION_LENGTH, _CALIBRATION_BATCH = 32_768, 256, 4
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,12 @@ def open_request(source: str, options: InheritOptions) -> Generator[Request, Non
         slices = read_slices(Path(source))
         folders = [resolve(name, allow_pickle=pickle, weights=False) for name in slices.models]
         plan = plan_slices(slices, [ModelShape.of(folder.config).num_hidden_layers for folder in folders])
+        scorer = Scorer(folders[0], options.get("data"))
     else:
         first = resolve(source, allow_pickle=pickle, weights=False)
         donor = options.get("donor")
         second = None if donor is None else resolve(donor, allow_pickle=pickle, weights=False)
-        plan = layer_plan(options, first, second)
+        plan = _layers(options, first, second, scorer := Scorer(first, options.get("data")))
         folders = [first] if second is None else [first, second]
     family_of(folders[0].config)
     with tempfile.TemporaryDirectory(prefix="scion-") as room:
@@ -82,61 +86,22 @@ def open_request(source: str, options: InheritOptions) -> Generator[Request, Non
             where = Path(room)
             vocab = trim_tokenizer(folders[0].path, size, where)
         complete_plan(plan, options, folders[0], None, vocab)  # a wrong request is refused before scores are collected
-        scores = collect_scores(folders[0], options)
+        rule = options.get("importance") or "first"
+        scores = None if rule == "first" else scorer.get(rule)
         yield Request(folders, complete_plan(plan, options, folders[0], scores, vocab), where)
 
 
-def collect_scores(folder: ModelFolder, options: InheritOptions) -> "Scores | None":
-    """Return the scores that the request's `importance` means; None for `first`, or where nothing is cut by them.
-
-    Raises:
-        UsageError: `activation` or `taylor` without data.
-        DataError: The data was made with another tokenizer.
-    """
-    rule = options.get("importance") or "first"
-    if rule == "first" or width_target(options).is_empty:
-        return None
-    folder.fetch()
-    if rule == "magnitude":
-        from scionlm.analysis.magnitude import magnitude_scores
-        from scionlm.families.weights import FolderWeights
-        from scionlm.sources.tensors import FolderTensors
-
-        with FolderTensors(folder.path) as tensors:
-            return magnitude_scores(folder.config, FolderWeights(folder.config, tensors, folder.path))
-    import torch
-
-    from scionlm.analysis.importance import activation_scores, taylor_scores
-    from scionlm.data import DataFolder
-    from scionlm.recipes.inputs import check_tokenizer
-    from scionlm.sources import load_hf_model
-
-    opened = DataFolder(Path(str(options.get("data"))))
-    check_tokenizer(folder, opened)
-    length = min(_CALIBRATION_LENGTH, context_length(folder.config) or _CALIBRATION_LENGTH)
-    streams = [opened.stream(domain, "train") for domain in opened.domains]
-    windows = _CALIBRATION_TOKENS // length // len(streams)
-    taken = [
-        torch.from_numpy(stream.read(start, length).astype("int64"))
-        for stream in streams
-        for start in _starts(stream.num_tokens, windows, length)
-    ]
-    if not taken:
-        raise DataError(f"data {opened.path}: no domain has the {length} tokens of one window to measure importance on")
-    batches = [torch.stack(taken[i : i + _CALIBRATION_BATCH]) for i in range(0, len(taken), _CALIBRATION_BATCH)]
-    model = load_hf_model(folder, torch.float32)
-    collect = activation_scores if rule == "activation" else taylor_scores
-    with Progress(f"scoring heads and channels by {rule}", len(taken) * length) as progress:
-        return collect(model, batches, progress.update)
-
-
-def _starts(num_tokens: int, windows: int, length: int) -> list[int]:
-    """Return where windows start that are spread evenly over a stream."""
-    room = num_tokens - length
-    if room < 0:
-        return []
-    windows = min(windows, 1 + room // length)
-    return [room * i // max(1, windows - 1) for i in range(windows)]
+def _layers(options: InheritOptions, source: ModelFolder, donor: ModelFolder | None, scorer: Scorer) -> SurgeryPlan:
+    """Return the plan for the layers; those of the most influence are measured where that is asked for."""
+    if options.get("strategy") != BLOCK_INFLUENCE:
+        return layer_plan(options, source, donor)
+    if options.get("scores") is not None:
+        raise UsageError(f"strategy {BLOCK_INFLUENCE} measures its scores; leave scores out")
+    total = ModelShape.of(source.config).num_hidden_layers
+    by_score: InheritOptions = {**options, "strategy": None, "scores": [0.0] * total}
+    layer_plan(by_score, source, donor)  # a wrong request is refused before anything is measured
+    by_score["scores"] = scorer.get("activation")["layers"].tolist()
+    return replace(layer_plan(by_score, source, donor), strategy=BLOCK_INFLUENCE)
 
 
 def describe_request(request: Request) -> Record:

@@ -16,7 +16,11 @@ from scionlm.surgery.plan import SurgeryPlan, parse_parts
 from scionlm.surgery.vocabulary import match_tokenizer, padding_to
 from scionlm.surgery.width import Scores, WidthTarget, plan_width
 
+BLOCK_INFLUENCE = "block_influence"
 IMPORTANCE = ("first", "magnitude", "activation", "taylor")
+
+
+_MEASURED = (BLOCK_INFLUENCE, "activation", "taylor")
 
 
 class InheritOptions(TypedDict, total=False):
@@ -27,7 +31,7 @@ class InheritOptions(TypedDict, total=False):
     keep: str | list[int] | None
     """Which layers, as a list or as `0-7,12` or `0-29:2`."""
     strategy: str | None
-    """How to choose `layers` of them: a name of `surgery.depth.STRATEGIES`."""
+    """How to choose `layers` of them: a name in `surgery.depth.STRATEGIES`, or `block_influence`, measured on data."""
     scores: list[float] | str | None
     """One number a layer, the highest are kept; or a JSON file with `layer_scores`, as `scion analyze` writes it."""
     repeat: bool
@@ -47,7 +51,7 @@ class InheritOptions(TypedDict, total=False):
     importance: str | None
     """Which heads and channels stay: `first`, `magnitude`, `activation` or `taylor`."""
     data: str | None
-    """Data folder that `activation` and `taylor` are measured on."""
+    """Data folder that `block_influence`, `activation` and `taylor` are measured on."""
     tokenizer: str | None
     """Folder of a tokenizer made of the source's tokens, to trim the vocabulary to."""
     vocab_size: int | None
@@ -91,15 +95,11 @@ def check_options(options: InheritOptions) -> None:
         raise UsageError(
             "importance chooses heads and channels, but no size is to be cut; say which (hidden_size, ...)"
         )
-    measured = importance in ("activation", "taylor")
+    measured = [rule for rule in (options.get("strategy"), importance) if rule in _MEASURED]
     if measured and options.get("data") is None:
-        raise UsageError(
-            f"importance: {importance} is measured on text; give a data folder made by scion prepare (--data)"
-        )
+        raise UsageError(f"{measured[0]} is measured on text; give a data folder made by scion prepare (--data)")
     if options.get("data") is not None and not measured:
-        raise UsageError(
-            "data is what importance activation or taylor is measured on; without one of them leave it out"
-        )
+        raise UsageError(f"data is what {', '.join(_MEASURED)} are measured on; without one of them leave it out")
 
 
 def layer_plan(options: InheritOptions, source: ModelFolder, donor: ModelFolder | None) -> SurgeryPlan:
