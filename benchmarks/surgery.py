@@ -44,11 +44,11 @@ print(time.perf_counter() - started)
 
 CUT = """
 import json, resource, sys, time
-import torch, transformers
-from transformers import LlamaForCausalLM
+import torch
+from transformers import AutoConfig
 from pathlib import Path
 from scionlm.recipes.inherit import inherit_folder
-from scionlm.surgery import files, probe, surgery, verify
+from scionlm.surgery import export, files, surgery
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 started = time.perf_counter()
 facts = inherit_folder(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), verify=False, shard_bytes=10**9)

@@ -110,7 +110,10 @@ def inherit(
     shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Check files and layers one by one, for models larger than memory.")
+        bool, typer.Option("--no-verify", help="Only compare rows of each written tensor with the source's.")
+    ] = False,
+    verify_layers: Annotated[
+        bool, typer.Option("--verify-layers", help="Prove one layer of each kind alone, for models larger than memory.")
     ] = False,
     allow_pickle: Pickle = False,
     json: Json = False,
@@ -125,7 +128,8 @@ def inherit(
         "importance": importance, "data": data, "tokenizer": tokenizer, "vocab_size": vocab_size,
         "pad_vocab_to": pad_vocab_to, "fresh": fresh, "seed": seed, "allow_pickle": allow_pickle,
     }  # fmt: skip
-    inherit_command(source, out, options, dry_run, not no_verify, shard_size, json)
+    verify = "layers" if verify_layers else not no_verify
+    inherit_command(source, out, options, dry_run, verify, shard_size, json)
 
 
 @app.command()

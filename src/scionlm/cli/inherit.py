@@ -6,6 +6,7 @@ from pathlib import Path
 from scionlm.core.errors import UsageError
 from scionlm.core.log import format_count
 from scionlm.core.records import Record
+from scionlm.recipes.inherit import Verify
 from scionlm.surgery.request import InheritOptions
 
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -25,7 +26,7 @@ def parse_bytes(text: str) -> int:
 
 
 def inherit_command(
-    source: str, out: Path | None, options: InheritOptions, dry_run: bool, verify: bool, shard_size: str, json: bool
+    source: str, out: Path | None, options: InheritOptions, dry_run: bool, verify: Verify, shard_size: str, json: bool
 ) -> None:
     """Carry out a request, or print what it would do."""
     from scionlm.cli.tables import print_json

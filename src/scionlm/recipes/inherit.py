@@ -1,11 +1,13 @@
 """One-shot surgery on request: sources, plan, proof, and the folder that comes out of it."""
 
+import contextlib
 import tempfile
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scionlm.core.errors import UsageError
 from scionlm.core.files import require_free_folder, staged_folder
@@ -31,8 +33,11 @@ from scionlm.surgery.vocabulary import trim_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from scionlm.surgery.proof import Proof
     from scionlm.surgery.surgery import Surgery
-    from scionlm.surgery.verify import Proof
+
+
+Verify = bool | Literal["layers"]
 
 
 @dataclass(frozen=True)
@@ -137,14 +142,15 @@ def inherit_model(source: str, options: InheritOptions) -> "tuple[PreTrainedMode
         return model.to(surgery.dtype), proof  # pyright: ignore[reportArgumentType]
 
 
-def inherit_folder(source: str, out: Path, options: InheritOptions, verify: bool, shard_bytes: int) -> Record:
+def inherit_folder(source: str, out: Path, options: InheritOptions, verify: Verify, shard_bytes: int) -> Record:
     """Carry out a request into the folder `out`; return the summary with the checks that were made.
 
     Args:
         source: A MODEL, or a YAML file with mergekit's slices.
         out: Folder for the result, absent or empty.
         options: What is asked for.
-        verify: Prove the result in memory, as a whole; otherwise check the files tensor by tensor and layer by layer.
+        verify: True proves the result in memory, as a whole; `layers` one layer of each kind, alone; False compares
+            rows of each tensor of each layer with the donors'. All of them look at the written files.
         shard_bytes: Largest size of a weight file.
 
     Raises:
@@ -156,30 +162,50 @@ def inherit_folder(source: str, out: Path, options: InheritOptions, verify: bool
         from scionlm.surgery.surgery import SHARD_BYTES, open_surgery  # and with it torch: only now
 
         with open_surgery(request.folders, request.plan) as surgery, staged_folder(out) as stage:
+            # Writing waits for the disk most of the time: what the proof needs is imported meanwhile.
+            imports = threading.Thread(target=_import_model, args=(surgery.config,), daemon=True)
+            if verify:
+                imports.start()
             written = surgery.write(stage, shard_bytes or SHARD_BYTES)
+            if verify:
+                imports.join()
             proof = check(surgery, stage, verify)
             facts |= {"files": written.files, "checks": proof.checks}
             _finish(stage, request, surgery, facts)
     return facts
 
 
-def check(surgery: "Surgery", stage: Path, verify: bool) -> "Proof":
-    """Return the proof of the files in `stage`."""
-    import torch
+def _import_model(config: Record) -> None:
+    """Import what the proof needs, transformers' code of the model included; if that fails, the proof says so."""
+    with contextlib.suppress(Exception):
+        from transformers import AutoConfig, AutoModelForCausalLM
 
+        import scionlm.surgery.files
+        import scionlm.surgery.probe  # noqa: F401
+
+        AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model(config["model_type"]))]
+
+
+def check(surgery: "Surgery", stage: Path, verify: Verify) -> "Proof":
+    """Return the proof of the files in `stage`; see `inherit_folder`."""
     from scionlm.families.weights import FolderWeights
-    from scionlm.sources import load_hf_model, open_folder
     from scionlm.sources.tensors import FolderTensors
     from scionlm.surgery.files import check_files
-    from scionlm.surgery.probe import probe_layers
-    from scionlm.surgery.verify import require_ties
 
     with FolderTensors(stage) as tensors:
         written = FolderWeights(surgery.config, tensors, stage)
-        proof = check_files(surgery, written, sample=not verify)
-        if not verify:
+        proof = check_files(surgery, written, sample=verify is not True)
+        if verify == "layers":
+            from scionlm.surgery.probe import probe_layers
+
             probe_layers(surgery, written, proof)
+        if verify is not True:
             return proof
+    import torch
+
+    from scionlm.sources import load_hf_model, open_folder
+    from scionlm.surgery.verify import require_ties
+
     target = load_hf_model(open_folder(stage), torch.float32)
     require_ties(target, proof)
     proof.checks += surgery.prove(target).checks

@@ -19,7 +19,7 @@ from scionlm.recipes.result import add_control, best_losses, describe, write_car
 from scionlm.recipes.setting import Setting, losses_of, release, samples_of, settle
 from scionlm.recipes.training import train_model
 from scionlm.sources import load_hf_model, open_folder
-from scionlm.surgery.fresh import random_model
+from scionlm.surgery.models import random_model
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.target import target_config
 

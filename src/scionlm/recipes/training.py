@@ -19,7 +19,8 @@ from scionlm.schedules import Schedule
 from scionlm.sources.folder import stored_dtype
 from scionlm.surgery.export import save_model
 from scionlm.surgery.lineage import plan_origins
-from scionlm.surgery.verify import Proof, verify_export
+from scionlm.surgery.proof import Proof
+from scionlm.surgery.verify import verify_export
 from scionlm.train.checkpoint import CheckpointStore
 from scionlm.train.loop import LoopConfig, fit
 from scionlm.train.objective import Objective

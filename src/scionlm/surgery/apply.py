@@ -6,17 +6,14 @@ Memory holds a block at a time, so the size of the model does not matter. The sa
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from scionlm.core.errors import DataError
 from scionlm.families.weights import Weights
-from scionlm.surgery.fresh import FreshTensors, empty_model
+from scionlm.surgery.fresh import FreshTensors
 from scionlm.surgery.operations import Index, Operation, Scale
 
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 32 * 2**20
 
 
 def blocks(operation: Operation, donors: list[Weights], fresh: Callable[[], FreshTensors]) -> Iterator[torch.Tensor]:
@@ -92,43 +89,7 @@ def _scaled(block: torch.Tensor, scale: Scale, first_row: int) -> torch.Tensor:
     return wide if block.dtype == torch.float64 else wide.float()
 
 
-def lazy_fresh(config: dict[str, Any], seed: int) -> Callable[[], FreshTensors]:
-    """Return a function that makes the fresh tensors of a configuration on its first call."""
-    made: list[FreshTensors] = []
-
-    def get() -> FreshTensors:
-        if not made:
-            made.append(FreshTensors(config, seed))
-        return made[0]
-
-    return get
-
-
 def whole(operation: Operation, donors: list[Weights], fresh: Callable[[], FreshTensors]) -> torch.Tensor:
     """Return the tensor that an operation makes, in memory of its own."""
     parts = list(blocks(operation, donors, fresh))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def assemble(
-    config: dict[str, Any], state: dict[str, torch.Tensor], dtype: torch.dtype, attn_implementation: str | None = None
-) -> PreTrainedModel:
-    """Return a model with these weights; tensors that are not in `state` stay unset, ties are tied.
-
-    Args:
-        config: Its `config.json`.
-        state: Weights by full name.
-        dtype: Type of all weights.
-        attn_implementation: transformers' name of the attention kernel; None leaves the choice to it.
-
-    Raises:
-        DataError: A tensor is not one of the model's.
-    """
-    model = empty_model(config, dtype, attn_implementation)
-    weights = {name: tensor.to(dtype) for name, tensor in state.items()}
-    unknown = model.load_state_dict(weights, strict=False, assign=True).unexpected_keys
-    if unknown:
-        raise DataError(f"tensor {unknown[0]!r} is not one that model_type {config['model_type']!r} has")
-    model.requires_grad_(True)
-    model.tie_weights()
-    return model

@@ -3,16 +3,18 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from scionlm.core.files import write_text_atomic
 from scionlm.core.records import write_json
 from scionlm.sources import ModelFolder
 from scionlm.sources.folder import read_json_object
 from scionlm.sources.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -27,7 +29,7 @@ _TOKENIZER_FILES = (
 
 
 def save_model(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     stage: Path,
     source: ModelFolder,
     card: str,

@@ -5,11 +5,11 @@ from collections.abc import Callable, Generator
 import torch
 
 from scionlm.families.weights import Weights
-from scionlm.surgery.apply import blocks, lazy_fresh, whole
-from scionlm.surgery.fresh import FreshTensors
+from scionlm.surgery.apply import blocks, whole
+from scionlm.surgery.fresh import FreshTensors, lazy_fresh
 from scionlm.surgery.operations import Operation
+from scionlm.surgery.proof import Proof
 from scionlm.surgery.surgery import Surgery
-from scionlm.surgery.verify import Proof
 
 # Rows of each tensor that a sample looks at, less one.
 _SAMPLED = 7

@@ -5,42 +5,12 @@ out.
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from scionlm.core.errors import DataError
 from scionlm.families import family_of
-from scionlm.sources.quiet import quiet_transformers
-
-
-def empty_model(config: dict[str, Any], dtype: torch.dtype, attn_implementation: str | None = None) -> PreTrainedModel:
-    """Return a model whose weights are not set: memory is reserved, nothing is computed.
-
-    Raises:
-        DataError: transformers cannot make a model of this configuration.
-    """
-    from transformers.initialization import no_init_weights
-
-    try:
-        with quiet_transformers(), no_init_weights():
-            hf_config = AutoConfig.for_model(**config)
-            return AutoModelForCausalLM.from_config(
-                hf_config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
-            ).eval()
-    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise DataError(f"config.json: transformers refuses it: {' '.join(str(error).split())[:300]}") from error
-
-
-def random_model(config: dict[str, Any], seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Return a model with the family's own random initialization from `seed`: the control of every inherited one."""
-    with torch.random.fork_rng(devices=[]), quiet_transformers():
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**config), dtype=dtype, trust_remote_code=False
-        ).eval()
 
 
 class FreshTensors:
@@ -54,6 +24,8 @@ class FreshTensors:
     def __init__(self, config: dict[str, Any], seed: int) -> None:
         self._seed = seed
         self._layers = family_of(config).layers
+        from scionlm.surgery.models import empty_model  # and with it transformers: only where something is fresh
+
         with torch.device("meta"):
             self._model: Any = empty_model(config, torch.float32)
         self._made: dict[str, torch.Tensor] = {}
@@ -75,3 +47,15 @@ class FreshTensors:
             module.to_empty(device="meta")
             self._at = owner
         return self._made[name]
+
+
+def lazy_fresh(config: dict[str, Any], seed: int) -> Callable[[], FreshTensors]:
+    """Return a function that makes the fresh tensors of a configuration on its first call."""
+    made: list[FreshTensors] = []
+
+    def get() -> FreshTensors:
+        if not made:
+            made.append(FreshTensors(config, seed))
+        return made[0]
+
+    return get

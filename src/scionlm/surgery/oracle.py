@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from scionlm.families import ModelShape, family_of
 from scionlm.families.shape import expected_tensors
 from scionlm.families.weights import Weights
-from scionlm.surgery.apply import assemble
+from scionlm.surgery.models import assemble
 from scionlm.surgery.plan import LayerPlan, SurgeryPlan
 
 

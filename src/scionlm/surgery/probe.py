@@ -13,13 +13,15 @@ import torch
 from scionlm.families import ModelShape, family_of
 from scionlm.families.shape import context_length
 from scionlm.families.weights import Weights
-from scionlm.surgery.apply import lazy_fresh, whole
+from scionlm.surgery.apply import whole
 from scionlm.surgery.depth import plan_depth
+from scionlm.surgery.fresh import lazy_fresh
 from scionlm.surgery.oracle import build_oracle, load_needed
 from scionlm.surgery.plan import SurgeryPlan
+from scionlm.surgery.proof import Proof
 from scionlm.surgery.surgery import Surgery
 from scionlm.surgery.target import per_layer_lists, target_config
-from scionlm.surgery.verify import Proof, random_tokens, short_windows, tolerance
+from scionlm.surgery.verify import random_tokens, short_windows, tolerance
 
 _TOKENS = 64
 

@@ -1,4 +1,7 @@
-"""A surgery from beginning to end: sources opened, operations worked out, then a model in memory or files on disk."""
+"""A surgery from beginning to end: sources opened, operations worked out, then a model in memory or files on disk.
+
+transformers is imported where it is needed: files can be on their way to the disk before it is there.
+"""
 
 import json
 import shutil
@@ -8,10 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
 
 from scionlm.core.errors import DataError, StorageError
 from scionlm.core.files import write_text_atomic
@@ -23,12 +25,17 @@ from scionlm.families.weights import FolderWeights, Weights
 from scionlm.sources import ModelFolder
 from scionlm.sources.folder import read_json_object, tensor_index, weight_map
 from scionlm.sources.tensors import FolderTensors
-from scionlm.surgery.apply import assemble, blocks, lazy_fresh, whole
+from scionlm.surgery.apply import blocks, whole
+from scionlm.surgery.fresh import lazy_fresh
 from scionlm.surgery.operations import Operation, operations, summarize
 from scionlm.surgery.plan import SurgeryPlan, plan_without_fresh
 from scionlm.surgery.target import remap_token_ids, target_config
-from scionlm.surgery.verify import Proof, prove
-from scionlm.surgery.write import Tensor, Written, write_weights
+from scionlm.surgery.write import Tensor, Written, is_finite, write_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from scionlm.surgery.proof import Proof
 
 SHARD_BYTES = 5 * 10**9
 
@@ -65,7 +72,7 @@ class Surgery:
 
     def build(
         self, dtype: torch.dtype, attn_implementation: str | None = None, *, exact: bool = False
-    ) -> PreTrainedModel:
+    ) -> "PreTrainedModel":
         """Return the target as a transformers model in evaluation mode.
 
         Args:
@@ -76,19 +83,25 @@ class Surgery:
         Raises:
             DataError: The source holds numbers that are not finite.
         """
+        from transformers import GenerationConfig
+
+        from scionlm.surgery.models import assemble
+
         fresh = lazy_fresh(self.config, self.plan.seed)
         state = {op.place.name: whole(op, self.weights, fresh) for op in self.operations}
         if not exact:  # files and memory agree, also where the model is held in a wider type than it is stored in
             state = {op.place.name: state[op.place.name].to(self.dtype_of(op)) for op in self.operations}
-        _refuse_not_finite([name for name, tensor in state.items() if not bool(torch.isfinite(tensor.abs().max()))])
+        _refuse_not_finite([name for name, tensor in state.items() if not is_finite(tensor)])
         model = assemble(self.config, state, dtype, attn_implementation)
         generation = self.generation_config()
         if generation is not None:
             model.generation_config = GenerationConfig.from_dict(generation)
         return model
 
-    def prove(self, target: PreTrainedModel) -> Proof:
+    def prove(self, target: "PreTrainedModel") -> "Proof":
         """Prove a float32 target; see `surgery.verify.prove`."""
+        from scionlm.surgery.verify import prove
+
         if self.has_fresh:
             return self._prove_with_fresh(target)
         if any(op.scale is not None and self.dtype_of(op).itemsize < 4 for op in self.operations):
@@ -111,8 +124,10 @@ class Surgery:
         configs = [folder.config for folder in self.folders]
         return replace(self, plan=plan, operations=operations(configs, self.config, plan))
 
-    def _prove_with_fresh(self, target: PreTrainedModel) -> Proof:
+    def _prove_with_fresh(self, target: "PreTrainedModel") -> "Proof":
         """Prove the same surgery without fresh weights, and that what the target inherits is equal there and here."""
+        from scionlm.surgery.verify import prove
+
         plain = self.without_fresh()
         twin = plain.build(torch.float32)
         proof = plain.prove(twin)

@@ -215,13 +215,14 @@ def unusual_settings(source: Config, target: Config) -> list[str]:
     some families), and a head size other than hidden_size / num_attention_heads where the family's configuration class
     has no field for it. Such a program would run the model wrongly.
     """
-    from transformers import AutoConfig
-
     family, shapes = family_of(target), (ModelShape.of(source), ModelShape.of(target))
     bare = {key: value for key, value in target.items() if key not in family.per_layer_config}
     usual = resolved_config(bare) if family.per_layer_config else {}
     found = [key for key in family.per_layer_config if key in target and target[key] != usual.get(key)]
     was, now = (shape.head_dim * shape.num_attention_heads == shape.hidden_size for shape in shapes)
-    if was and not now and not hasattr(type(AutoConfig.for_model(target["model_type"])), "head_dim"):
-        found.append("head_dim")
+    if was and not now:
+        from transformers import AutoConfig
+
+        if not hasattr(type(AutoConfig.for_model(target["model_type"])), "head_dim"):
+            found.append("head_dim")
     return found

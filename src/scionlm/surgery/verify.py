@@ -6,20 +6,19 @@ cutting.
 
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from scionlm.core.errors import ScionError
 from scionlm.families import ModelShape, count_parameters, family_of
 from scionlm.families.shape import context_length
 from scionlm.families.weights import Weights
 from scionlm.sources import load_hf_model, open_folder
 from scionlm.surgery.oracle import build_oracle, load_needed
 from scionlm.surgery.plan import SurgeryPlan
+from scionlm.surgery.proof import Proof
 from scionlm.surgery.target import changed_settings
 
 _BATCH, _LENGTH, _NEW_TOKENS = 2, 24, 8
@@ -27,23 +26,6 @@ _BATCH, _LENGTH, _NEW_TOKENS = 2, 24, 8
 _WINDOW = 7
 # Sums of other lengths round otherwise; a wrong channel is off by more than a hundred times this.
 _TOLERANCES = ((1_000_000, 1e-5), (float("inf"), 1e-4))
-
-
-@dataclass
-class Proof:
-    """The checks that were made and passed, in words."""
-
-    checks: list[str] = field(default_factory=lambda: [])
-
-    def require(self, name: str, holds: bool, detail: str = "") -> None:
-        """Record a check.
-
-        Raises:
-            ScionError: It does not hold; the result must not be used.
-        """
-        if not holds:
-            raise ScionError(f"surgery failed its own proof: {name}{detail and ' ' + detail}; nothing was written")
-        self.checks.append(name)
 
 
 @contextmanager

@@ -1,0 +1,61 @@
+"""transformers models out of configurations and weights: empty, random, assembled."""
+
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from scionlm.core.errors import DataError
+from scionlm.sources.quiet import quiet_transformers
+
+
+def empty_model(config: dict[str, Any], dtype: torch.dtype, attn_implementation: str | None = None) -> PreTrainedModel:
+    """Return a model whose weights are not set: memory is reserved, nothing is computed.
+
+    Raises:
+        DataError: transformers cannot make a model of this configuration.
+    """
+    from transformers.initialization import no_init_weights
+
+    try:
+        with quiet_transformers(), no_init_weights():
+            hf_config = AutoConfig.for_model(**config)
+            return AutoModelForCausalLM.from_config(
+                hf_config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
+            ).eval()
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise DataError(f"config.json: transformers refuses it: {' '.join(str(error).split())[:300]}") from error
+
+
+def random_model(config: dict[str, Any], seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Return a model with the family's own random initialization from `seed`: the control of every inherited one."""
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**config), dtype=dtype, trust_remote_code=False
+        ).eval()
+
+
+def assemble(
+    config: dict[str, Any], state: dict[str, torch.Tensor], dtype: torch.dtype, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """Return a model with these weights; tensors that are not in `state` stay unset, ties are tied.
+
+    Args:
+        config: Its `config.json`.
+        state: Weights by full name.
+        dtype: Type of all weights.
+        attn_implementation: transformers' name of the attention kernel; None leaves the choice to it.
+
+    Raises:
+        DataError: A tensor is not one of the model's.
+    """
+    model = empty_model(config, dtype, attn_implementation)
+    weights = {name: tensor.to(dtype) for name, tensor in state.items()}
+    unknown = model.load_state_dict(weights, strict=False, assign=True).unexpected_keys
+    if unknown:
+        raise DataError(f"tensor {unknown[0]!r} is not one that model_type {config['model_type']!r} has")
+    model.requires_grad_(True)
+    model.tie_weights()
+    return model
