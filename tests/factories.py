@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from scionlm.families import family_of
 from scionlm.families.registry import FAMILIES
+from scionlm.sources import ModelFolder, open_folder
 
 _TEXT = (
     "the of and to in is was that for it with as his on be at by he had not are but from or have an they "
@@ -103,6 +104,19 @@ def tiny_model(model_type: str = "llama", seed: int = 0, **changes: Any) -> PreT
             elif "embed" not in name and "wte" not in name and "wpe" not in name:
                 parameter.mul_(4.0)  # large enough that each layer matters to the logits
     return model
+
+
+_made: dict[str, ModelFolder] = {}
+
+
+def tiny_source(root: Path, model_type: str, changes: dict) -> ModelFolder:
+    """Return the folder of a tiny model of a family."""
+    key = f"{model_type}-{'-'.join(map(str, changes))}"
+    if key not in _made:
+        folder = root / key
+        tiny_model(model_type, **changes).save_pretrained(folder)
+        _made[key] = open_folder(folder)
+    return _made[key]
 
 
 def tiny_tokenizer(folder: Path) -> Tokenizer:

@@ -4,20 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from factories import MODEL_IDS, MODELS, tiny_model
-from scionlm.sources import ModelFolder, open_folder
-
-_made: dict[str, ModelFolder] = {}
-
-
-def tiny_source(root: Path, model_type: str, changes: dict) -> ModelFolder:
-    """Return the folder of a tiny model of a family."""
-    key = f"{model_type}-{'-'.join(map(str, changes))}"
-    if key not in _made:
-        folder = root / key
-        tiny_model(model_type, **changes).save_pretrained(folder)
-        _made[key] = open_folder(folder)
-    return _made[key]
+from factories import MODEL_IDS, MODELS, tiny_source
+from scionlm.sources import ModelFolder
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import tiny_source
-from factories import tiny_model
+from factories import tiny_model, tiny_source
 from scionlm.core.errors import DataError, ScionError, UsageError
 from scionlm.families import family_of
 from scionlm.families.registry import FAMILIES

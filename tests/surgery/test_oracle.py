@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import tiny_source
-from factories import MODELS, tiny_model
+from factories import MODELS, tiny_model, tiny_source
 from scionlm.families import ModelShape, family_of
 from scionlm.families.weights import StateWeights
 from scionlm.sources import load_hf_model

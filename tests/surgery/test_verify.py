@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import tiny_source
-from factories import tiny_model
+from factories import tiny_model, tiny_source
 from scionlm.core.errors import DataError, ScionError, UsageError
 from scionlm.families import ModelShape, family_of
 from scionlm.families.registry import FAMILIES

@@ -13,7 +13,8 @@ from scionlm.families.weights import Weights
 from scionlm.surgery.fresh import FreshTensors
 from scionlm.surgery.operations import Index, Operation, Scale
 
-BLOCK_BYTES = 32 * 2**20
+# Below 32 MiB, from where on glibc maps fresh, unfaulted pages for every buffer.
+BLOCK_BYTES = 24 * 2**20
 
 
 def blocks(operation: Operation, donors: list[Weights], fresh: Callable[[], FreshTensors]) -> Iterator[torch.Tensor]:
