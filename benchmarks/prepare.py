@@ -18,8 +18,8 @@ from pathlib import Path
 BARE = """
 import sys, time
 from pathlib import Path
-from scionlm.data.corpora import load_corpora
-from scionlm.data.documents import find_files, read_documents
+from scionlm.data.reading.corpora import load_corpora
+from scionlm.data.reading.documents import find_files, read_documents
 from scionlm.sources import load_tokenizer, resolve
 path = Path(sys.argv[1])
 corpora = load_corpora(path)

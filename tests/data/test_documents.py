@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from factories import text
 from scionlm.core.errors import DataError, StorageError, UsageError
 from scionlm.data import DomainConfig
-from scionlm.data import documents as module
-from scionlm.data.documents import find_files, read_documents
+from scionlm.data.reading import documents as module
+from scionlm.data.reading.documents import find_files, read_documents
 
 quick = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 

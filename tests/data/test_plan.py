@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scionlm.core.errors import DataError, UsageError
 from scionlm.data import SamplePlan, TokenStream
-from scionlm.data.plan import IGNORE, permuted, whole_weights
+from scionlm.data.mixing.plan import IGNORE, permuted, whole_weights
 from scionlm.data.shards import Shard, TokenizerInfo, write_shard
 
 quick = settings(deadline=None, database=None, derandomize=True, max_examples=80)

@@ -23,7 +23,7 @@ from scionlm.core.errors import DataError, ScionError, StoppedError, StorageErro
 from scionlm.data import Corpora, DataFolder, load_corpora, prepare
 from scionlm.sources import load_tokenizer
 
-module = importlib.import_module("scionlm.data.prepare")  # the package has the function under this name
+module = importlib.import_module("scionlm.data.preparing.prepare")  # the package has the function under this name
 quick = settings(deadline=None, database=None, derandomize=True, max_examples=15)
 
 

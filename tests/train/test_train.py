@@ -12,7 +12,7 @@ from scionlm.core.duration import Duration
 from scionlm.core.errors import DivergenceError, StoppedError
 from scionlm.core.records import JsonlWriter, read_jsonl
 from scionlm.data import SamplePlan
-from scionlm.data.plan import IGNORE
+from scionlm.data.mixing.plan import IGNORE
 from scionlm.schedules import Schedule
 from scionlm.train.checkpoint import CheckpointStore
 from scionlm.train.loop import LoopConfig, fit

@@ -6,10 +6,10 @@ A domain is one folder of shards. Which window of which domain stands in which s
 the seed, the stage, the slot and the weights.
 """
 
-from scionlm.data.corpora import Corpora, DomainConfig, HeldOut, load_corpora
 from scionlm.data.folder import DataFolder, DocumentRange, TokenStream
-from scionlm.data.plan import Batch, SamplePlan
-from scionlm.data.prepare import prepare
+from scionlm.data.mixing.plan import Batch, SamplePlan
+from scionlm.data.preparing.prepare import prepare
+from scionlm.data.reading.corpora import Corpora, DomainConfig, HeldOut, load_corpora
 
 __all__ = [
     "Batch",

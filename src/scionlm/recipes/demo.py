@@ -113,7 +113,7 @@ def train_tokenizer(out: Path) -> None:
 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from scionlm.data.documents import find_files, read_documents
+    from scionlm.data.reading.documents import find_files, read_documents
     from scionlm.recipes.demo_data import demo_corpora
 
     domains = demo_corpora("none").domains

@@ -34,12 +34,15 @@ class _OneLayer:
     ) -> None:
         family = family_of(config)
         self._outside, self._layers, self._tokens = outside, layers, tokens
-        self._prefix, self._own = f"{family.layers}.0.", f"{family.layers}.{index}."
+        self._stack = f"{family.layers}."
+        self._prefix, self._own = f"{self._stack}0.", f"{self._stack}{index}."
         self._by_token = {spec.name for spec in family.outside if spec.axes[0] == "vocab"}
 
     def names(self) -> set[str]:
-        """Not asked for."""
-        raise NotImplementedError
+        """Return the names of the one layer's tensors and of those outside the layers."""
+        outside = {name for name in self._outside.names() if not name.startswith(self._stack)}
+        own = {name for name in self._layers.names() if name.startswith(self._own)}
+        return outside | {name.replace(self._own, self._prefix, 1) for name in own}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape."""

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from scionlm.data.plan import IGNORE
+from scionlm.data.mixing.plan import IGNORE
 
 
 class Objective(nn.Module):

@@ -8,7 +8,7 @@ import torch
 
 from scionlm.core.errors import DivergenceError
 from scionlm.data import Batch
-from scionlm.data.plan import IGNORE
+from scionlm.data.mixing.plan import IGNORE
 from scionlm.train.objective import Objective
 
 

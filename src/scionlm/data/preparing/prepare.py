@@ -25,8 +25,8 @@ from scionlm.core.log import Progress, say
 from scionlm.core.machine import usable_cores
 from scionlm.core.records import read_json, write_json
 from scionlm.core.signals import StopRequest
-from scionlm.data.corpora import Corpora, DomainConfig
-from scionlm.data.documents import find_files, read_documents
+from scionlm.data.reading.corpora import Corpora, DomainConfig
+from scionlm.data.reading.documents import find_files, read_documents
 from scionlm.data.shards import Shard, TokenizerInfo, write_shard
 from scionlm.data.tokenizer import copy_tokenizer, tokenizer_info
 from scionlm.sources import load_tokenizer, resolve

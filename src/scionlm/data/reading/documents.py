@@ -12,7 +12,7 @@ from typing import Any
 
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import storage_error
-from scionlm.data.corpora import DomainConfig
+from scionlm.data.reading.corpora import DomainConfig
 
 _MAX_LINE_BYTES = 512 * 2**20
 _PACKED = (".gz", ".zst")

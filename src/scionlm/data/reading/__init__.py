@@ -1,0 +1,1 @@
+"""From what a user names to documents: which files, and the texts in them, in a fixed order."""
