@@ -30,12 +30,43 @@ def inherit(source: str, **options: "Unpack[InheritOptions]") -> "PreTrainedMode
 
 
 def prepare(corpora: str | Path, out: str | Path, workers: int | None = None) -> Record:
-    """Make a data folder from a CORPORA.yaml, or go on with it; return its index."""
+    """Make a data folder from a CORPORA.yaml, or go on with it, and write its page; return its index."""
     from scionlm.data import load_corpora
     from scionlm.data import prepare as prepare_data
+    from scionlm.report.data_page import write_data_page
 
     path = Path(corpora)
-    return prepare_data(load_corpora(path), path.parent, Path(out), workers)
+    index = prepare_data(load_corpora(path), path.parent, Path(out), workers)
+    if (Path(out) / "statistics.json").exists():  # folders of earlier versions have none
+        write_data_page(Path(out))
+    return index
+
+
+def train_tokenizer(
+    corpora: str | Path,
+    out: str | Path,
+    vocab_size: int,
+    special: tuple[str, ...] = (),
+    max_bytes: int = 10**8,
+) -> int:
+    """Train a byte-level BPE tokenizer on the domains of a CORPORA.yaml; return its size.
+
+    Args:
+        corpora: The CORPORA.yaml; it needs no tokenizer.
+        out: Folder for the tokenizer.
+        vocab_size: Tokens, bytes and special tokens included.
+        special: Special tokens beside the end of text.
+        max_bytes: Text taken from each domain at most.
+
+    Raises:
+        UsageError: The size leaves no room beyond the bytes.
+        DataError: The files hold no text, or a document cannot be used.
+    """
+    from scionlm.data import load_corpora
+    from scionlm.data.preparing.train_tokenizer import train_tokenizer as train
+
+    path = Path(corpora)
+    return train(load_corpora(path), path.parent, Path(out), vocab_size, special, max_bytes)
 
 
 def run(recipe: str, overrides: dict[str, Any] | None = None, *, out: str | Path, allow_change: bool = False) -> Record:

@@ -34,7 +34,6 @@ def test_the_defaults_are_the_documented_ones(tmp_path):
         ({"held_out": {"fraction": 0}}, r"held_out\.fraction"),
         ({"held_out": {"fraction": 1}}, r"held_out\.fraction"),
         ({"held_out": {"min_documents": 0}}, r"held_out\.min_documents"),
-        ({"tokenizer": None}, "tokenizer"),
     ],
     ids=str,
 )

@@ -110,30 +110,34 @@ def test_a_flipped_bit_is_found_by_verify(folder):
     data[tokens.tokens.offset + 7] ^= 1
     path.write_bytes(data)
     DataFolder(folder).stream("alpha", "train")
-    with pytest.raises(DataError, match=r"train-00000\.safetensors does not match its sha256"):
+    with pytest.raises(DataError, match=r"train-00000-00000\.safetensors does not match its sha256"):
         DataFolder(folder).stream("alpha", "train", verify=True)
 
 
 def test_a_missing_or_truncated_shard_is_refused_by_name(folder):
     path = next((folder / "beta").glob("held_out-*"))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"beta/held_out-00000\.safetensors is cut short"):
+    with pytest.raises(DataError, match=r"beta/held_out-00000-00000\.safetensors is cut short"):
         DataFolder(folder).stream("beta", "held_out")
     path.unlink()
-    with pytest.raises(DataError, match=r"beta/held_out-00000\.safetensors is missing"):
+    with pytest.raises(DataError, match=r"beta/held_out-00000-00000\.safetensors is missing"):
         DataFolder(folder).stream("beta", "held_out")
     assert DataFolder(folder).stream("beta", "train").num_tokens > 0
 
 
 def test_a_shard_of_another_tokenizer_is_refused_by_name(folder):
     change_index(folder, lambda index: index["tokenizer"].update(sha256="1" * 64))
-    with pytest.raises(DataError, match=r"train-00000\.safetensors was made with another tokenizer"):
+    with pytest.raises(DataError, match=r"train-00000-00000\.safetensors was made with another tokenizer"):
         DataFolder(folder).stream("alpha", "train")
 
 
 def test_a_shard_of_another_domain_in_its_place_is_refused_by_name(folder):
-    shutil.copyfile(folder / "beta" / "train-00000.safetensors", folder / "alpha" / "train-00000.safetensors")
-    with pytest.raises(DataError, match=r"alpha/train-00000\.safetensors is not the shard that index\.json lists"):
+    shutil.copyfile(
+        folder / "beta" / "train-00000-00000.safetensors", folder / "alpha" / "train-00000-00000.safetensors"
+    )
+    with pytest.raises(
+        DataError, match=r"alpha/train-00000-00000\.safetensors is not the shard that index\.json lists"
+    ):
         DataFolder(folder).stream("alpha", "train")
 
 

@@ -13,14 +13,28 @@ from hypothesis import strategies as st
 from factories import text
 from scionlm.core.errors import DataError, StorageError, UsageError
 from scionlm.data import DomainConfig
-from scionlm.data.reading import documents as module
-from scionlm.data.reading.documents import find_files, read_documents
+from scionlm.data.reading.corpora import Corpora
+from scionlm.data.reading.documents import Document, Problems, Reader
+from scionlm.data.reading.files import DataFile, find_files, parts_of
 
 quick = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 
 
-def texts(*files: Path, text_key: str = "text") -> list[str]:
-    return [document.text for document in read_documents(list(files), text_key)]
+def actions(on_error="stop") -> dict:
+    return Corpora(domains={"x": DomainConfig(paths=["x"])}, on_error=on_error).on_error
+
+
+STRICT = actions({})
+"""What stands without any setting: everything stops, but for empty texts."""
+
+
+def read(*files: Path, text_key: str = "text", on_error=STRICT, max_bytes: int = 2**20) -> list[Document]:
+    found = [DataFile(str(path), path.stat().st_size if path.exists() else 0) for path in files]
+    return list(Reader(text_key, max_bytes, Problems(on_error)).read(found))
+
+
+def texts(*files: Path, **settings) -> list[str]:
+    return [document.text for document in read(*files, **settings)]
 
 
 def jsonl(*documents: str) -> bytes:
@@ -42,7 +56,7 @@ def folder(tmp_path_factory):
 def test_every_line_comes_back_in_order(folder, kind, documents):
     path = folder / f"x.jsonl{kind}"
     path.write_bytes(packed(kind, jsonl(*documents)))
-    found = list(read_documents([path], "text"))
+    found = read(path)
     assert [document.text for document in found] == documents
     assert [document.origin for document in found] == [f"{path}:{i + 1}" for i in range(len(documents))]
 
@@ -65,7 +79,7 @@ def test_a_packed_file_of_several_parts_is_read_to_the_end(tmp_path):
 def test_blank_lines_and_empty_texts_are_passed_over_but_lines_are_still_counted(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'\n  \n{"text": ""}\n{"text": "a"}\n\r\n{"text": " "}')
-    assert [(d.text, d.origin) for d in read_documents([path], "text")] == [("a", f"{path}:4"), (" ", f"{path}:6")]
+    assert [(d.text, d.origin) for d in read(path)] == [("a", f"{path}:4"), (" ", f"{path}:6")]
     (tmp_path / "empty.txt").write_bytes(b"")
     assert texts(tmp_path / "empty.txt") == []
 
@@ -90,13 +104,13 @@ def test_the_text_may_have_another_key(tmp_path):
 @pytest.mark.parametrize(
     ("line", "match"),
     [
-        (b"{", r":3: not JSON"),
-        (b"[" * 100_000, r":3: not JSON"),
-        (b'{"body": "x"}', r":3: no text under the key 'text' \(found: body\); set text_key"),
-        (b'{"text": 5}', r":3: no text under the key 'text'"),
-        (b'{"text": null}', r":3: no text"),
-        (b'["text"]', r":3: no text .*\(found: list\)"),
-        (b'{"text": "\xff"}', r":3: not UTF-8 .* at byte 10 of the line"),
+        (b"{", r":3 is not JSON"),
+        (b"[" * 100_000, r":3 is not JSON"),
+        (b'{"body": "x"}', r":3 has no text under text_key 'text' \(found: body\)"),
+        (b'{"text": 5}', r":3 has no text under text_key 'text'"),
+        (b'{"text": null}', r":3 has no text"),
+        (b'["text"]', r":3 has no text .*\(found: list\)"),
+        (b'{"text": "\xff"}', r":3 is not UTF-8 .* at byte 10 of the line"),
     ],
     ids=["json", "nesting", "key", "number", "null", "list", "utf-8"],
 )
@@ -124,18 +138,111 @@ def test_a_whole_pair_of_json_escapes_is_one_character(tmp_path):
 
 def test_bad_utf_8_in_a_whole_file_is_named_with_its_line(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"one\ntwo\nthr\xffee")
-    with pytest.raises(DataError, match=r"x\.txt:3: not UTF-8 .*at byte 11"):
+    with pytest.raises(DataError, match=r"x\.txt:3 is not UTF-8 .*at byte 11"):
         texts(tmp_path / "x.txt")
 
 
-def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_MAX_LINE_BYTES", 1000)
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(jsonl("a", "b" * 2000))
-    with pytest.raises(DataError, match=r"x\.jsonl:2: the line has more than 1000 bytes"):
-        texts(path)
+    with pytest.raises(DataError, match=r"x\.jsonl:2: more than max_document_bytes 1000 in one line"):
+        texts(path, max_bytes=1000)
     path.write_bytes(jsonl("a", "b" * 900))
-    assert len(texts(path)) == 2
+    assert len(texts(path, max_bytes=1000)) == 2
+
+
+def test_a_file_larger_than_a_document_may_be_is_refused_by_name(tmp_path):
+    (tmp_path / "x.txt").write_text("x" * 1001)
+    with pytest.raises(DataError, match=r"x\.txt has more than max_document_bytes 1000"):
+        texts(tmp_path / "x.txt", max_bytes=1000)
+    assert len(texts(tmp_path / "x.txt", max_bytes=1001)) == 1
+
+
+BAD = {
+    "encoding": b'{"text": "\xff"}',
+    "json": b"{",
+    "field": b'{"body": "x"}',
+    "length": b'{"text": "' + b"y" * 300 + b'"}',
+    "empty": b'{"text": ""}',
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_each_problem_stops_or_is_skipped_and_counted_as_asked(tmp_path, capsys, kind):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(jsonl("a") + 5 * (BAD[kind] + b"\n") + jsonl("b"))
+    with pytest.raises(DataError, match=rf"x\.jsonl:2.*on_error: {{{kind}: skip}}"):
+        texts(path, on_error=actions({kind: "stop"}), max_bytes=200)
+    capsys.readouterr()
+    problems = Problems(actions({kind: "skip"}))
+    found = list(Reader("text", 200, problems).read([DataFile(str(path), 1)]))
+    assert [(d.text, d.origin) for d in found] == [("a", f"{path}:1"), ("b", f"{path}:7")]
+    assert problems.skipped == {kind: 5}
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == (0 if kind == "empty" else 3)
+    assert all(f"{path}:{i + 2}" in line for i, line in enumerate(shown))
+    assert not shown or "counted only" in shown[-1]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.txt.zst", "x.parquet"])
+def test_a_broken_file_can_be_skipped(tmp_path, name):
+    (tmp_path / name).write_bytes(b"not packed at all")
+    (tmp_path / "y.txt").write_text("good")
+    with pytest.raises(DataError, match=name):
+        texts(tmp_path / name, tmp_path / "y.txt")
+    assert texts(tmp_path / name, tmp_path / "y.txt", on_error=actions("skip")) == ["good"]
+
+
+def test_an_empty_file_is_named_where_it_is_to_stop(tmp_path):
+    for name in ("x.jsonl", "x.txt"):
+        (tmp_path / name).write_bytes(b"")
+        assert texts(tmp_path / name) == []
+        with pytest.raises(DataError, match=rf"{name} is empty"):
+            texts(tmp_path / name, on_error=actions("stop"))
+
+
+def write_parquet(path: Path, columns: dict, **settings) -> Path:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), path, **settings)
+    return path
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1024, 3000])
+def test_the_rows_of_a_parquet_file_are_documents(tmp_path, rows):
+    content = [f"{i} né 😀\n{text(i, 3)}" for i in range(rows)]
+    columns = {"text": content, "id": [str(i) for i in range(rows)]}
+    path = write_parquet(tmp_path / "x.parquet", columns, row_group_size=700)
+    assert texts(path) == content
+    assert read(path)[-1].origin == f"{path}: row {rows}"
+    assert texts(path, text_key="id") == columns["id"]
+
+
+def test_faults_of_a_parquet_file_are_named_with_file_and_row(tmp_path):
+    import pyarrow
+
+    path = write_parquet(tmp_path / "x.parquet", {"text": ["a", None, ""], "n": [1, 2, 3]})
+    with pytest.raises(DataError, match=r"x\.parquet: row 2 has nothing in the column 'text'"):
+        texts(path)
+    with pytest.raises(DataError, match=r"x\.parquet has no column 'body' \(has: .*text, n"):
+        texts(path, text_key="body")
+    with pytest.raises(DataError, match="row 1 has int in the column 'n'"):
+        texts(path, text_key="n")
+    assert texts(path, on_error=actions("skip")) == ["a"]
+    bad = pyarrow.array([b"a", b"\xff"]).view(pyarrow.string())
+    path = write_parquet(tmp_path / "y.parquet", {"text": bad})
+    with pytest.raises(DataError, match=r"y\.parquet: row 2 is not UTF-8 .* at byte 0"):
+        texts(path)
+
+
+def test_output_of_datatrove_is_read_as_it_is(tmp_path):
+    """Its writers make gzipped lines and parquet with text, id and metadata."""
+    records = [{"text": t, "id": f"id/{i}", "metadata": {"url": "u"}} for i, t in enumerate(["one", "two"])]
+    (tmp_path / "00000.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in records).encode()))
+    columns = {key: [record[key] for record in records] for key in records[0]}
+    write_parquet(tmp_path / "00001.parquet", columns)
+    assert texts(tmp_path / "00000.jsonl.gz", tmp_path / "00001.parquet") == ["one", "two"] * 2
 
 
 CUTS = [0.0, 0.05, 0.2, 0.5, 0.8, 0.95]
@@ -185,7 +292,7 @@ def test_a_file_that_vanished_is_a_storage_error(tmp_path):
 
 
 def found(root: Path, *paths: str) -> list[str]:
-    return [str(path.relative_to(root)) for path in find_files(DomainConfig(paths=list(paths)), root, "d")]
+    return [str(file.path.relative_to(root)) for file in find_files(DomainConfig(paths=list(paths)), root, "d")]
 
 
 @pytest.fixture
@@ -228,4 +335,14 @@ def test_a_folder_is_every_file_in_it_but_for_hidden_ones(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x = 1\n")
     found = find_files(DomainConfig(paths=["src"]), tmp_path, "code")
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["src/a.py", "src/deep/b.py"]
+    assert [file.path.relative_to(tmp_path).as_posix() for file in found] == ["src/a.py", "src/deep/b.py"]
+
+
+@quick
+@given(st.lists(st.integers(0, 3 * 2**25), max_size=40))
+def test_parts_hold_every_file_once_in_order_and_are_small_unless_one_file_is_large(sizes):
+    files = [DataFile(f"{i:03d}", size) for i, size in enumerate(sizes)]
+    parts = parts_of(files)
+    assert [file for part in parts for file in part] == files
+    assert all(sum(file.size for file in part) <= 2**25 or len(part) == 1 for part in parts)
+    assert len(parts) <= 1 + 2 * sum(sizes) // 2**25

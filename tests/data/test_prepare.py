@@ -21,6 +21,8 @@ from factories import corpora_file, text
 from scionlm.core.config import validate
 from scionlm.core.errors import DataError, ScionError, StoppedError, StorageError, UsageError
 from scionlm.data import Corpora, DataFolder, load_corpora, prepare
+from scionlm.data.preparing import job, units
+from scionlm.data.reading import files
 from scionlm.sources import load_tokenizer
 
 module = importlib.import_module("scionlm.data.preparing.prepare")  # the package has the function under this name
@@ -71,21 +73,29 @@ def is_subsequence(part: list, whole: list) -> bool:
 
 @pytest.fixture
 def small_units(monkeypatch):
-    """Units and chunks so small that a few documents make several."""
-    monkeypatch.setattr(module, "UNIT_BYTES", 1500)
-    monkeypatch.setattr(module, "CHUNK_BYTES", 400)
+    """Parts, units and chunks so small that a few documents make several."""
+    sizes(monkeypatch, unit=1500, chunk=400, part=4000)
+
+
+def sizes(monkeypatch, unit=units.UNIT_BYTES, chunk=units.CHUNK_BYTES, part=files.PART_BYTES) -> None:
+    monkeypatch.setattr(units, "UNIT_BYTES", unit)
+    monkeypatch.setattr(job, "UNIT_BYTES", unit)
+    monkeypatch.setattr(units, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(files, "PART_BYTES", part)
 
 
 @pytest.mark.parametrize("unit_bytes", [1, 1500, 2**25])
 def test_the_tokens_are_those_of_each_document_alone_with_a_separator_after_each(
     tiny_folder, tmp_path, monkeypatch, unit_bytes
 ):
-    monkeypatch.setattr(module, "UNIT_BYTES", unit_bytes)
+    sizes(monkeypatch, unit=unit_bytes)
     documents = some_texts(30)
     write_jsonl(tmp_path / "x.jsonl", documents)
     prepare(corpora(tiny_folder, held_out={"fraction": 0.2, "min_documents": 5}), tmp_path, tmp_path / "out")
     tokenizer = load_tokenizer(tiny_folder)
+    tokenizer.encode_special_tokens = True  # what looks like a separator in a text is text
     expected = [(*tokenizer.encode(document, add_special_tokens=False).ids, 0) for document in documents]
+    assert all(document.count(0) == 1 for document in expected)
     train, held_out = (split_texts(tmp_path / "out", "x", split) for split in ("train", "held_out"))
     assert sorted(train + held_out) == sorted(expected)
     assert is_subsequence(train, expected)
@@ -135,107 +145,134 @@ def test_bytes_do_not_depend_on_the_number_of_workers(tiny_folder, tmp_path, sma
 
 
 def test_bytes_do_not_depend_on_the_size_of_a_workers_portion(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "UNIT_BYTES", 3000)
     path = corpora_file(tmp_path, tiny_folder, num_documents=20)
     for size in (1, 500, 2**19):
-        monkeypatch.setattr(module, "CHUNK_BYTES", size)
+        sizes(monkeypatch, unit=3000, chunk=size)
         prepare(load_corpora(path), tmp_path, tmp_path / f"out{size}")
     assert (
         folder_bytes(tmp_path / "out1") == folder_bytes(tmp_path / "out500") == folder_bytes(tmp_path / f"out{2**19}")
     )
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
+def killed_at(action, number: int, after: bool) -> bool:
+    """Run `action` in a process that dies at its `number`-th atomic write, before or after it; return whether it did.
+
+    Every file comes into place by `Path.replace`, so that these are all the moments at which a kill can leave one state
+    of the folder or another.
+    """
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    try:
+        replace, calls = Path.replace, iter(range(1, 10**6))
+
+        def counted(self, target):
+            now = next(calls) == number
+            if now and not after:
+                os._exit(9)
+            result = replace(self, target)
+            if now:
+                os._exit(9)
+            return result
+
+        Path.replace = counted
+        action()
+    finally:
+        os._exit(0)
 
 
-def kill_at(monkeypatch, name: str, number: int, after: bool) -> None:
-    original = getattr(module, name)
-    calls = iter(range(1, 10**6))
-
-    def wrapped(*args, **kwargs):
-        now = next(calls) == number
-        if now and not after:
-            raise Killed
-        result = original(*args, **kwargs)
-        if now:
-            raise Killed
-        return result
-
-    monkeypatch.setattr(module, name, wrapped)
+LIMITED = {"dedupe": "near", "held_out": {"fraction": 0.2, "min_documents": 3}}
 
 
-@pytest.mark.parametrize("name", ["write_shard", "write_json", "copy_tokenizer"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("asked", [{}, LIMITED], ids=["plain", "near"])
 def test_a_kill_at_any_write_and_the_same_command_again_give_the_same_bytes(
-    tiny_folder, tmp_path, small_units, monkeypatch, name, after
+    tiny_folder, tmp_path, small_units, after, asked
 ):
     path = corpora_file(tmp_path, tiny_folder, num_documents=12, words=60)
-    prepare(load_corpora(path), tmp_path, tmp_path / "whole")
+    wanted = load_corpora(path).model_copy(update=dict(corpora(tiny_folder, **asked)) | {"domains": DOMAINS(path)})
+    prepare(wanted, tmp_path, tmp_path / "whole")
     expected = folder_bytes(tmp_path / "whole")
-    out = tmp_path / "out"
     kills = 0
-    while True:
-        with monkeypatch.context() as patch:
-            kill_at(patch, name, kills + 1, after)
-            try:
-                prepare(load_corpora(path), tmp_path, out)
-                break
-            except Killed:
-                kills += 1
-        if (out / "index.json").exists():
-            assert after  # the last write of all had been made
-            assert name == "write_json"
-        else:
+    while killed_at(lambda: prepare(wanted, tmp_path, tmp_path / "out"), kills + 1, after):
+        kills += 1
+        out = tmp_path / "out"
+        if not (out / "index.json").exists():
             with pytest.raises((DataError, UsageError)):  # an unfinished folder is not taken for a finished one
                 DataFolder(out)
-        prepare(load_corpora(path), tmp_path, out)
+        prepare(wanted, tmp_path, out)
         assert folder_bytes(out) == expected
         shutil.rmtree(out)
-    assert folder_bytes(out) == expected
-    assert kills >= {"write_shard": 7, "write_json": 5, "copy_tokenizer": 1}[name]
+    assert folder_bytes(tmp_path / "out") == expected
+    assert kills >= 20
 
 
-def test_many_kills_of_one_run_give_the_same_bytes(tiny_folder, tmp_path, small_units, monkeypatch):
+def DOMAINS(path: Path) -> dict:
+    """Return the domains of a corpora file, one of them with a limit."""
+    domains = dict(load_corpora(path).domains)
+    name = next(iter(domains))
+    return domains | {name: domains[name].model_copy(update={"max_tokens": 400})}
+
+
+def test_many_kills_of_one_run_give_the_same_bytes(tiny_folder, tmp_path, small_units):
     path = corpora_file(tmp_path, tiny_folder, num_documents=20, words=60)
     prepare(load_corpora(path), tmp_path, tmp_path / "whole")
-    for _ in range(100):
-        with monkeypatch.context() as patch:
-            kill_at(patch, "write_shard", 3, after=False)
-            try:
-                prepare(load_corpora(path), tmp_path, tmp_path / "out")
-                break
-            except Killed:
-                continue
+    kills = 0
+    while killed_at(lambda: prepare(load_corpora(path), tmp_path, tmp_path / "out"), 4, after=False):
+        kills += 1  # a unit is two shards and an entry: each life gets one further
+        assert kills < 100
+    assert kills > 5
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
 
 
-def test_a_resumed_run_does_not_write_finished_shards_again(tiny_folder, tmp_path, small_units, monkeypatch):
+def test_processes_that_share_the_work_write_the_same_bytes_as_one(tiny_folder, tmp_path, small_units):
+    """Several machines or ranks, started together or late, one of them killed on the way."""
+    corpora_file(tmp_path, tiny_folder, num_documents=60, words=60)
+    for name in ("alpha", "beta"):  # several files, so that there are several parts
+        lines = (tmp_path / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        for i in range(6):
+            (tmp_path / f"{name}-{i}.jsonl").write_text("".join(lines[i::6]))
+    wanted = corpora(tiny_folder, {"alpha": ["alpha-*.jsonl"], "beta": ["beta-*.jsonl"]})
+    prepare(wanted, tmp_path, tmp_path / "whole")
+    children = []
+    for number in range(4):
+        child = os.fork()
+        if not child:
+            try:
+                if number == 0:
+                    killed_at(lambda: prepare(wanted, tmp_path, tmp_path / "out"), 5, after=True)
+                else:
+                    prepare(wanted, tmp_path, tmp_path / "out")
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert codes == [0, 0, 0, 0]
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
+
+
+def test_a_resumed_run_does_not_write_finished_shards_again(tiny_folder, tmp_path, small_units):
     path = corpora_file(tmp_path, tiny_folder, num_documents=20)
-    with monkeypatch.context() as patch:
-        kill_at(patch, "write_shard", 6, after=False)
-        with pytest.raises(Killed):
-            prepare(load_corpora(path), tmp_path, tmp_path / "out")
-    units = json.loads((tmp_path / "out" / "prepare.json").read_text())["units"]["alpha"]
-    finished = [tmp_path / "out" / "alpha" / shard["file"] for unit in units for shard in unit["shards"].values()]
+    assert killed_at(lambda: prepare(load_corpora(path), tmp_path, tmp_path / "out"), 14, after=False)
+    finished = sorted((tmp_path / "out").rglob("*.safetensors"))
     stamps = [shard.stat().st_mtime_ns for shard in finished]
-    assert stamps
+    assert len(stamps) > 2
     prepare(load_corpora(path), tmp_path, tmp_path / "out")
-    assert [shard.stat().st_mtime_ns for shard in finished] == stamps
+    assert (
+        sum(shard.stat().st_mtime_ns == stamp for shard, stamp in zip(finished, stamps, strict=True)) >= len(stamps) - 2
+    )
 
 
 def test_a_shard_that_was_damaged_while_stopped_is_found_on_resuming(tiny_folder, tmp_path, small_units, monkeypatch):
     path = corpora_file(tmp_path, tiny_folder, num_documents=20)
-    with monkeypatch.context() as patch:
-        kill_at(patch, "write_shard", 6, after=False)
-        with pytest.raises(Killed):
-            prepare(load_corpora(path), tmp_path, tmp_path / "out")
-    shard = tmp_path / "out" / "alpha" / "train-00000.safetensors"
+    assert killed_at(lambda: prepare(load_corpora(path), tmp_path, tmp_path / "out"), 14, after=False)
+    shard = tmp_path / "out" / "alpha" / "train-00000-00000.safetensors"
     whole = safetensors.numpy.load_file(shard)["tokens"].tobytes()
     data = shard.read_bytes()
     at = data.index(whole)
     shard.write_bytes(data[: at + 5] + bytes([data[at + 5] ^ 1]) + data[at + 6 :])
-    with pytest.raises(DataError, match=r"train-00000\.safetensors does not match its sha256"):
+    with pytest.raises(DataError, match=r"train-00000-00000\.safetensors does not match its sha256"):
         prepare(load_corpora(path), tmp_path, tmp_path / "out")
 
 
@@ -437,15 +474,15 @@ def fails(corpora: Corpora, root: Path, kind: type[ScionError], match: str) -> N
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("x.jsonl", b'{"text": "a"}\n{"text": "b"}\n{"text"\n', r"x\.jsonl:3: not JSON"),
-        ("x.jsonl", b'{"text": "a"}\n{"body": "b"}\n', r"x\.jsonl:2: no text under the key 'text' \(found: body\)"),
-        ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"x\.jsonl:2: not UTF-8"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "b"}\n{"text"\n', r"x\.jsonl:3 is not JSON"),
+        ("x.jsonl", b'{"text": "a"}\n{"body": "b"}\n', r"x\.jsonl:2 has no text under text_key 'text' \(found: body\)"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"x\.jsonl:2 is not UTF-8"),
         ("x.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', r"x\.jsonl:2"),
-        ("x.txt", b"one\ntwo \xff\n", r"x\.txt:2: not UTF-8"),
+        ("x.txt", b"one\ntwo \xff\n", r"x\.txt:2 is not UTF-8"),
         ("x.jsonl", b"", r"domains\.x: the 1 file\(s\) hold no text"),
         ("x.jsonl", b'\n{"text": ""}\n', "hold no text"),
         ("x.txt", b"all in one", r"domains\.x: one document only"),
-        ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50)[:-9], r"x\.jsonl\.gz is a broken packed file"),
+        ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50)[:-9], r"x\.jsonl\.gz is a broken file"),
         ("x.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xff\xff\xff\xff", r"x\.jsonl\.gz"),
         ("x.jsonl.zst", zstandard.compress(b'{"text": "a"}\n' * 50)[:-3], r"x\.jsonl\.zst"),
         ("x.jsonl.zst", b"not packed at all", r"x\.jsonl\.zst is a broken"),
@@ -499,42 +536,33 @@ def test_an_output_below_a_file_is_a_storage_error(tiny_folder, tmp_path):
     assert caught.value.exit_code == 74
 
 
-def test_two_processes_cannot_prepare_the_same_folder_at_once(tiny_folder, tmp_path, small_units):
-    """Tried from inside the first one: a second call on the same unfinished folder is refused."""
-    path = corpora_file(tmp_path, tiny_folder, num_documents=8, words=40)
-    original, seen = module.write_shard, []
-
-    def write(*args):
-        if not seen:
-            seen.append("first")
-            try:
-                prepare(load_corpora(path), tmp_path, tmp_path / "out")
-            except UsageError as error:
-                seen.append(str(error))
-        return original(*args)
-
-    module.write_shard = write
-    try:
-        prepare(load_corpora(path), tmp_path, tmp_path / "out")
-    finally:
-        module.write_shard = original
-    assert len(seen) == 2
-    assert "in use by another" in seen[1]
-
-
 def test_text_that_changes_between_the_two_passes_is_found(tiny_folder, tmp_path, monkeypatch):
     documents = some_texts(12)
     write_jsonl(tmp_path / "x.jsonl", documents)
-    original = module._survey
+    original = module.settle
 
-    def survey_then_change(*args):
-        found = original(*args)
-        write_jsonl(tmp_path / "x.jsonl", documents[:6])
-        return found
+    def settle_then_change(*args):
+        original(*args)
+        write_jsonl(tmp_path / "x.jsonl", changed)
 
-    monkeypatch.setattr(module, "_survey", survey_then_change)
-    with pytest.raises(DataError, match="changed"):
-        prepare(corpora(tiny_folder), tmp_path, tmp_path / "out")
+    monkeypatch.setattr(module, "settle", settle_then_change)
+    changed = documents[:6]
+    for number, text_then in enumerate([documents[:6], [*documents, "more"], [*documents[1:], documents[0]]]):
+        changed = text_then
+        write_jsonl(tmp_path / "x.jsonl", documents)
+        for _ in range(2):  # it does not come right by being tried again
+            with pytest.raises((DataError, UsageError), match=r"changed|other corpora"):
+                prepare(corpora(tiny_folder), tmp_path, tmp_path / f"out{number}")
+
+
+def test_files_that_were_only_touched_are_read_again_and_the_work_goes_on(tiny_folder, tmp_path, small_units):
+    path = corpora_file(tmp_path, tiny_folder, num_documents=20)
+    prepare(load_corpora(path), tmp_path, tmp_path / "whole")
+    assert killed_at(lambda: prepare(load_corpora(path), tmp_path, tmp_path / "out"), 14, after=False)
+    for name in ("alpha", "beta"):
+        os.utime(tmp_path / f"{name}.jsonl", (1, 1))
+    prepare(load_corpora(path), tmp_path, tmp_path / "out")
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
 
 
 def test_the_name_by_which_the_tokenizer_was_given_does_not_make_other_corpora(tiny_folder, tmp_path, monkeypatch):
@@ -549,14 +577,14 @@ def test_the_name_by_which_the_tokenizer_was_given_does_not_make_other_corpora(t
 def test_a_signal_stops_between_units_and_the_same_command_goes_on(tiny_folder, tmp_path, small_units, monkeypatch):
     path = corpora_file(tmp_path, tiny_folder, num_documents=20, words=60)
     prepare(load_corpora(path), tmp_path, tmp_path / "whole")
-    original = module.write_shard
+    original = units.write_shard
 
     def terminated(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_shard", terminated)
+        patch.setattr(units, "write_shard", terminated)
         with pytest.raises(StoppedError, match="run it again"):
             prepare(load_corpora(path), tmp_path, tmp_path / "out")
     assert not (tmp_path / "out" / "index.json").exists()

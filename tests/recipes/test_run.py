@@ -241,8 +241,8 @@ def test_random_initialization_alone_is_the_control(finished, settings, tmp_path
 def test_a_diverged_run_says_so_and_exits_three(settings, tmp_path, monkeypatch):
     original = training_module.Objective.token_nll
 
-    def broken(self, input_ids, labels):
-        return original(self, input_ids, labels) * (float("nan") if torch.is_grad_enabled() else 1.0)
+    def broken(self, input_ids, labels, position_ids=None):
+        return original(self, input_ids, labels, position_ids) * (float("nan") if torch.is_grad_enabled() else 1.0)
 
     monkeypatch.setattr(training_module.Objective, "token_nll", broken)
     from scionlm.core.errors import DivergenceError

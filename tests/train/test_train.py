@@ -11,8 +11,8 @@ from factories import tiny_model
 from scionlm.core.duration import Duration
 from scionlm.core.errors import DivergenceError, StoppedError
 from scionlm.core.records import JsonlWriter, read_jsonl
-from scionlm.data import SamplePlan
-from scionlm.data.mixing.plan import IGNORE
+from scionlm.data import Ledger, Mixture, Order, SamplePlan
+from scionlm.data.mixing.windows import IGNORE
 from scionlm.schedules import Schedule
 from scionlm.train.checkpoint import CheckpointStore
 from scionlm.train.loop import LoopConfig, fit
@@ -45,13 +45,14 @@ class Run:
         self.objective = Objective(tiny_model(seed=seed), dtype)
         self.optimizer = build_optimizer(self.objective.model, lr=LR)
         streams = {name: data.stream(name, "train") for name in data.domains}
-        self.plan = SamplePlan(streams, {"alpha": 0.7, "beta": 0.3}, SEQ_LEN, seed)
+        self.plan = SamplePlan(streams, Mixture({"alpha": 0.7, "beta": 0.3}), Order(SEQ_LEN, seed))
         self.every = Duration.parse(checkpoint_every)
         self.evaluations = 0
 
     def fit(self, stop_after=None, micro=4):
         config = LoopConfig("test", STEPS, SEQUENCES, SEQ_LEN, micro, LR, 1.0, 3, self.every)
         metrics = JsonlWriter(self.folder / "metrics.jsonl", "metrics")
+        ledger = Ledger(self.folder / "ledger.jsonl", {})
         schedule = Schedule("cosine", STEPS, 2, 0.1)
         stop = Stop(self.plan, stop_after and stop_after * SEQUENCES)
 
@@ -69,11 +70,14 @@ class Run:
                 config,
                 metrics,
                 store,
+                ledger,
                 evaluate=evaluate,
+                reweighting=None,
                 stop=stop,
             )
         finally:
             metrics.close()
+            ledger.close()
 
     @property
     def weights(self):
@@ -176,7 +180,9 @@ def test_micro_batches_give_the_step_of_the_whole_batch(data_folder, tmp_path, m
     def step(size):
         run = Run(tmp_path / str(size), data_folder)
         batch = run.plan.batch(run.plan.take(SEQUENCES))
-        batch.labels[0, :20] = IGNORE  # uneven numbers of predicted tokens
+        labels = batch.labels.copy()
+        labels[0, :20] = IGNORE  # uneven numbers of predicted tokens
+        batch = dataclasses.replace(batch, labels=labels)
         result = train_step(run.objective, run.optimizer, batch, size, lr=1e-3, clip=0.5)
         return result, run.weights
 
@@ -191,7 +197,7 @@ def test_the_objective_is_the_plain_cross_entropy_with_its_gradient(data_folder,
     run = Run(tmp_path / "a", data_folder)
     batch = run.plan.batch(run.plan.take(4))
     ids, labels = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels)
-    loss, count = run.objective(ids, labels)
+    loss, count, _ = run.objective(ids, labels)
     loss.backward()
     mine = {name: p.grad.clone() for name, p in run.objective.model.named_parameters()}
     run.objective.model.zero_grad()
@@ -211,11 +217,11 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights_and_gradients(data_fold
     ids, labels = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels)
     seen = []
     run.objective.model.model.layers[0].mlp.register_forward_hook(lambda m, a, out: seen.append(out.dtype))
-    loss, _ = run.objective(ids, labels)
+    loss, _, _ = run.objective(ids, labels)
     loss.backward()
     assert seen == [torch.bfloat16]
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in run.objective.model.parameters())
-    expected, _ = exact.objective(ids, labels)
+    expected, _, _ = exact.objective(ids, labels)
     mine, theirs = float(loss.detach()), float(expected.detach())
     assert mine == pytest.approx(theirs, rel=0.02)
     assert mine != theirs
@@ -257,12 +263,14 @@ def test_evaluation_does_not_move_training(tmp_path, data_folder):
     run.fit()
     config = LoopConfig("test", STEPS, SEQUENCES, SEQ_LEN, 4, 3e-3, 1.0, 0, quiet.every)
     metrics = JsonlWriter(tmp_path / "b" / "metrics.jsonl", "metrics")
+    ledger = Ledger(tmp_path / "b" / "ledger.jsonl", {})
     store = CheckpointStore(tmp_path / "b" / "checkpoints", 1)
     fit(
-        quiet.objective, quiet.optimizer, quiet.plan, Schedule("cosine", STEPS, 2, 0.1), config, metrics, store,
-        evaluate=dict, stop=Stop(),
+        quiet.objective, quiet.optimizer, quiet.plan, Schedule("cosine", STEPS, 2, 0.1), config, metrics, store, ledger,
+        evaluate=dict, reweighting=None, stop=Stop(),
     )  # fmt: skip
     metrics.close()
+    ledger.close()
     assert run.evaluations == 3
     assert equal(run.weights, quiet.weights)
 

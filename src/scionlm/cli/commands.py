@@ -71,6 +71,40 @@ def prepare(
     print_data(api.prepare(corpora, out, workers), out)
 
 
+@app.command("train-tokenizer")
+def train_tokenizer(
+    corpora: Annotated[Path, typer.Argument(help="CORPORA.yaml; it needs no tokenizer.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens, with the 256 bytes and the special tokens.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the tokenizer.")],
+    special: Annotated[list[str] | None, typer.Option(help="A special token beside <|endoftext|>; repeatable.")] = None,
+    max_bytes: Annotated[str, typer.Option(help="Text taken from each domain at most.")] = "100MB",
+) -> None:
+    """Train a byte-level BPE tokenizer on your own domains."""
+    from scionlm import api
+    from scionlm.cli.inherit import parse_bytes
+
+    size = api.train_tokenizer(corpora, out, vocab_size, tuple(special or ()), parse_bytes(max_bytes, "max-bytes"))
+    print(f"{out}: {size:,} tokens; use it with tokenizer: {out} in CORPORA.yaml")
+
+
+@app.command("fit-reference")
+def fit_reference(
+    table: Annotated[Path, typer.Argument(help="TABLE.yaml, .json or .csv: losses in nats by domain and size.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The references, a .json file.")],
+    parameters: Annotated[
+        list[str] | None, typer.Option(help="A size that is wanted, 1.3B or NAME=1345423360; repeatable.")
+    ] = None,
+    bounds: Annotated[
+        str, typer.Option(help="positive keeps the loss of an endless model at 0 or above; none is the paper's fit.")
+    ] = "positive",
+    json: Json = False,
+) -> None:
+    """Fit a scaling curve to the losses of several sizes and read off reference losses for another."""
+    from scionlm.cli.fit_reference import fit_reference_command
+
+    fit_reference_command(table, out, parameters, bounds, json)
+
+
 @app.command()
 def inherit(
     source: Annotated[str, typer.Argument(help="A model, as above, or a YAML file with mergekit's slices.")],

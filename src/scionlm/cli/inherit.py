@@ -12,7 +12,7 @@ from scionlm.surgery.request import InheritOptions
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, flag: str) -> int:
     """Return a size such as `5GB` or `500 MB` in bytes.
 
     Raises:
@@ -21,7 +21,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d{1,12})\s*([kmgt]?)b?\s*", text.lower(), re.ASCII)
     size = int(match[1]) * _UNITS.get(match[2], 1) if match else 0
     if size < 10**6:
-        raise UsageError(f"shard-size {text[:40]!r} is not a size of at least 1MB such as 5GB")
+        raise UsageError(f"{flag} {text[:40]!r} is not a size of at least 1MB such as 5GB")
     return size
 
 
@@ -32,7 +32,7 @@ def inherit_command(
     from scionlm.cli.tables import print_json
     from scionlm.recipes.inherit import describe_request, inherit_folder, open_request
 
-    shard_bytes = parse_bytes(shard_size)
+    shard_bytes = parse_bytes(shard_size, "shard-size")
     if dry_run:
         with open_request(source, options) as request:
             facts = describe_request(request)

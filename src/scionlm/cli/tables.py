@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scionlm.core.log import format_count, format_seconds
-from scionlm.core.records import to_json
+from scionlm.core.records import read_json, to_json
 
 
 def print_json(record: dict[str, Any]) -> None:
@@ -16,7 +16,8 @@ def print_json(record: dict[str, Any]) -> None:
     print(to_json(record))
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """Print a title and return a table of these columns, the first one of names."""
     print(title)  # not the table's own title, which is wrapped to the table's width
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
     for index, column in enumerate(columns):
@@ -24,13 +25,15 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _show(table: Table) -> None:
+def show_table(table: Table) -> None:
+    """Print a table."""
     console = Console()
     console = console if console.is_terminal else Console(width=120)
     console.print(table)
 
 
-def _row(table: Table, *cells: object) -> None:
+def add_row(table: Table, *cells: object) -> None:
+    """Add a row; what stands in it is not interpreted."""
     table.add_row(*(Text(str(cell)) for cell in cells))
 
 
@@ -38,7 +41,7 @@ def print_inspection(facts: dict[str, Any]) -> None:
     """Print what `scion inspect` found."""
     kinds = ", ".join(facts["stored_dtypes"])
     facts = facts | {"stored": f"{kinds}, {facts['num_files']} files, {facts['num_bytes'] / 1e6:,.0f} MB"}
-    table = _table(
+    table = new_table(
         f"{facts['name']}  {facts['model_type']}, {format_count(facts['num_parameters'])} parameters", "", ""
     )
     for key in (
@@ -55,33 +58,33 @@ def print_inspection(facts: dict[str, Any]) -> None:
         "license",
         "path",
     ):
-        _row(table, key, facts[key])
-    _show(table)
-    parts = _table("\nparameters", "part", "number", "share")
+        add_row(table, key, facts[key])
+    show_table(table)
+    parts = new_table("\nparameters", "part", "number", "share")
     for part, number in facts["parameters_by_part"].items():
-        _row(parts, part, f"{number:,}", f"{100 * number / facts['num_parameters']:.1f} %")
-    _row(parts, "all", f"{facts['num_parameters']:,}", "100 %")
-    _show(parts)
-    tensors = _table("\ntensors", "name", "role", "axes", "shape")
+        add_row(parts, part, f"{number:,}", f"{100 * number / facts['num_parameters']:.1f} %")
+    add_row(parts, "all", f"{facts['num_parameters']:,}", "100 %")
+    show_table(parts)
+    tensors = new_table("\ntensors", "name", "role", "axes", "shape")
     for name, tensor in facts["tensors"].items():
-        _row(tensors, name, tensor["role"], " x ".join(tensor["axes"]), " x ".join(map(str, tensor["shape"])))
-    _show(tensors)
+        add_row(tensors, name, tensor["role"], " x ".join(tensor["axes"]), " x ".join(map(str, tensor["shape"])))
+    show_table(tensors)
     columns = [key for key in facts["layers"][0] if key not in ("index", "num_parameters")]
-    layers = _table("\nlayers", "layer", *columns, "all")
+    layers = new_table("\nlayers", "layer", *columns, "all")
     for layer in facts["layers"]:
         cells = (f"{value:,}" if isinstance(value := layer[key], int) else value for key in columns)
-        _row(layers, layer["index"], *cells, f"{layer['num_parameters']:,}")
-    _show(layers)
+        add_row(layers, layer["index"], *cells, f"{layer['num_parameters']:,}")
+    show_table(layers)
 
 
 def print_losses(domains: dict[str, dict[str, Any]], settings: dict[str, Any]) -> None:
     """Print what `scion evaluate` found."""
     kind = "each document on its own" if settings["per_document"] else "packed stream"
     title = f"{settings['model']}  ({kind}, windows of {settings['seq_len']}, {settings['precision']})"
-    table = _table(title, "domain", "nll", "perplexity", "bits per byte", "tokens")
+    table = new_table(title, "domain", "nll", "perplexity", "bits per byte", "tokens")
     for name, loss in domains.items():
-        _row(table, name, *_loss_cells(loss), loss["num_tokens"])
-    _show(table)
+        add_row(table, name, *_loss_cells(loss), loss["num_tokens"])
+    show_table(table)
 
 
 def _loss_cells(loss: dict[str, Any]) -> tuple[str, str, str]:
@@ -90,7 +93,7 @@ def _loss_cells(loss: dict[str, Any]) -> tuple[str, str, str]:
 
 def print_data(index: dict[str, Any], out: Path) -> None:
     """Print what `scion prepare` made."""
-    table = _table(
+    table = new_table(
         f"{out}  (tokenizer of {index['tokenizer']['name']})",
         "domain", "documents", "text", "training tokens", "held out", "bytes per token",
     )  # fmt: skip
@@ -98,7 +101,7 @@ def print_data(index: dict[str, Any], out: Path) -> None:
         train, held_out = splits["train"], splits["held_out"]
         documents = train["num_documents"] + held_out["num_documents"]
         size, tokens = train["num_bytes"] + held_out["num_bytes"], train["num_tokens"] + held_out["num_tokens"]
-        _row(
+        add_row(
             table,
             name,
             f"{documents:,}",
@@ -107,18 +110,35 @@ def print_data(index: dict[str, Any], out: Path) -> None:
             f"{held_out['num_tokens']:,} in {held_out['num_documents']}",
             f"{size / tokens:.2f}",
         )
-    _show(table)
+    show_table(table)
+    if (out / "statistics.json").exists():
+        left_out = _left_out(read_json(out / "statistics.json")["domains"])
+        print("\n".join([*left_out, f"page: {out / 'report.html'}"]))
+
+
+def _left_out(domains: dict[str, Any]) -> list[str]:
+    """Return a line for each domain of which something was left out."""
+    lines: list[str] = []
+    for name, facts in domains.items():
+        counts = {f"{kind} duplicates": count for kind, count in facts["duplicates"].items()}
+        counts |= {f"skipped ({kind})": count for kind, count in facts["skipped"].items()}
+        words = [f"{count:,} {what}" for what, count in counts.items() if count]
+        if facts["limit"]:
+            words.append(f"cut at {facts['limit']}")
+        if words:
+            lines.append(f"{name}: {', '.join(words)}")
+    return lines
 
 
 def print_presets() -> None:
     """Print the names of the presets with the first line of each."""
     from scionlm.recipes.presets import preset_names, preset_summary
 
-    table = _table("presets  (scion presets NAME prints one)", "name", "")
+    table = new_table("presets  (scion presets NAME prints one)", "name", "")
     table.columns[1].justify = "left"
     for name in preset_names():
-        _row(table, name, preset_summary(name))
-    _show(table)
+        add_row(table, name, preset_summary(name))
+    show_table(table)
 
 
 def print_run(result: dict[str, Any], out: Path) -> None:
@@ -135,11 +155,11 @@ def print_run(result: dict[str, Any], out: Path) -> None:
     made = "of {} layers of" if heir else "random layers in the shape of {} of"
     made = f"{result['model']['num_hidden_layers']} {made.format(source['num_hidden_layers'])} {source['name']}"
     title = f"{made}, {format_count(training['tokens'])} tokens in {format_seconds(training['seconds'])}"
-    table = _table(title, "held-out nll (nats)", *result["domains"], "mean")
+    table = new_table(title, "held-out nll (nats)", *result["domains"], "mean")
     for name, domains in rows:
         values = [domains[domain]["nll"] for domain in result["domains"]]
-        _row(table, name, *(f"{value:.3f}" for value in values), f"{sum(values) / len(values):.3f}")
-    _show(table)
+        add_row(table, name, *(f"{value:.3f}" for value in values), f"{sum(values) / len(values):.3f}")
+    show_table(table)
     print()
     if heir:
         kept = ", ".join(map(str, result["inherit"]["keep"]))

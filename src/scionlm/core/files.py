@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from scionlm.core.errors import StorageError, UsageError
 
 _LOCK = ".lock"
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -74,7 +76,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     Raises:
         StorageError: The folder cannot be made or written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")  # several machines may write it at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -102,6 +104,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_leftover(path: Path) -> bool:
+    """Return whether a file is what a kill left of an atomic write."""
+    return _LEFTOVER.fullmatch(path.name) is not None
+
+
 def require_free_folder(out: Path) -> None:
     """Check that `out` can become a new folder: absent or empty, and creatable.
 
@@ -111,7 +118,7 @@ def require_free_folder(out: Path) -> None:
     """
     try:
         if out.is_dir():
-            if any(path.name != _LOCK for path in out.iterdir()):
+            if any(path.name != _LOCK and not is_leftover(path) for path in out.iterdir()):
                 raise UsageError(f"output folder {out} is not empty; choose another one or remove it first")
         elif out.exists() or out.is_symlink():
             raise UsageError(f"output {out} exists and is not a folder; choose another path")
@@ -189,8 +196,12 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Generator[None, None, None]:
+def folder_lock(folder: Path, wait: bool = False) -> Generator[None, None, None]:
     """Hold `folder` for this process alone; the system lets go of it when the process ends, however it ends.
+
+    Args:
+        folder: The folder.
+        wait: Wait until it is free.
 
     Raises:
         UsageError: Another process holds it.
@@ -202,7 +213,33 @@ def folder_lock(folder: Path) -> Generator[None, None, None]:
         raise storage_error(error, path) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             raise UsageError(f"{folder} is in use by another scion process; wait for it or stop it") from error
         yield
+
+
+@contextlib.contextmanager
+def try_lock(path: Path) -> Generator[bool, None, None]:
+    """Try to hold a lock file; give False at once where another process holds it.
+
+    Where the file system knows no locks it gives True: what is locked so must bear being done twice.
+
+    Raises:
+        StorageError: The file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise storage_error(error, path) from error
+    with file:
+        mine = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            mine = False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise storage_error(error, path) from error
+        yield mine

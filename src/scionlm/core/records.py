@@ -5,6 +5,7 @@ Every document bears `format_version`; a reader refuses a newer one by name inst
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,9 +103,15 @@ class JsonlWriter:
     def _rewrite(self, records: list[Record]) -> None:
         write_text_atomic(self._path, "".join(json.dumps(line) + "\n" for line in [self._header, *records]))
 
-    def rewind(self, step: int) -> None:
-        """Drop the lines of later steps: work that was lost after the checkpoint from which a run goes on."""
-        kept = [record for record in read_jsonl(self._path) if record.get("step", 0) <= step]
+    def rewind(self, step: int, keep: Callable[[Record], bool] = lambda record: True) -> None:
+        """Drop the lines of later steps: work that was lost after the checkpoint from which a run goes on.
+
+        Args:
+            step: The checkpoint's.
+            keep: Which of the lines of this very step stay.
+        """
+        steps = [(record.get("step", 0), record) for record in read_jsonl(self._path)]
+        kept = [record for at, record in steps if at < step or (at == step and keep(record))]
         self._file.close()
         self._rewrite(kept)
         self._file = self._path.open("a", encoding="utf-8", buffering=1)

@@ -7,7 +7,10 @@ the seed, the stage, the slot and the weights.
 """
 
 from scionlm.data.folder import DataFolder, DocumentRange, TokenStream
-from scionlm.data.mixing.plan import Batch, SamplePlan
+from scionlm.data.mixing.ledger import Ledger
+from scionlm.data.mixing.mixture import Mixture
+from scionlm.data.mixing.plan import Order, Sample, SamplePlan
+from scionlm.data.mixing.windows import Batch
 from scionlm.data.preparing.prepare import prepare
 from scionlm.data.reading.corpora import Corpora, DomainConfig, HeldOut, load_corpora
 
@@ -18,6 +21,10 @@ __all__ = [
     "DocumentRange",
     "DomainConfig",
     "HeldOut",
+    "Ledger",
+    "Mixture",
+    "Order",
+    "Sample",
     "SamplePlan",
     "TokenStream",
     "load_corpora",

@@ -1,5 +1,7 @@
 """A prepared data folder, and the token stream of one split of one domain."""
 
+import bisect
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from scionlm.core.config import nearest
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import is_safe_name
-from scionlm.core.records import read_json
+from scionlm.core.records import Record, read_json
 from scionlm.data.shards import Shard, TokenizerInfo
 
 SPLITS = ("train", "held_out")
@@ -20,7 +22,7 @@ SPLITS = ("train", "held_out")
 
 @dataclass(frozen=True)
 class DocumentRange:
-    """Where a document stands in its stream: tokens `[start, end)` without the separator, and its UTF-8 bytes."""
+    """Where a document's text stands in its stream: tokens `[start, end)` without BOS and separator; UTF-8 bytes."""
 
     start: int
     end: int
@@ -32,52 +34,101 @@ class TokenStream:
 
     def __init__(self, shards: list[Shard]) -> None:
         self._shards = shards
-        self._starts = np.cumsum([0] + [len(shard.tokens) for shard in shards])
-        self.num_tokens = int(self._starts[-1])
+        # Plain arrays over the memory maps: slicing a `memmap` costs more than copying a window.
+        self._tokens = [np.asarray(shard.tokens) for shard in shards]
+        self._starts = np.cumsum([0] + [len(tokens) for tokens in self._tokens])
+        self._begins: list[int] = self._starts.tolist()
+        self.num_tokens = self._begins[-1]
         self.num_documents = sum(len(shard.document_ends) for shard in shards)
+        special = shards[0].header["tokenizer"] if shards else {}
+        self.separator_id: int = special.get("separator_id", -1)
+        """The token after each document."""
+        self.bos_id: int | None = special.get("bos_id")
+        """The token before each document, if there is one."""
 
     def read(self, start: int, length: int) -> NDArray[np.int64]:
         """Return `length` tokens from position `start`; the range must lie inside the stream."""
+        out = np.empty(length, dtype=np.int64)
+        self.read_into(start, out)
+        return out
+
+    def read_into(self, start: int, out: NDArray[np.int64]) -> None:
+        """Fill `out` with tokens from position `start` on; the range must lie inside the stream."""
+        length = len(out)
         assert start >= 0
         assert start + length <= self.num_tokens, (start, length, self.num_tokens)
-        out = np.empty(length, dtype=np.int64)
+        index = bisect.bisect_right(self._begins, start) - 1
         filled = 0
-        index = int(np.searchsorted(self._starts, start, side="right")) - 1
         while filled < length:
-            offset = start + filled - int(self._starts[index])
-            piece = self._shards[index].tokens[offset : offset + length - filled]
+            offset = start + filled - self._begins[index]
+            piece = self._tokens[index][offset : offset + length - filled]
             out[filled : filled + len(piece)] = piece
             filled += len(piece)
             index += 1
-        return out
+
+    def read_rows(self, starts: NDArray[np.int64], rows: list[int], out: NDArray[np.int64]) -> None:
+        """Fill rows of `out`, `[rows, length]`, with the tokens from each start on."""
+        length = out.shape[1]
+        which = np.searchsorted(self._starts, starts, side="right") - 1
+        offsets = starts - self._starts[which]
+        for row, shard, offset in zip(rows, which.tolist(), offsets.tolist(), strict=True):
+            piece = self._tokens[shard][offset : offset + length]
+            if len(piece) == length:
+                out[row] = piece
+            else:  # it runs on into the next shard
+                self.read_into(self._begins[shard] + offset, out[row])
+
+    def before(self, position: int) -> int:
+        """Return the token before a position; before the first stands a separator."""
+        return int(self.read(position - 1, 1)[0]) if position else self.separator_id
+
+    @functools.cached_property
+    def document_ends(self) -> NDArray[np.int64]:
+        """Where each document ends in the stream, its separator included; 8 bytes a document."""
+        parts = zip(self._begins, self._shards, strict=False)
+        return np.concatenate([base + shard.document_ends for base, shard in parts])
+
+    @functools.cached_property
+    def context_starts(self) -> NDArray[np.int64]:
+        """Tokens that open the context of a document: its BOS, or else the separator before it."""
+        begins = self.document_ends[:-1]
+        return begins if self.bos_id is not None else begins - 1
+
+    def shard_document_ends(self) -> Iterator[NDArray[np.int64]]:
+        """Yield, for one shard after another, where its documents end in it."""
+        yield from (shard.document_ends for shard in self._shards)
 
     def documents(self) -> Iterator[DocumentRange]:
         """Yield every document in order."""
-        for base, shard in zip(self._starts, self._shards, strict=False):
-            start = int(base)
+        opening = 0 if self.bos_id is None else 1
+        for base, shard in zip(self._begins, self._shards, strict=False):
+            start = base
             for end, num_bytes in zip(shard.document_ends, shard.document_bytes, strict=True):
-                yield DocumentRange(start, int(base) + int(end) - 1, int(num_bytes))
-                start = int(base) + int(end)
+                yield DocumentRange(start + opening, base + int(end) - 1, int(num_bytes))
+                start = base + int(end)
 
 
 class DataFolder:
     """What `scion prepare` wrote: `index.json` and one folder a domain.
+
+    Args:
+        path: The folder.
+        index: What its index.json holds; None reads it.
 
     Raises:
         UsageError: There is no such folder.
         DataError: The folder is unfinished or a shard is broken, missing, or from another tokenizer.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, index: Record | None = None) -> None:
         self.path = path
         if not path.is_dir():
             raise UsageError(f"data folder {path} does not exist; make it with: scion prepare CORPORA.yaml -o {path}")
-        if not (path / "index.json").exists():
+        if index is None and not (path / "index.json").exists():
             raise DataError(f"{path} has no index.json: not a data folder, or scion prepare has not finished")
-        self.index = read_json(path / "index.json")
-        fields = TokenizerInfo.__dataclass_fields__
+        self.index = read_json(path / "index.json") if index is None else index
         try:
-            self.tokenizer = TokenizerInfo(**{key: self.index["tokenizer"][key] for key in fields})
+            self.tokenizer = TokenizerInfo.from_dict(self.index["tokenizer"])
             self._domains: dict[str, Any] = self.index["domains"]
             for name, splits in self._domains.items():
                 for split in SPLITS:

@@ -1,6 +1,7 @@
 """One shard: a safetensors file with the tokens of some documents.
 
-    tokens            uint16 or uint32   the documents one after another, a separator after each
+    tokens            uint16 or uint32   the documents one after another, a separator after each (and a BOS before,
+                                         where the header names one)
     document_ends     int64              where each document ends in `tokens`, its separator included
     document_bytes    int64              UTF-8 bytes of each document's text
     header            one JSON object under the metadata key `scion`: format version, tokenizer, separator, sha256
@@ -10,7 +11,7 @@ Any safetensors reader opens it; the tokens are raw and aligned, so a memory map
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ class TokenizerInfo:
         separator: Text of the token after each document.
         separator_id: Its id.
         prefix_id: Token that stands before a document scored on its own (lm-eval's rule: BOS, else EOS).
+        bos: Text of the token before each document; None where there is none.
+        bos_id: Its id.
     """
 
     name: str
@@ -51,6 +54,18 @@ class TokenizerInfo:
     separator: str
     separator_id: int
     prefix_id: int
+    bos: str | None = None
+    bos_id: int | None = None
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> "TokenizerInfo":
+        """Return what `to_dict` wrote.
+
+        Raises:
+            KeyError: A field is missing.
+        """
+        required = [field.name for field in fields(cls) if field.default is MISSING]
+        return cls(**{name: record[name] for name in required}, bos=record.get("bos"), bos_id=record.get("bos_id"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, with the policy on special tokens in words."""
@@ -58,7 +73,9 @@ class TokenizerInfo:
             "name": self.name,
             "sha256": self.sha256,
             "vocab_size": self.vocab_size,
-            "bos": None,
+            "dtype": np.dtype(token_dtype(self.vocab_size)).name,
+            "bos": self.bos,
+            "bos_id": self.bos_id,
             "separator": self.separator,
             "separator_id": self.separator_id,
             "separator_position": "after each document",
@@ -80,7 +97,7 @@ def write_shard(
 
     Args:
         path: Where it goes.
-        documents: Token ids of each document, without separator.
+        documents: Token ids of each document, without BOS and separator.
         sizes: UTF-8 bytes of each document's text.
         tokenizer: What made the ids.
 
@@ -88,9 +105,10 @@ def write_shard(
         StorageError: The disk is full or the folder cannot be written.
     """
     dtype = token_dtype(tokenizer.vocab_size)
-    separator = np.array([tokenizer.separator_id], dtype=dtype)
-    tokens = np.concatenate([part for ids in documents for part in (ids.astype(dtype, copy=False), separator)])
-    ends = np.cumsum([len(ids) + 1 for ids in documents], dtype=np.int64)
+    before = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], dtype=dtype)
+    after = np.array([tokenizer.separator_id], dtype=dtype)
+    tokens = np.concatenate([part for ids in documents for part in (before, ids.astype(dtype, copy=False), after)])
+    ends = np.cumsum([len(before) + len(ids) + 1 for ids in documents], dtype=np.int64)
     byte_counts = np.array(sizes, dtype=np.int64)
     header = {
         "format_version": FORMAT_VERSION,

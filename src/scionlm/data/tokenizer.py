@@ -19,16 +19,19 @@ _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def tokenizer_info(tokenizer: "Tokenizer", source: ModelFolder, separator: str | None) -> TokenizerInfo:
+def tokenizer_info(
+    tokenizer: "Tokenizer", source: ModelFolder, separator: str | None, bos: str | None = None
+) -> TokenizerInfo:
     """Return the facts about a tokenizer that a data folder records.
 
     Args:
         tokenizer: The tokenizer.
         source: The model folder it came from.
         separator: The token to put after each document; None takes the tokenizer's own end of text.
+        bos: The token to put before each document; None puts none.
 
     Raises:
-        UsageError: The asked separator is not a token.
+        UsageError: The asked separator or BOS is not a token.
         DataError: The tokenizer has no end of text of a known name.
     """
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -38,10 +41,9 @@ def tokenizer_info(tokenizer: "Tokenizer", source: ModelFolder, separator: str |
         separator = next((token for token in candidates if token in vocabulary), None)
         if separator is None:
             raise DataError(f"the tokenizer of {source.name} has no end-of-text token of a known name; set separator")
-    elif separator not in vocabulary:
-        raise UsageError(
-            f"separator {separator!r} is not a token of {source.name}{nearest(separator, list(vocabulary))}"
-        )
+    for key, token in (("separator", separator), ("bos", bos)):
+        if token is not None and token not in vocabulary:
+            raise UsageError(f"{key} {token!r} is not a token of {source.name}{nearest(token, list(vocabulary))}")
     prefix = special.get("bos_token") or special.get("eos_token") or separator
     return TokenizerInfo(
         name=source.name,
@@ -50,6 +52,8 @@ def tokenizer_info(tokenizer: "Tokenizer", source: ModelFolder, separator: str |
         separator=separator,
         separator_id=vocabulary[separator],
         prefix_id=vocabulary.get(prefix, vocabulary[separator]),
+        bos=bos,
+        bos_id=None if bos is None else vocabulary[bos],
     )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from scionlm.core.errors import DataError
 from scionlm.data import DataFolder
-from scionlm.data.mixing.plan import IGNORE
+from scionlm.data.mixing.windows import IGNORE
 from scionlm.evaluation.loss import DomainLoss, TokenNll
 from scionlm.sources import load_tokenizer
 

@@ -70,6 +70,7 @@ OPT = FamilySpec(
     keys={"intermediate_size": "ffn_dim"},
     defaults={"tie_word_embeddings": True, "enable_bias": True, "max_position_embeddings": 2048},
     has_head_dim=False,
+    packs_documents=False,
     has_kv_heads=False,
     position_offset=2,
     # The 350M model norms behind its layers and projects its embeddings; no other OPT does.

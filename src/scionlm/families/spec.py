@@ -78,6 +78,7 @@ class FamilySpec:
         keys: Hugging Face's name of a size to the family's own key for it.
         defaults: Value of a key that `config.json` leaves out, as transformers fills it in.
         intermediate_ratio: intermediate_size over hidden_size where `config.json` does not say.
+        packs_documents: Whether the model keeps attention inside documents where positions begin anew.
         has_head_dim: Whether `head_dim` is a setting; where it is not, it is hidden_size / num_attention_heads.
         has_kv_heads: Whether key and value may have fewer heads than query.
         position_offset: Rows of the position table in front of position 0.
@@ -100,6 +101,7 @@ class FamilySpec:
     defaults: dict[str, Any] = field(default_factory=lambda: {})
     intermediate_ratio: int | None = None
     has_head_dim: bool = True
+    packs_documents: bool = True
     has_kv_heads: bool = True
     position_offset: int = 0
     per_layer_config: tuple[str, ...] = ()

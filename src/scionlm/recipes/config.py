@@ -1,52 +1,13 @@
 """The recipe: one schema for every YAML file, preset and override. DESIGN: what is not in this version must be null."""
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from scionlm.core.config import Section
-from scionlm.core.duration import Duration, parse_count
-
-
-def _duration(value: Any) -> Any:
-    Duration.parse(value)
-    return value
-
-
-Count = Annotated[
-    int, BeforeValidator(lambda value: parse_count(value) if isinstance(value, str) else value), Field(gt=0)
-]
-"""A positive whole number, also written as `20M`."""
-Length = Annotated[int | float | str, BeforeValidator(_duration)]
-"""A duration: steps, a fraction of the run, `50M tokens`, `10 min`."""
-
-
-def _steps(value: Any) -> Any:
-    if Duration.parse(value).unit == "seconds":
-        raise ValueError("a wall-clock duration cannot be turned into steps; give steps, a fraction or tokens")
-    return value
-
-
-Steps = Annotated[int | float | str, BeforeValidator(_steps)]
-"""A duration that is a number of steps: not a wall-clock one."""
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class DataConfig(Section):
-    """What to train on."""
-
-    dir: str | None = None
-    """Data folder made by `scion prepare`. Null takes the demo's two domains, prepared into the run folder."""
-    mixture: dict[str, float] | None = None
-    """Domain to its share of the tokens. Null takes every domain in proportion to its size."""
-    seq_len: int = Field(default=1024, ge=2)
-    """Tokens that are predicted in one sequence."""
-
-    @model_validator(mode="after")
-    def _positive(self) -> "DataConfig":
-        if self.mixture is not None and (not self.mixture or min(self.mixture.values()) <= 0):
-            raise ValueError("mixture needs a positive share for each domain; leave out what is not wanted")
-        return self
+from scionlm.core.duration import Duration
+from scionlm.core.quantities import Beta, Count, Length, Steps
+from scionlm.recipes.config_data import DataConfig, ReplayConfig, ReweightConfig
 
 
 class InheritConfig(Section):
@@ -158,6 +119,10 @@ class Recipe(Section):
     train: TrainConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    replay: ReplayConfig | None = None
+    """Earlier data in a share of every batch."""
+    reweight: ReweightConfig | None = None
+    """Weights of the domains that move by what is measured."""
     distill: None = None
     """Learning from the teacher; not in this version."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -179,6 +144,8 @@ class Recipe(Section):
             raise ValueError(
                 f"schedule.warmup {self.schedule.warmup} is longer than the run of {self.total_steps} steps"
             )
+        if self.reweight and self.data.ramp:
+            raise ValueError("data.ramp and reweight both move the weights; set one of them to null")
         if self.control and self.inherit.init == "random":
             raise ValueError("control: true compares with random initialization, but inherit.init is random already")
         return self
@@ -190,6 +157,11 @@ class Recipe(Section):
             return self.train.steps
         assert self.train.tokens is not None
         return -(-self.train.tokens // self.train.global_batch_tokens)
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences in one optimizer step."""
+        return self.train.global_batch_tokens // self.data.seq_len
 
     def steps(self, length: int | float | str) -> int:
         """Return a duration of this recipe in steps."""

@@ -54,6 +54,7 @@ def demo(out: Path, overrides: dict[str, Any] | None = None) -> Record:
 
 def train_tiny_source(out: Path, steps: int) -> None:
     """Train a tiny Llama on the demo's text for `steps` updates and write it to `out` as a plain model folder."""
+    import shutil
     import tempfile
 
     import torch
@@ -62,9 +63,10 @@ def train_tiny_source(out: Path, steps: int) -> None:
     from scionlm.core.duration import Duration
     from scionlm.core.records import JsonlWriter
     from scionlm.core.signals import StopRequest
-    from scionlm.data import DataFolder, SamplePlan
+    from scionlm.data import DataFolder, Ledger, Mixture, Order, SamplePlan
+    from scionlm.data.preparing.train_tokenizer import train_tokenizer
     from scionlm.parallel.runtime import start_runtime
-    from scionlm.recipes.demo_data import prepare_demo_data
+    from scionlm.recipes.demo_data import demo_corpora, prepare_demo_data
     from scionlm.schedules import Schedule
     from scionlm.sources.quiet import quiet_transformers
     from scionlm.train.checkpoint import CheckpointStore
@@ -77,7 +79,9 @@ def train_tiny_source(out: Path, steps: int) -> None:
     with staged_folder(out) as stage, tempfile.TemporaryDirectory() as work_name:
         work = Path(work_name)
         model: Any = LlamaForCausalLM(LlamaConfig(**_TINY, bos_token_id=0, eos_token_id=0, pad_token_id=0))
-        train_tokenizer(stage)
+        train_tokenizer(demo_corpora(None), Path(), work / "tokenizer", _TINY["vocab_size"])
+        for file in (work / "tokenizer").iterdir():
+            shutil.copyfile(file, stage / file.name)
         with quiet_transformers():
             model.save_pretrained(stage)  # the data needs a MODEL to take the tokenizer from
         prepare_demo_data(str(stage), work / "data")
@@ -93,45 +97,21 @@ def train_tiny_source(out: Path, steps: int) -> None:
             evaluate_every=0,
             checkpoint_every=Duration(1e9, "seconds"),
         )
-        plan = SamplePlan({d: data.stream(d, "train") for d in data.domains}, dict.fromkeys(data.domains, 1.0), 256, 0)
+        streams = {domain: data.stream(domain, "train") for domain in data.domains}
+        plan = SamplePlan(streams, Mixture(dict.fromkeys(data.domains, 1.0)), Order(256))
         objective = Objective(model.to(runtime.device), runtime.compute_dtype)
         optimizer = build_optimizer(model, lr=config.lr)
         metrics = JsonlWriter(work / "metrics.jsonl", "metrics")
         schedule = Schedule("cosine", steps, max(steps // 20, 1), 0.1)
+        ledger = Ledger(work / "ledger.jsonl", {})
         store = CheckpointStore(work / "checkpoints", 1)
         with StopRequest() as stop:
-            fit(objective, optimizer, plan, schedule, config, metrics, store, evaluate=dict, stop=stop)
+            fit(
+                objective, optimizer, plan, schedule, config, metrics, store, ledger,
+                evaluate=dict, reweighting=None, stop=stop,
+            )  # fmt: skip
         metrics.close()
+        ledger.close()
         with quiet_transformers(), torch.no_grad():
             model.cpu().save_pretrained(stage)
         write_text_atomic(stage / "README.md", "A tiny source, trained by `scion demo` on the demo's text.\n")
-
-
-def train_tokenizer(out: Path) -> None:
-    """Train a byte-level BPE tokenizer on the demo's text and write it to `out`."""
-    import json
-
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    from scionlm.data.reading.documents import find_files, read_documents
-    from scionlm.recipes.demo_data import demo_corpora
-
-    domains = demo_corpora("none").domains
-    texts = (
-        document.text
-        for name, domain in domains.items()
-        for document in read_documents(find_files(domain, Path(), name), domain.text_key)
-    )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=_TINY["vocab_size"],
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.save(str(out / "tokenizer.json"))
-    special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
-    write_text_atomic(out / "tokenizer_config.json", json.dumps(special, indent=2) + "\n")

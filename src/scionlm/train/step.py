@@ -8,23 +8,33 @@ import torch
 
 from scionlm.core.errors import DivergenceError
 from scionlm.data import Batch
-from scionlm.data.mixing.plan import IGNORE
+from scionlm.data.mixing.windows import IGNORE
 from scionlm.train.objective import Objective
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured: mean loss of its tokens in nats, gradient norm before clipping, predicted tokens."""
+    """What a step measured.
+
+    Attributes:
+        nll: Mean loss of its predicted tokens, nats.
+        grad_norm: Gradient norm before clipping.
+        num_tokens: Predicted tokens.
+        sequence_nll: Summed loss of each sequence, nats.
+        sequence_tokens: Predicted tokens of each.
+    """
 
     nll: float
     grad_norm: float
     num_tokens: int
+    sequence_nll: list[float]
+    sequence_tokens: list[int]
 
 
-def micro_batches(batch: Batch, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield a batch in pieces of `size` sequences as (input_ids, labels)."""
-    ids, labels = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels)
-    yield from zip(ids.split(size), labels.split(size), strict=True)
+def micro_batches(batch: Batch, size: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield a batch in pieces of `size` sequences as (input_ids, labels), and position_ids where there are some."""
+    arrays = [batch.input_ids, batch.labels, *([] if batch.position_ids is None else [batch.position_ids])]
+    yield from zip(*(torch.from_numpy(array).split(size) for array in arrays), strict=True)
 
 
 def train_step(
@@ -38,12 +48,15 @@ def train_step(
     Raises:
         DivergenceError: The loss or the gradient is not finite; the weights are left as they were.
     """
-    num_tokens = int((batch.labels != IGNORE).sum())
+    sequence_tokens = (batch.labels != IGNORE).sum(axis=1).tolist()
+    num_tokens = sum(sequence_tokens)
     loss_sum = torch.zeros((), dtype=torch.float32)
-    for input_ids, labels in micro_batches(batch, micro_batch_size):
-        loss, _ = objective(input_ids, labels)
+    sequence_nll: list[torch.Tensor] = []
+    for arrays in micro_batches(batch, micro_batch_size):
+        loss, _, extras = objective(*arrays)
         (loss / num_tokens).backward()
         loss_sum += loss.detach().cpu()
+        sequence_nll.append(extras["sequence_nll"])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf))
     nll = float(loss_sum) / num_tokens
@@ -54,4 +67,4 @@ def train_step(
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad()
-    return StepResult(nll, grad_norm, num_tokens)
+    return StepResult(nll, grad_norm, num_tokens, torch.cat(sequence_nll).tolist(), sequence_tokens)

@@ -1,160 +1,268 @@
 """The sample plan: which window of which domain stands in which slot.
 
 A slot is the place of one sequence in training: step k has slots k*B to (k+1)*B - 1. What stands there is a pure
-function of (seed, stage, slot, weights); the number of devices, of micro-batches and of stops has no part in it.
+function of (seed, stage, slot, weights so far); the number of devices, of micro-batches and of stops has no part in it.
 
-A window is `seq_len` predicted tokens of a domain's training stream. Windows tile the stream, so that an epoch predicts
-each token (but the first) exactly once; the last window reaches back to be full, and only its new tokens are predicted.
-Each epoch visits the windows in a new order.
+Slots are dealt out in phases. Within a phase the demand is known ahead, and in every prefix each domain is within one
+sequence of it (`chooser`). New weights begin a new phase; they are rounded to whole sequences of the period they hold
+for, and what was rounded away is carried over, so that nothing a domain is owed is ever lost.
 """
 
-import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scionlm.core.errors import DataError, UsageError
+from scionlm.core.log import warn
 from scionlm.data.folder import TokenStream
+from scionlm.data.mixing.chooser import Chooser, Constant, Demand
+from scionlm.data.mixing.mixture import Mixture, Weights, demand_from_json, demand_to_json, rounded_counts
+from scionlm.data.mixing.permute import permuted
+from scionlm.data.mixing.windows import Batch, PackingName, Page, Windows, open_windows
 
-IGNORE = -100
-"""Label of a position that is not predicted."""
+Exhausted = Literal["repeat", "redistribute", "stop"]
 
-_UNIT = 2**32  # weights are whole numbers of this unit, so that the accounting is exact
+REPLAYED = "replay:"
+"""Begins the name of a domain of earlier data; no data folder can have such a name."""
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One sequence: the `draw`-th one taken from `domain`."""
 
     domain: str
     draw: int
 
 
+class Place(NamedTuple):
+    """Where the windows of a domain are, and the key of their order."""
+
+    windows: Windows
+    key: str
+
+
+class Replay(Protocol):
+    """Earlier data that stands in a share of the slots; see `scionlm.data.mixing.replay`."""
+
+    fraction: float
+    num_samples: int
+    """How many there are before any comes again."""
+    repeat: bool
+    places: dict[str, Place]
+
+    def sample(self, draw: int) -> Sample:
+        """Return the sample of a draw; draws are asked for in order."""
+        ...
+
+    def state(self) -> Any:
+        """Return what is needed to go on."""
+        ...
+
+    def restore(self, state: Any, draws: int) -> None:
+        """Go on after so many draws."""
+        ...
+
+
 @dataclass(frozen=True)
-class Batch:
-    """Token ids and labels, both `[sequences, seq_len]`; a label is the id of the next token, or `IGNORE`."""
+class Order:
+    """What, beside data and weights, decides the order of samples.
 
-    input_ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-
-
-def permuted(index: int, length: int, key: str) -> int:
-    """Return the image of `index` under a pseudo-random permutation of `range(length)` that `key` names.
-
-    A four-round Feistel network over the next even number of bits, walked until it lands inside: any position is
-    reached at once, and nothing the size of the data is stored.
-
-    Source: Black and Rogaway 2002, Ciphers with Arbitrary Finite Domains (cycle walking).
+    Attributes:
+        seq_len: Predicted tokens in a sequence.
+        seed: Seed of the order.
+        stage: Name of the stage of training, part of the order's key.
+        packing: How documents fill windows; see `scionlm.data.mixing.windows`.
+        document_mask: Give positions that keep attention inside each document.
+        max_epochs: How often each domain may be gone through; a domain that is not named has no limit.
+        exhausted: What happens then: `repeat` it all the same, `redistribute` its share to the others, or `stop`.
     """
-    half = max(1, ((length - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    digest = hashlib.sha256(key.encode()).digest()
-    rounds = [int.from_bytes(digest[i : i + 8], "little") for i in range(0, 32, 8)]
-    while True:
-        left, right = index >> half, index & mask
-        for salt in rounds:
-            mixed = ((right ^ salt) * 0x9E3779B97F4A7C15) & (2**64 - 1)
-            mixed = ((mixed ^ (mixed >> 29)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-            left, right = right, left ^ ((mixed ^ (mixed >> 32)) & mask)
-        index = left << half | right
-        if index < length:
-            return index
 
-
-def whole_weights(weights: dict[str, float]) -> dict[str, int]:
-    """Return weights as whole numbers that sum to the unit exactly (largest remainders get what is left)."""
-    total = sum(weights.values())
-    exact = {name: weight / total * _UNIT for name, weight in weights.items()}
-    whole = {name: int(value) for name, value in exact.items()}
-    rest = _UNIT - sum(whole.values())
-    for name in sorted(exact, key=lambda n: whole[n] - exact[n])[:rest]:
-        whole[name] += 1
-    return whole
+    seq_len: int
+    seed: int = 0
+    stage: str = "main"
+    packing: PackingName = "concat"
+    document_mask: bool = False
+    max_epochs: dict[str, float] | None = None
+    exhausted: Exhausted = "repeat"
 
 
 class SamplePlan:
     """An endless sequence of samples from weighted domains, and the batches made of them.
 
-    In every prefix of slots the count of a domain differs from the sum of its weights by less than one.
-
-    Source: Tijdeman 1980, The chairman assignment problem: among the domains that are owed enough to be chosen, take
-    the one whose share would overflow first.
-
     Args:
         streams: Name of each domain to its training stream.
-        weights: Share of each domain, none negative; they need not sum to one.
-        seq_len: Predicted tokens in a sequence.
-        seed: Seed of the order.
-        stage: Name of the stage of training, part of the order's key.
+        mixture: Share of each domain.
+        order: What else decides the order.
+        replay: Earlier data for a share of the slots.
 
     Raises:
-        UsageError: The weights are not one number for each domain, none negative, not all zero.
+        UsageError: The mixture is not of these domains.
         DataError: A domain has fewer tokens than one window.
     """
 
     def __init__(
-        self, streams: dict[str, TokenStream], weights: dict[str, float], seq_len: int, seed: int, stage: str = "main"
+        self, streams: dict[str, TokenStream], mixture: Mixture, order: Order, replay: Replay | None = None
     ) -> None:
-        for name, stream in streams.items():
-            if stream.num_tokens < seq_len + 1:
-                raise DataError(
-                    f"domain {name!r} has {stream.num_tokens} training tokens, fewer than one window of "
-                    f"{seq_len + 1}; lower data.seq_len or add text"
-                )
-        negative = any(weight < 0 for weight in weights.values())
-        if set(weights) != set(streams) or negative or not 0 < sum(weights.values()) < float("inf"):
-            raise UsageError(f"mixture {weights} needs a weight for each of {', '.join(streams)}, and no other")
-        self._streams = streams
-        self._weights = whole_weights(weights)
-        self._seq_len = seq_len
-        self._key = f"{seed}/{stage}"
+        if set(mixture.shares) != set(streams):
+            raise UsageError(f"mixture {mixture.shares} needs a weight for each of {', '.join(streams)}, and no other")
+        key = f"{order.seed}/{order.stage}"
+        self._places = {
+            name: Place(open_windows(streams[name], order.seq_len, order.packing, name), f"{key}/{name}")
+            for name in mixture.shares
+        }
+        self._mixture, self._order, self.replay = mixture, order, replay
+        if replay is not None:
+            self._places |= replay.places
+        self._names = self._with_replay(mixture).names
+        self._limits = self._draw_limits()
         self._slot = 0
-        self._counts = dict.fromkeys(streams, 0)
+        self._counts = [0] * len(self._names)
+        self._debt = dict.fromkeys(self._names, 0.0)  # what each domain was owed when the phase began, in sequences
+        self._exhausted = {name for name, limit in zip(self._names, self._limits, strict=True) if limit == 0}
+        self._phases: list[dict[str, Any]] = []
+        self._begin(self._with_replay(mixture.without(self._exhausted)).demand())
+
+    def _with_replay(self, mixture: Mixture) -> Mixture:
+        return mixture if self.replay is None else mixture.with_share(REPLAYED, self.replay.fraction)
+
+    def _draw_limits(self) -> list[int | None]:
+        order, limits = self._order, dict.fromkeys(self._names)
+        for name, epochs in (order.max_epochs or {}).items():
+            if name not in self._mixture.shares:
+                raise UsageError(f"max_epochs: {name!r} is not a domain of the mixture ({', '.join(self._names)})")
+            if order.exhausted != "repeat":
+                limits[name] = int(epochs * self._places[name].windows.num_windows)
+        if self.replay is not None and not self.replay.repeat:
+            limits[REPLAYED] = self.replay.num_samples
+        return list(limits.values())
+
+    def _begin(self, demand: Demand, asked: Weights | None = None) -> None:
+        """Begin a phase of slots; `asked` is what the demand was rounded from."""
+        self._phase: dict[str, Any] = {"slot": self._slot, **demand_to_json(demand)}
+        if asked:
+            self._phase["asked"] = asked
+        self._phases.append(self._phase)
+        self._chooser = Chooser(demand, [0] * len(self._names))
+
+    def set_weights(self, weights: Weights, slots: int) -> None:
+        """Change the shares of the domains from the next slot on; replay keeps its share.
+
+        Args:
+            weights: Share of each domain; they need not sum to one.
+            slots: How long they hold, until they are set again. They are rounded to whole sequences of these slots, and
+                what was rounded away is carried over to the next time.
+        """
+        shares = self._with_replay(
+            Mixture({name: weights[name] for name in self._mixture.shares}).without(self._exhausted)
+        )
+        total = sum(shares.shares.values())
+        asked = {name: shares.shares[name] / total for name in self._names}
+        self._debt = self._debt_now()
+        counts = rounded_counts(asked, slots, self._debt)
+        self._begin(Constant(list(counts.values())), asked)
+
+    def _debt_now(self) -> Weights:
+        """Return what each domain is owed by what was asked for, in sequences."""
+        owed, asked = self._chooser.owed(), self._phase.get("asked")
+        if asked:
+            slots = self._slot - self._phase["slot"]
+            owed = [asked[n] * slots - count for n, count in zip(self._names, self._chooser.counts, strict=True)]
+        return {name: self._debt[name] + more for name, more in zip(self._names, owed, strict=True)}
 
     def num_windows(self, domain: str) -> int:
         """Return the windows in one epoch of a domain."""
-        return -(-(self._streams[domain].num_tokens - 1) // self._seq_len)
+        return self._places[domain].windows.num_windows
+
+    def padding(self) -> dict[str, float]:
+        """Return the share of padding in each domain's windows."""
+        return {name: place.windows.padding for name, place in self._places.items()}
+
+    def weights(self) -> Weights:
+        """Return the shares that the next slot is dealt by, replay included."""
+        demand = demand_from_json(self._phase)
+        slot = self._slot - self._phase["slot"]
+        totals = [demand.total(i, slot + 1) - demand.total(i, slot) for i in range(len(self._names))]
+        return {name: total / demand.scale for name, total in zip(self._names, totals, strict=True)}
 
     def take(self, count: int) -> list[Sample]:
-        """Return the samples of the next `count` slots and move on."""
-        return [self._next() for _ in range(count)]
+        """Return the samples of the next `count` slots and move on.
+
+        Raises:
+            DataError: A domain is exhausted and the order says to stop; the plan is where it was.
+        """
+        before, phases = self.state(), list(self._phases)
+        try:
+            return [self._next() for _ in range(count)]
+        except DataError:
+            self.restore(before)
+            self._phases = phases
+            raise
 
     def _next(self) -> Sample:
+        if len(self._exhausted) == len(self._mixture.shares):
+            self._mixture.without(self._exhausted)  # says that nothing is left
+        index = self._chooser.next()
+        name, draw, limit = self._names[index], self._counts[index], self._limits[index]
+        if draw == limit:  # only where it is said to stop; else its share was given away with its last window
+            self._refuse(name)
         self._slot += 1
-        # All in units of 1 / (_UNIT * slack): exact integers.
-        slack = max(2 * len(self._counts) - 2, 1)
-        best: tuple[float, str] | None = None
-        for name, weight in self._weights.items():
-            owed = (weight * self._slot - self._counts[name] * _UNIT) * slack
-            if owed >= _UNIT or len(self._counts) == 1:
-                deadline = (_UNIT * (slack - 1) - owed) / weight if weight else float("inf")
-                if best is None or deadline < best[0]:
-                    best = (deadline, name)
-        assert best is not None  # the owed shares sum to one, so one of n is at least 1/n
-        name = best[1]
-        self._counts[name] += 1
-        return Sample(name, self._counts[name] - 1)
+        self._counts[index] += 1
+        sample = Sample(name, draw) if name != REPLAYED or self.replay is None else self.replay.sample(draw)
+        if draw + 1 == limit and name != REPLAYED and self._order.exhausted == "redistribute":
+            self._give_away(name)
+        return sample
+
+    def _give_away(self, name: str) -> None:
+        """Give the share of a domain that has come to its end to the others, if there are some."""
+        self._exhausted.add(name)
+        if len(self._exhausted) == len(self._mixture.shares):
+            return
+        warn(f"domain {name!r} is exhausted after {self._slot} sequences; its share goes to the others")
+        asked: Weights | None = self._phase.get("asked")
+        mixture = Mixture({n: asked[n] for n in self._mixture.shares}) if asked else self._mixture.at(self._slot)
+        self._begin(self._with_replay(mixture.without(self._exhausted)).demand())
+        self._debt = dict.fromkeys(self._names, 0.0)  # the accounting begins anew
+
+    def _refuse(self, name: str) -> None:
+        if name == REPLAYED:
+            raise DataError(
+                "replay would begin its second pass over the earlier data; lower replay.fraction or set replay.repeat"
+            )
+        epochs = (self._order.max_epochs or {}).get(name)
+        raise DataError(
+            f"domain {name!r} is exhausted: data.max_epochs allows {epochs:g} epochs; add text, lower its share, or "
+            "set data.exhausted to repeat or redistribute"
+        )
 
     def batch(self, samples: list[Sample]) -> Batch:
         """Return the token ids and labels of some samples."""
-        length = self._seq_len
-        ids = np.empty((len(samples), length + 1), dtype=np.int64)
-        labels = np.empty((len(samples), length), dtype=np.int64)
+        order = self._order
+        rows: dict[str, list[int]] = {}
         for row, sample in enumerate(samples):
-            stream = self._streams[sample.domain]
-            epoch, position = divmod(sample.draw, self.num_windows(sample.domain))
-            window = permuted(position, self.num_windows(sample.domain), f"{self._key}/{sample.domain}/{epoch}")
-            start = min(window * length, stream.num_tokens - 1 - length)
-            ids[row] = stream.read(start, length + 1)
-            labels[row] = ids[row, 1:]
-            labels[row, : window * length - start] = IGNORE  # predicted in the window before
-        return Batch(ids[:, :-1], labels)
+            rows.setdefault(sample.domain, []).append(row)
+        shifted = all(self._places[name].windows.shifted for name in rows)
+        page = Page(len(samples), order.seq_len, shifted, order.document_mask)
+        lengths = {name: self._places[name].windows.num_windows for name in rows}
+        sizes = np.array([lengths[sample.domain] for sample in samples], dtype=np.int64)
+        epochs, positions = np.divmod(np.array([sample.draw for sample in samples], dtype=np.int64), sizes)
+        keys = {name: self._places[name].key for name in rows}
+        named = [f"{keys[sample.domain]}/{epoch}" for sample, epoch in zip(samples, epochs.tolist(), strict=True)]
+        windows = permuted(positions, sizes, named)
+        for name, mine in rows.items():
+            self._places[name].windows.read(windows[mine], mine, page)
+        return page.batch()
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to go on: the slot and one cursor a domain."""
-        return {"slot": self._slot, "counts": dict(self._counts)}
+        """Return what a checkpoint needs to go on: the slot, one cursor a domain, and the phase."""
+        counts = dict(zip(self._names, self._counts, strict=True))
+        return {
+            "slot": self._slot,
+            "counts": counts,
+            "phase": self._phase | {"counts": self._chooser.counts},
+            "debt": dict(self._debt),
+            "exhausted": sorted(self._exhausted),
+            "replay": self.replay.state() if self.replay is not None else None,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a state.
@@ -162,11 +270,33 @@ class SamplePlan:
         Raises:
             DataError: The state is of other domains.
         """
-        if set(state["counts"]) != set(self._counts):
-            raise DataError(f"the checkpoint's domains {sorted(state['counts'])} are not {sorted(self._counts)}")
+        if set(state["counts"]) != set(self._names):
+            raise DataError(f"the checkpoint's domains {sorted(state['counts'])} are not {sorted(self._names)}")
         self._slot = int(state["slot"])
-        self._counts = {name: int(state["counts"][name]) for name in self._counts}
+        self._counts = [int(state["counts"][name]) for name in self._names]
+        self._debt = dict(state.get("debt") or dict.fromkeys(self._names, 0.0))
+        self._exhausted = set(state.get("exhausted", ()))
+        # A state of before there were phases is in the first one.
+        first = {"slot": 0, **demand_to_json(self._with_replay(self._mixture).demand()), "counts": self._counts}
+        phase = dict(state.get("phase") or first)
+        self._chooser = Chooser(demand_from_json(phase), [int(count) for count in phase.pop("counts")])
+        self._phase = phase
+        self._phases = [phase]  # what was before is in the ledger
+        if self.replay is not None:
+            self.replay.restore(state["replay"], self._counts[self._names.index(REPLAYED)])
+
+    @property
+    def slot(self) -> int:
+        """How many slots have been dealt out."""
+        return self._slot
+
+    def new_phases(self) -> list[dict[str, Any]]:
+        """Return the phases that began since this was asked last: what the ledger records."""
+        new, self._phases = self._phases, []
+        return new
 
     def epochs(self) -> dict[str, float]:
         """Return how often each domain has been gone through so far."""
-        return {name: count / self.num_windows(name) for name, count in self._counts.items()}
+        sizes = [self.replay.num_samples if n == REPLAYED and self.replay else self.num_windows(n) for n in self._names]
+        counts = zip(self._names, self._counts, sizes, strict=True)
+        return {name.removesuffix(":"): count / size for name, count, size in counts}

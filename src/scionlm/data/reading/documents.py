@@ -1,21 +1,25 @@
-"""Documents out of files, in a fixed order: jsonl (plain, .gz, .zst), and any other text file as one document."""
+"""Documents out of files, in a fixed order: jsonl and parquet (many in a file), and any other text file as one."""
 
 import gzip
 import io
 import json
-import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scionlm.core.errors import DataError, UsageError
+from scionlm.core.errors import DataError
 from scionlm.core.files import storage_error
-from scionlm.data.reading.corpora import DomainConfig
+from scionlm.core.log import warn
+from scionlm.data.reading.corpora import Action, Problem
+from scionlm.data.reading.files import BrokenFileError, DataFile
+from scionlm.data.reading.zst import open_zst
 
-_MAX_LINE_BYTES = 512 * 2**20
 _PACKED = (".gz", ".zst")
+_LINES = (".jsonl", ".ndjson")
+_SHOWN = 3  # problems of a kind that are shown one by one
 
 
 @dataclass(frozen=True)
@@ -26,154 +30,149 @@ class Document:
     origin: str
 
 
-def find_files(domain: DomainConfig, root: Path, name: str) -> list[Path]:
-    """Return the files of a domain in sorted order, each once.
+class Problems:
+    """What to do about documents that cannot be used, and how many there were.
 
-    Raises:
-        DataError: A path or pattern matches no file.
-        UsageError: A pattern is not one.
+    Args:
+        actions: Stop or skip, by kind.
+        quiet: Do not say what is skipped: it was said before.
     """
-    files: set[Path] = set()
-    for pattern in domain.paths:
-        path = Path(pattern).expanduser()
-        literal = root / path
-        if literal.is_file():  # also a name that would mean something as a pattern
-            files.add(literal)
-            continue
-        if not path.name:
-            raise UsageError(
-                f"domains.{name}.paths: {pattern!r} is not a usable pattern; name files or a folder of text"
-            )
-        base, rest = (Path(path.anchor), path.relative_to(path.anchor)) if path.is_absolute() else (root, path)
-        try:
-            found = _files_in(literal) if literal.is_dir() else [p for p in base.glob(str(rest)) if p.is_file()]
-        except (ValueError, IndexError) as error:
-            raise UsageError(f"domains.{name}.paths: {pattern!r} is not a usable pattern ({error})") from error
-        except OSError as error:
-            raise storage_error(error, base / rest) from error
-        if not found:
-            raise DataError(f"domains.{name}.paths: {pattern!r} matches no file (looked from {base})")
-        files.update(found)
-    return sorted({Path(os.path.normpath(file)) for file in files})
+
+    def __init__(self, actions: dict[Problem, Action], quiet: bool = False) -> None:
+        self._actions, self._quiet = actions, quiet
+        self.skipped: Counter[str] = Counter()
+
+    def meet(self, kind: Problem, message: str) -> None:
+        """Stop at a problem, or count it.
+
+        Raises:
+            DataError: Where the actions say to stop.
+        """
+        if self._actions[kind] == "stop":
+            raise DataError(f"{message}; mend it, or skip such documents with on_error: {{{kind}: skip}}")
+        self.skipped[kind] += 1
+        if kind != "empty" and not self._quiet and self.skipped[kind] <= _SHOWN:  # an empty text is no surprise
+            more = "; more of the kind are counted only" if self.skipped[kind] == _SHOWN else ""
+            warn(f"skipped: {message}{more}")
 
 
-def _files_in(folder: Path) -> list[Path]:
-    """Return every file in a folder and the folders in it, but for what is hidden."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+@dataclass(frozen=True)
+class Reader:
+    """How documents are taken out of files.
 
-
-def read_documents(files: list[Path], text_key: str) -> Iterator[Document]:
-    """Yield the documents of `files` in order; blank lines and empty texts are passed over.
-
-    Raises:
-        DataError: A line is not JSON, lacks the text, is not UTF-8 or too long, or a packed file is broken; the message
-            names file and line.
-        StorageError: A file cannot be read.
+    Attributes:
+        text_key: Field or column with the text.
+        max_bytes: Longest document.
+        problems: What to do about those that cannot be used.
     """
-    for path in files:
-        packed = path.suffix if path.suffix in _PACKED else ""
-        inner = Path(path.name.removesuffix(packed)).suffix
-        if inner == ".parquet":
-            raise DataError(f"{path}: parquet is not read in this version; write it as .jsonl first")
+
+    text_key: str
+    max_bytes: int
+    problems: Problems
+
+    def read(self, files: list[DataFile]) -> Iterator[Document]:
+        """Yield the documents of `files` in order; blank lines are passed over.
+
+        Raises:
+            DataError: A document cannot be used, and such are not to be skipped; the message names file and line.
+            StorageError: A file cannot be read.
+        """
+        for file in files:
+            packed = Path(file.name).suffix if Path(file.name).suffix in _PACKED else ""
+            inner = Path(file.name.removesuffix(packed)).suffix
+            try:
+                if inner == ".parquet":
+                    try:
+                        yield from self._read_parquet(file)
+                    except KeyError as error:
+                        self.problems.meet("field", f"{file.name} has no column {self.text_key!r} (has: {error})")
+                else:
+                    with _open(file.path, packed) as stream:
+                        lines = inner in _LINES
+                        yield from self._read_jsonl(stream, file) if lines else self._read_whole(stream, file)
+            except (EOFError, gzip.BadGzipFile, zlib.error, BrokenFileError) as error:
+                self.problems.meet("broken", f"{file.name} is a broken file: {error}")
+            except OSError as error:
+                raise storage_error(error, Path(file.name)) from error
+
+    def _checked(self, text: Any, size: int, origin: str) -> Iterator[Document]:
+        """Yield the document, if it is one: not empty, and without half a surrogate pair, which no encoding holds."""
+        if not text:
+            self.problems.meet("empty", f"{origin} is empty")
+        elif size > self.max_bytes:
+            self.problems.meet("length", f"{origin} has {size} bytes, more than max_document_bytes {self.max_bytes}")
+        else:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                self.problems.meet(
+                    "encoding", f"{origin} is not Unicode text (a lone surrogate at character {error.start})"
+                )
+                return
+            yield Document(text, origin)
+
+    def _read_jsonl(self, stream: io.BufferedIOBase, file: DataFile) -> Iterator[Document]:
+        number = 0
+        while line := stream.readline(self.max_bytes + 1):
+            number += 1
+            origin = f"{file.name}:{number}"
+            if len(line) > self.max_bytes:
+                while line and not line.endswith(b"\n"):  # its rest, without ever holding it whole
+                    line = stream.readline(2**20)
+                self.problems.meet("length", f"{origin}: more than max_document_bytes {self.max_bytes} in one line")
+                continue
+            if line.isspace():
+                continue
+            try:
+                record = json.loads(line)
+            except UnicodeDecodeError as error:
+                self.problems.meet(
+                    "encoding", f"{origin} is not UTF-8 ({error.reason} at byte {error.start} of the line)"
+                )
+                continue
+            except (ValueError, RecursionError) as error:
+                self.problems.meet("json", f"{origin} is not JSON ({error})")
+                continue
+            text = record.get(self.text_key) if isinstance(record, dict) else None
+            if isinstance(text, str):
+                yield from self._checked(text, len(line), origin)
+            else:
+                keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+                self.problems.meet("field", f"{origin} has no text under text_key {self.text_key!r} (found: {keys})")
+        if number == 0:
+            self.problems.meet("empty", f"{file.name} is empty")
+
+    def _read_whole(self, stream: io.BufferedIOBase, file: DataFile) -> Iterator[Document]:
+        data = stream.read(self.max_bytes + 1)
+        if len(data) > self.max_bytes:
+            self.problems.meet("length", f"{file.name} has more than max_document_bytes {self.max_bytes}")
+            return
         try:
-            with _open(path, packed) as stream:
-                yield from _read_jsonl(stream, path, text_key) if inner == ".jsonl" else _read_whole(stream, path)
-        except DataError:
-            raise
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path} is a broken packed file: {error}") from error
-        except OSError as error:
-            raise storage_error(error, path) from error
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            self.problems.meet("encoding", f"{file.name}:{line} is not UTF-8 ({error.reason} at byte {error.start})")
+            return
+        yield from self._checked(text, len(data), file.name)
+
+    def _read_parquet(self, file: DataFile) -> Iterator[Document]:
+        from scionlm.data.reading.parquet import rows
+
+        number = 0
+        for number, value in rows(file, self.text_key):
+            origin = f"{file.name}: row {number}"
+            if isinstance(value, UnicodeDecodeError):
+                self.problems.meet("encoding", f"{origin} is not UTF-8 ({value.reason} at byte {value.start})")
+            elif not isinstance(value, str):
+                what = "nothing" if value is None else type(value).__name__
+                self.problems.meet("field", f"{origin} has {what} in the column {self.text_key!r}")
+            else:
+                yield from self._checked(value, len(value), origin)
+        if number == 0:
+            self.problems.meet("empty", f"{file.name} has no rows")
 
 
 def _open(path: Path, packed: str) -> io.BufferedIOBase:
     if packed == ".gz":
         return gzip.GzipFile(path, "rb")
-    if packed == ".zst":
-        try:
-            import zstandard
-        except ImportError as error:
-            raise DataError(f"{path} needs the zstandard package; pip install 'scionlm[data]'") from error
-        return io.BufferedReader(_ZstdRaw(path, zstandard), 1 << 20)
-    return path.open("rb")
-
-
-class _ZstdRaw(io.RawIOBase):
-    """The bytes inside a .zst file; one that ends inside a frame was cut short, which the library does not say."""
-
-    def __init__(self, path: Path, zstandard: Any) -> None:
-        self._path, self._zstandard = path, zstandard
-        self._file = path.open("rb")
-        self._decoder: Any = None  # of the frame that is being read
-        self._packed = b""
-        self._plain = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._plain:
-            self._packed = self._packed or self._file.read(1 << 17)
-            if not self._packed:
-                if self._decoder is not None:
-                    raise DataError(f"{self._path} is a broken packed file: it is cut short")
-                return 0
-            self._decoder = self._decoder or self._zstandard.ZstdDecompressor().decompressobj()
-            try:
-                self._plain = memoryview(self._decoder.decompress(self._packed))
-            except self._zstandard.ZstdError as error:
-                raise DataError(f"{self._path} is a broken packed file: {error}") from error
-            self._packed = self._decoder.unused_data if self._decoder.eof else b""
-            self._decoder = None if self._decoder.eof else self._decoder
-        count = min(len(buffer), len(self._plain))
-        buffer[:count] = self._plain[:count]
-        self._plain = self._plain[count:]
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _checked(text: str, origin: str) -> str:
-    """Return the text, refusing half a surrogate pair, which JSON can escape but no encoding can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{origin}: not Unicode text (a lone surrogate at character {error.start})") from error
-    return text
-
-
-def _read_jsonl(stream: io.BufferedIOBase, path: Path, text_key: str) -> Iterator[Document]:
-    number = 0
-    while line := stream.readline(_MAX_LINE_BYTES + 1):
-        number += 1
-        origin = f"{path}:{number}"
-        if len(line) > _MAX_LINE_BYTES:
-            raise DataError(f"{origin}: the line has more than {_MAX_LINE_BYTES} bytes")
-        if line.isspace():
-            continue
-        try:
-            record = json.loads(line)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{origin}: not UTF-8 ({error.reason} at byte {error.start} of the line)") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{origin}: not JSON ({error})") from error
-        text = record.get(text_key) if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            raise DataError(f"{origin}: no text under the key {text_key!r} (found: {keys}); set text_key")
-        if text:
-            yield Document(_checked(text, origin), origin)
-
-
-def _read_whole(stream: io.BufferedIOBase, path: Path) -> Iterator[Document]:
-    data = stream.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    if text:
-        yield Document(text, str(path))
+    return open_zst(path) if packed == ".zst" else path.open("rb")

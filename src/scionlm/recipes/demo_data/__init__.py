@@ -9,8 +9,8 @@ from scionlm.data import Corpora, DomainConfig, prepare
 PROSE = Path(__file__).parent / "prose.jsonl.gz"
 
 
-def demo_corpora(tokenizer: str) -> Corpora:
-    """Return the demo's two domains, for the tokenizer of a MODEL."""
+def demo_corpora(tokenizer: str | None) -> Corpora:
+    """Return the demo's two domains, for the tokenizer of a MODEL (or for making one)."""
     library = Path(sysconfig.get_paths()["stdlib"])
     return Corpora(
         tokenizer=tokenizer,
