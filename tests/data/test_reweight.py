@@ -221,13 +221,15 @@ def test_proportional_is_the_prior_where_nothing_is_in_excess():
     assert by_excess("proportional", [0.0, 0.5, 0, 0, 0, 0, 0])["github"] == pytest.approx(1, abs=1e-3)
 
 
-def reweighter(measured: list[dict[str, float]], references=None, **config) -> tuple[SamplePlan, Reweighter]:
+def reweighter(
+    measured: list[dict[str, float]], references=None, prior=None, every: int = 5, **config
+) -> tuple[SamplePlan, Reweighter]:
     """Return a plan of two domains and what moves its weights by the losses given, one after another."""
     header = {"tokenizer": {"separator_id": 40}}
     shard = SimpleNamespace(tokens=np.arange(41), document_ends=np.array([41]), header=header)
-    prior = {"a": 0.5, "b": 0.5}
+    prior = prior or {"a": 0.5, "b": 0.5}
     plan = SamplePlan(dict.fromkeys(prior, TokenStream([shard])), Mixture(prior), Order(4))
-    made = Reweighter(ReweightConfig(**config), 5, plan, 4, references, prior, lambda: measured.pop(0))
+    made = Reweighter(ReweightConfig(**config), every, plan, 4, references, prior, lambda: measured.pop(0))
     return plan, made
 
 
@@ -239,6 +241,24 @@ def test_an_update_sets_the_plan_and_says_what_it_did():
     assert plan.weights()["a"] == pytest.approx(wanted, abs=1 / 20)  # rounded to the 20 sequences of a period
     assert record["reweight/a/weight"] == pytest.approx(wanted)
     assert (record["reweight/a/nll_nats"], record["reweight/a/reference_nats"]) == (3.0, 2.0)
+
+
+@quick
+@given(cases(), st.integers(1, 9), st.lists(st.lists(st.floats(1, 4), min_size=6, max_size=6), max_size=5))
+def test_each_domain_is_within_one_of_the_weights_in_force_from_the_first_slot_on(case, every, losses):
+    """The first period too is dealt out in whole sequences, so that each one ends even."""
+    prior = case[3]
+    measured = [dict(zip(prior, values, strict=False)) for values in losses]
+    plan, updates = reweighter(measured.copy(), dict.fromkeys(prior, 2.0), prior, every, rule="paper")
+    debts = dict.fromkeys(prior, 0.0)
+    for period in range(len(measured) + 1):
+        for _ in range(4 * every):
+            for name, weight in plan.weights().items():
+                debts[name] += weight
+            debts[plan.take(1)[0].domain] -= 1
+            assert max(map(abs, debts.values())) < 1
+        if period < len(measured):
+            updates.update()
 
 
 def test_the_best_so_far_is_a_reference_that_only_falls():

@@ -78,6 +78,26 @@ def test_child_and_control_see_identical_batches(finished):
     assert (seen[0].input_ids != seen[1].input_ids).any()
 
 
+def test_a_control_sees_the_batches_of_its_child_also_where_weights_move(settings, tmp_path, monkeypatch):
+    seen = []
+    original = step_module.micro_batches
+    monkeypatch.setattr(step_module, "micro_batches", lambda batch, size: seen.append(batch) or original(batch, size))
+    moving = {
+        "reweight.rule": "paper", "reweight.every": 2, "reweight.tokens_per_domain": 100, "reweight.step_size": 40,
+        "reweight.reference": {"alpha": 4.0, "beta": 4.1},
+    }  # fmt: skip
+    run_recipe(load_recipe("inheritune-mini", settings | moving), tmp_path / "run")
+    steps = len(seen) // 2
+    assert all((a.input_ids == b.input_ids).all() for a, b in zip(seen[:steps], seen[steps:], strict=True))
+    first, last = read_jsonl(tmp_path / "run" / "metrics.jsonl"), read_jsonl(tmp_path / "run/control/metrics.jsonl")
+    weights = [
+        [line["reweight/alpha/weight"] for line in lines if "reweight/alpha/weight" in line] for lines in (first, last)
+    ]
+    assert weights[0] == weights[1]
+    assert len(set(weights[0])) > 1
+    assert (tmp_path / "run/ledger.jsonl").read_text() == (tmp_path / "run/control/ledger.jsonl").read_text()
+
+
 def test_the_child_learns_and_the_control_starts_elsewhere(finished):
     _, result, _ = finished
     for domain, loss in result["domains"].items():

@@ -179,17 +179,6 @@ def test_the_weights_move_by_what_is_measured_and_act_on_the_next_batch(whole):
         assert alpha == pytest.approx(line["reweight/alpha/weight"], abs=2 / (REWEIGHT * SEQUENCES))
 
 
-def test_each_domain_is_within_one_of_the_weights_in_force_all_through_training(whole):
-    """From the first slot on, because the first period too is dealt out in whole sequences."""
-    _, phases, samples = whole.consumed()
-    in_force, counts = np.zeros(2), np.zeros(2)
-    for slot, sample in enumerate(samples):
-        phase = next(phase for phase in reversed(phases) if phase["slot"] <= slot)
-        in_force += np.array(phase["weights"]) / sum(phase["weights"])
-        counts[list(SHARES).index(sample.domain)] += 1
-        assert np.abs(in_force - counts).max() < 1
-
-
 @pytest.mark.parametrize("after", range(1, STEPS))
 def test_stopped_after_any_step_and_resumed_is_never_stopped(tmp_path, data_folder, whole, after):
     first = Run(tmp_path / "run", data_folder)

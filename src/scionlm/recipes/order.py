@@ -121,15 +121,16 @@ def _check_supply(sampling: Sampling, recipe: Recipe) -> None:
         for index, name in enumerate(sampling.domains):
             wanted = share * demand.total(index, slots) / demand.scale
             allowed = (sampling.order.max_epochs or {}).get(name)
-            # Deals come in whole sequences: what is within one of the limit may well stay below it.
-            if allowed is not None and wanted >= int(allowed * plan.num_windows(name)) + 1:
+            # What is asked for exactly may come out a hair above, because weights are whole numbers of a small unit.
+            if allowed is not None and wanted > int(allowed * plan.num_windows(name)) + 1e-3:
                 raise DataError(
                     f"domain {name!r} would be gone through {wanted / plan.num_windows(name):.3g} times, "
                     f"data.max_epochs allows {allowed:g}; add text, lower its share, or set data.exhausted to "
                     "repeat or redistribute"
                 )
     replay = plan.replay
-    if recipe.replay and replay and not replay.repeat and recipe.replay.fraction * slots > replay.num_samples:
+    ahead = 2 if recipe.reweight else 0  # rounded periods may run so far ahead
+    if recipe.replay and replay and not replay.repeat and recipe.replay.fraction * slots + ahead > replay.num_samples:
         raise UsageError(
             f"replay.fraction {recipe.replay.fraction} of {slots} sequences is more than the {replay.num_samples} that "
             "there are to replay; lower it, or allow a second pass with replay.repeat=true"

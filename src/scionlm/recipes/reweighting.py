@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from scionlm.core.records import Record, read_json, write_json
+from scionlm.core.records import Record, read_json, read_jsonl, write_json
 from scionlm.data import SamplePlan
 from scionlm.data.mixing.reweight import Losses, RuleSettings, normalized, reweight
 from scionlm.evaluation.loss import TokenNll, model_token_nll
@@ -76,7 +77,43 @@ class Reweighter:
         self._weights, self._best = dict(state["weights"]), dict(state["best"])
 
 
-def open_reweighting(setting: Setting, plan: SamplePlan, token_nll: TokenNll, name: str) -> Reweighter | None:
+class Follower:
+    """Sets the weights that another run had at the same steps: a control sees the very batches of its child.
+
+    Args:
+        metrics: The other run's metrics.jsonl.
+        every: Steps between two updates.
+        plan: Whose weights move.
+        sequences_per_step: How many slots a step has.
+        prior: The weights that the run began with.
+    """
+
+    def __init__(self, metrics: Path, every: int, plan: SamplePlan, sequences_per_step: int, prior: Losses) -> None:
+        self.every = every
+        self._plan, self._sequences, self._slots = plan, sequences_per_step, every * sequences_per_step
+        weight = {name: f"reweight/{name}/weight" for name in prior}
+        lines = [line for line in read_jsonl(metrics) if all(key in line for key in weight.values())]
+        self._weights = {line["step"]: {name: line[key] for name, key in weight.items()} for line in lines}
+        if plan.slot == 0:
+            plan.set_weights(normalized(prior), self._slots)
+
+    def update(self) -> Record:
+        """Set the weights that the other run had from here on."""
+        weights = self._weights[self._plan.slot // self._sequences]
+        self._plan.set_weights(weights, self._slots)
+        return {f"reweight/{name}/weight": weight for name, weight in weights.items()}
+
+    def state(self) -> Record:
+        """Nothing: the other run remembers."""
+        return {}
+
+    def restore(self, state: Record) -> None:
+        """Go on."""
+
+
+def open_reweighting(
+    setting: Setting, plan: SamplePlan, token_nll: TokenNll, name: str, out: Path
+) -> Reweighter | Follower | None:
     """Return what moves the weights of a run; None where they stay.
 
     Raises:
@@ -85,14 +122,16 @@ def open_reweighting(setting: Setting, plan: SamplePlan, token_nll: TokenNll, na
     recipe, config = setting.recipe, setting.recipe.reweight
     if config is None:
         return None
+    prior = setting.sampling.mixture.shares
+    every = max(recipe.steps(config.every), 1)
+    if out != setting.folder:
+        return Follower(setting.folder / "metrics.jsonl", every, plan, recipe.sequences_per_step, prior)
     budget = config.tokens_per_domain
 
     def measure() -> Losses:
         losses = losses_of(setting, token_nll, f"weighing the domains of {name}", budget)
         return {domain: loss["nll"] for domain, loss in losses.items()}
 
-    prior = setting.sampling.mixture.shares
-    every = max(recipe.steps(config.every), 1)
     return Reweighter(config, every, plan, recipe.sequences_per_step, _references(setting, config), prior, measure)
 
 
@@ -106,7 +145,8 @@ def _references(setting: Setting, config: ReweightConfig) -> Losses | None:
 
 def source_losses(setting: Setting, budget: int) -> Losses:
     """Return the source's own losses within a budget, measured once and kept in RUN/references.json."""
-    path = setting.folder / "references.json"
+    same = budget == setting.recipe.evaluate.tokens_per_domain  # then it was measured when the run began
+    path = setting.folder / ("source.json" if same else "references.json")
     if not path.exists():
         model = load_hf_model(setting.source, torch.float32)
         losses = losses_of(setting, model_token_nll(model), f"evaluating {setting.source.name}", budget)

@@ -71,7 +71,7 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
         nll = {f"eval/{domain}/nll_nats": loss["nll"] for domain, loss in losses.items()}
         return nll | {EVALUATION_S: time.monotonic() - started}
 
-    reweighting = open_reweighting(setting, plan, objective.token_nll, name)
+    reweighting = open_reweighting(setting, plan, objective.token_nll, name, out)
 
     if recipe.train.compile:
         objective.compile()

@@ -118,7 +118,12 @@ class SamplePlan:
         self._slot = 0
         self._counts = [0] * len(self._names)
         self._debt = dict.fromkeys(self._names, 0.0)  # what each domain was owed when the phase began, in sequences
-        self._exhausted = {name for name, limit in zip(self._names, self._limits, strict=True) if limit == 0}
+        self._asked: Weights | None = None  # the weights that were set last, before anything was given away
+        self._exhausted: set[str] = set()
+        if order.exhausted == "redistribute":
+            self._exhausted = {name for name, limit in zip(self._names, self._limits, strict=True) if limit == 0}
+            for name in self._exhausted:
+                warn(f"domain {name!r} is exhausted before it begins: its limit is less than one sequence")
         self._phases: list[dict[str, Any]] = []
         self._begin(self._with_replay(mixture.without(self._exhausted)).demand())
 
@@ -150,8 +155,16 @@ class SamplePlan:
         Args:
             weights: Share of each domain; they need not sum to one.
             slots: How long they hold, until they are set again. They are rounded to whole sequences of these slots, and
-                what was rounded away is carried over to the next time.
+                what was rounded away is carried over to the next time. Setting weights long before their slots are
+                over, again and again, leaves them rounded to more than there was.
+
+        Raises:
+            UsageError: The weights are not of the plan's domains.
+            DataError: Only exhausted domains have a weight.
         """
+        if set(weights) != set(self._mixture.shares):
+            raise UsageError(f"weights {weights} are not of the domains {', '.join(self._mixture.shares)}")
+        self._asked = dict(weights)
         shares = self._with_replay(
             Mixture({name: weights[name] for name in self._mixture.shares}).without(self._exhausted)
         )
@@ -218,8 +231,7 @@ class SamplePlan:
         if len(self._exhausted) == len(self._mixture.shares):
             return
         warn(f"domain {name!r} is exhausted after {self._slot} sequences; its share goes to the others")
-        asked: Weights | None = self._phase.get("asked")
-        mixture = Mixture({n: asked[n] for n in self._mixture.shares}) if asked else self._mixture.at(self._slot)
+        mixture = Mixture(self._asked) if self._asked is not None else self._mixture.at(self._slot)
         self._begin(self._with_replay(mixture.without(self._exhausted)).demand())
         self._debt = dict.fromkeys(self._names, 0.0)  # the accounting begins anew
 
@@ -260,6 +272,7 @@ class SamplePlan:
             "counts": counts,
             "phase": self._phase | {"counts": self._chooser.counts},
             "debt": dict(self._debt),
+            "asked": self._asked,
             "exhausted": sorted(self._exhausted),
             "replay": self.replay.state() if self.replay is not None else None,
         }
@@ -275,6 +288,7 @@ class SamplePlan:
         self._slot = int(state["slot"])
         self._counts = [int(state["counts"][name]) for name in self._names]
         self._debt = dict(state.get("debt") or dict.fromkeys(self._names, 0.0))
+        self._asked = state.get("asked")
         self._exhausted = set(state.get("exhausted", ()))
         # A state of before there were phases is in the first one.
         first = {"slot": 0, **demand_to_json(self._with_replay(self._mixture).demand()), "counts": self._counts}
