@@ -177,4 +177,12 @@ def print_run(result: dict[str, Any], out: Path) -> None:
             f"the {result['name']} is {where} the control of the same shape, tokens and order{closed} "
             f"({control['num_seeds']} seed: no spread known)"
         )
+    measuring = training.get("evaluation_seconds")
+    if measuring and training["seconds"]:
+        tokens = next(iter(result["domains"].values()))["num_tokens"]
+        share = 100 * measuring / (measuring + training["seconds"])
+        print(
+            f"held-out losses are of {tokens:,} tokens a domain; measuring them on the way took "
+            f"{format_seconds(measuring)}, {share:.0f} % of the time"
+        )
     print(f"model:  {out / 'model'}\nreport: {out / 'report.html'}")

@@ -5,6 +5,7 @@ null was not finite (JSON has no NaN): it becomes NaN here, a gap in the line th
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from scionlm.report.values import number
 
 _TRAIN = "train/nll_nats"
 _PREFIX, _SUFFIX = "eval/", "/nll_nats"
+_MOVED = re.compile(r"reweight/(.+)/(weight|nll_nats|reference_nats)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,25 @@ class Curves:
     mean: tuple[Point, ...] = ()
     last_step: int | None = None
     last_tokens: float | None = None
+    moves: Mapping[str, tuple["Move", ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Move:
+    """A domain's weight from a step on, with the loss and the reference that moved it; NaN where one is not known."""
+
+    step: int
+    tokens: float
+    weight: float
+    nll: float
+    reference: float
 
 
 def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
     """Return the curves of the metric lines; where a resumed run wrote a step twice, the later line counts."""
     train: dict[int, Point] = {}
     domains: dict[str, dict[int, Point]] = {}
+    moves: dict[str, dict[int, Move]] = {}
     last: tuple[int, float] | None = None
     for line in lines:
         place = _place(line)
@@ -51,12 +66,16 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
             if key.startswith(_PREFIX) and key.endswith(_SUFFIX) and len(key) > len(_PREFIX + _SUFFIX):
                 domain = key[len(_PREFIX) : -len(_SUFFIX)]
                 domains.setdefault(domain, {})[place[0]] = Point(*place, _loss(line, key))
+        for domain in dict.fromkeys(match[1] for key in line if (match := _MOVED.fullmatch(key))):
+            values = [_loss(line, f"reweight/{domain}/{what}") for what in ("weight", "nll_nats", "reference_nats")]
+            moves.setdefault(domain, {})[place[0]] = Move(*place, *values)
     return Curves(
         train=_ordered(train),
         domains={name: _ordered(points) for name, points in domains.items()},
         mean=_mean(list(domains.values())),
         last_step=last[0] if last else None,
         last_tokens=last[1] if last else None,
+        moves={name: tuple(points[step] for step in sorted(points)) for name, points in moves.items()},
     )
 
 

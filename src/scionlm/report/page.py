@@ -15,6 +15,7 @@ from scionlm.report.sections import (
 )
 from scionlm.report.summary import banner, headline, result_section
 from scionlm.report.training import curve_section
+from scionlm.report.weights import weight_section
 
 _STATES = {"done": "done", "running": "running", "stopped": "stopped", "failed": "failed"}
 
@@ -34,6 +35,7 @@ def run_page(run: Run) -> str:
         result_section(run, finding),
         origin_section(run),
         curve_section(run),
+        weight_section(run),
         loss_section(run),
         sample_section(run),
         machine_section(run),
