@@ -91,7 +91,7 @@ def main():
             for start in (0, 10**6 * BATCH):
                 plan = plan_of(streams, start)
 
-                def work():
+                def work(plan=plan):
                     for _ in range(batches):
                         plan.batch(plan.take(BATCH))
 
@@ -104,7 +104,7 @@ def main():
             plan = plan_of(streams, 0, **settings)
             opened = time.perf_counter() - started
 
-            def work():
+            def work(plan=plan):
                 for _ in range(batches):
                     plan.batch(plan.take(BATCH))
 
@@ -134,7 +134,15 @@ def arrow(folder, tokens, batches, repeats):
             ids = data[rng.integers(0, rows, BATCH)]["ids"].astype(np.int64)
             np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
 
-    print(f"datasets (Arrow), random rows: {rate(work, batches * BATCH * SEQ_LEN, repeats) / 1e6:,.0f}M tokens/s")
+    def singly():
+        for index in rng.integers(0, rows, BATCH).tolist():
+            ids = data[index]["ids"].astype(np.int64)
+            np.ascontiguousarray(ids[:-1]), np.ascontiguousarray(ids[1:])
+
+    print(f"datasets (Arrow), one random row at a time: {rate(singly, BATCH * SEQ_LEN, repeats) / 1e6:,.0f}M tokens/s")
+    print(
+        f"datasets (Arrow), random rows in batches of {BATCH}: {rate(work, batches * BATCH * SEQ_LEN, repeats) / 1e6:,.0f}M tokens/s"
+    )
 
 
 if __name__ == "__main__":

@@ -64,11 +64,15 @@ def prepare(
     out: Annotated[Path, typer.Option("-o", "--out", help="Data folder.")],
     workers: Annotated[int | None, typer.Option(help="Threads; the result does not depend on it.", min=1)] = None,
 ) -> None:
-    """Read, tokenize, split and shard text; the same command goes on after a stop."""
+    """Read, tokenize, split and shard text; the same command goes on after a stop, and shares the work with others."""
+    import os
+
     from scionlm import api
     from scionlm.cli.tables import print_data
 
-    print_data(api.prepare(corpora, out, workers), out)
+    index = api.prepare(corpora, out, workers)
+    if os.environ.get("RANK", "0") == "0":  # under torchrun every rank gets here
+        print_data(index, out)
 
 
 @app.command("train-tokenizer")
