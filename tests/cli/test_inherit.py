@@ -150,7 +150,7 @@ def test_files_are_no_larger_than_asked_for(scion, tmp_path):
     ],
 )
 def test_sizes_are_read(text, size):
-    assert parse_bytes(text) == size
+    assert parse_bytes(text, "shard-size") == size
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_sizes_are_read(text, size):
 )
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(UsageError, match="shard-size"):
-        parse_bytes(text)
+        parse_bytes(text, "shard-size")
 
 
 def test_without_the_proof_of_the_whole_the_files_are_checked_and_the_same(scion):
