@@ -30,6 +30,11 @@ def in_process(capsys, *arguments):
     return code, out, err
 
 
+COMMANDS = [
+    "demo", "inspect", "prepare", "train-tokenizer", "fit-reference", "inherit", "run", "evaluate", "report", "presets",
+]  # fmt: skip
+
+
 def test_help_answers_within_half_a_second():
     times = []
     for _ in range(3):
@@ -38,11 +43,11 @@ def test_help_answers_within_half_a_second():
         times.append(time.monotonic() - started)
     assert done.returncode == 0
     assert min(times) < 0.5, times
-    for command in ("demo", "inspect", "prepare", "inherit", "run", "evaluate", "report", "presets"):
+    for command in COMMANDS:
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect", "prepare", "inherit", "run", "evaluate", "report", "presets"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(capsys, command):
     code, out, _ = in_process(capsys, command, "--help")
     assert code == 0
@@ -303,3 +308,29 @@ def test_terminated_while_it_writes_inherit_leaves_nothing(tmp_path):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 143, err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_small_vocabulary_from_the_first_command_to_a_data_folder(capsys, tmp_path, tiny_folder):
+    """The tour: a tokenizer of one's own, text prepared with it, the page; twice, and the second time is a no-op."""
+    corpora = corpora_file(tmp_path, tiny_folder)
+    code, out, _ = in_process(capsys, "train-tokenizer", corpora, "--vocab-size", 300, "-o", tmp_path / "tok")
+    assert code == 0
+    assert "300 tokens" in out
+    own = tmp_path / "own.yaml"
+    own.write_text(corpora.read_text().replace(str(tiny_folder), str(tmp_path / "tok")) + "dedupe: exact\n")
+    for _ in range(2):
+        code, out, err = in_process(capsys, "prepare", own, "-o", tmp_path / "data")
+        assert code == 0
+        assert f"page: {tmp_path / 'data' / 'report.html'}" in out
+    assert "prepared already" in err
+    page = (tmp_path / "data" / "report.html").read_text()
+    assert "alpha" in page
+    code, _, err = in_process(capsys, "train-tokenizer", corpora, "--vocab-size", 300, "-o", tmp_path / "tok")
+    assert code == 2
+    assert "not empty" in err
+
+
+def test_under_torchrun_one_rank_prints_the_table(capsys, tmp_path, tiny_folder, monkeypatch):
+    corpora = corpora_file(tmp_path, tiny_folder)
+    monkeypatch.setenv("RANK", "1")
+    assert in_process(capsys, "prepare", corpora, "-o", tmp_path / "data")[:2] == (0, "")

@@ -189,3 +189,10 @@ def test_the_fingerprint_follows_every_shard(folder, data_folder):
             )
             assert DataFolder(folder).fingerprint != before
             (folder / "index.json").write_text(original)
+
+
+@pytest.mark.parametrize("key", ["separator_id", "bos_id"])
+def test_a_shard_of_another_policy_is_refused_by_name(folder, key):
+    change_index(folder, lambda index: index["tokenizer"].update({key: 5}))
+    with pytest.raises(DataError, match=r"train-00000-00000\.safetensors has another separator or BOS"):
+        DataFolder(folder).stream("alpha", "train")

@@ -192,3 +192,10 @@ def test_a_shard_that_cannot_be_written_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError):
         write_shard(tmp_path / "file" / "s", DOCUMENTS, SIZES, tokenizer_info())
+
+
+def test_an_id_beyond_the_vocabulary_is_refused_by_name(tmp_path):
+    write_shard(tmp_path / "x.safetensors", [np.array([5, 99])], [3], tokenizer_info(vocab_size=99))
+    shard = Shard(tmp_path / "x.safetensors")
+    with pytest.raises(DataError, match=r"x\.safetensors holds the token id 99, its tokenizer has 99"):
+        shard.verify()

@@ -177,6 +177,9 @@ class DataFolder:
             shard = Shard(self.path / domain / entry["file"])
             if shard.header["tokenizer"]["sha256"] != self.tokenizer.sha256:
                 raise DataError(f"{shard.path} was made with another tokenizer than {self.path / 'index.json'} names")
+            theirs = [shard.header["tokenizer"].get(key) for key in ("separator_id", "bos_id")]
+            if theirs != [self.tokenizer.separator_id, self.tokenizer.bos_id]:
+                raise DataError(f"{shard.path} has another separator or BOS than {self.path / 'index.json'} names")
             if shard.header["sha256"] != entry["sha256"]:
                 raise DataError(f"{shard.path} is not the shard that index.json lists; prepare the data again")
             if verify:

@@ -144,9 +144,11 @@ class Shard:
             sound = (
                 isinstance(self.header["sha256"], str)
                 and isinstance(self.header["tokenizer"]["sha256"], str)
+                and isinstance(self.header["tokenizer"]["vocab_size"], int)
                 and self.tokens.ndim == self.document_ends.ndim == 1
                 and self.document_ends.shape == self.document_bytes.shape
                 and len(self.tokens) == self.header["num_tokens"] == self.document_ends[-1]
+                and self.tokens.dtype.name == self.header["dtype"]
             )
         except OSError as error:
             raise storage_error(error, path) from error
@@ -159,10 +161,13 @@ class Shard:
         return np.memmap(self.path, dtype=_DTYPES[entry.dtype], mode="r", offset=entry.start, shape=entry.shape)
 
     def verify(self) -> None:
-        """Check everything in the shard against the hash in its header.
+        """Check everything in the shard against the hash in its header, and that every id is one of the tokenizer's.
 
         Raises:
-            DataError: They differ.
+            DataError: They differ, or an id is beyond the vocabulary.
         """
         if _digest(self.tokens, self.document_ends, self.document_bytes) != self.header["sha256"]:
             raise DataError(f"{self.path} does not match its sha256: the file is damaged; {_ADVICE}")
+        largest, size = int(self.tokens.max()), int(self.header["tokenizer"]["vocab_size"])
+        if largest >= size:
+            raise DataError(f"{self.path} holds the token id {largest}, its tokenizer has {size}; {_ADVICE}")

@@ -15,7 +15,9 @@ _NO_LIMIT = 2**62
 
 def room_for(part: Part, parts: list[Part], max_tokens: int | None) -> int:
     """Return how many training tokens a part can have at most, by what the parts before it are known to have."""
-    room = _NO_LIMIT if max_tokens is None else max_tokens
+    if max_tokens is None:
+        return _NO_LIMIT
+    room = max_tokens
     for before in parts[: part.number]:
         if not is_tokenized(before):
             break
