@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from scionlm.core.errors import DataError
 from scionlm.core.records import read_json
 from scionlm.data import Corpora, DataFolder, prepare
 from scionlm.data.preparing import near
+from scionlm.data.preparing.fates import _repeated
 from scionlm.data.preparing.near import PERMUTATIONS, Signatures, near_duplicates, phrase_hashes
 from scionlm.sources import load_tokenizer
 
@@ -153,6 +155,25 @@ def test_of_a_group_of_near_duplicates_the_first_stays():
 def test_a_bucket_of_very_many_equal_documents_is_no_trouble():
     rows = np.zeros((20_000, PERMUTATIONS), dtype=np.uint32)
     assert near_duplicates(rows, 0.8).sum() == 19_999
+
+
+def peak_bytes(work) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_index_takes_no_more_than_it_may():
+    """64 bytes a document for equal texts, a kilobyte for nearly equal ones, what is looked up included."""
+    rng = np.random.default_rng(0)
+    count = 200_000
+    places, sizes = rng.integers(0, 2**63, count, dtype=np.uint64), rng.integers(1, 9999, count)
+    assert places.nbytes + sizes.nbytes + peak_bytes(lambda: _repeated(places, sizes)) < 64 * count
+    rows = rng.integers(0, 2**32, (20_000, PERMUTATIONS), dtype=np.uint32)
+    assert rows.nbytes + peak_bytes(lambda: near_duplicates(rows, 0.8)) < 1000 * len(rows)
 
 
 def test_deduplication_that_leaves_nothing_to_split_is_a_data_error(tiny_folder, tmp_path):

@@ -4,6 +4,7 @@ The held-out documents of a domain are those whose text hashes lowest, so that t
 texts. A text that is held out in one domain is held out in all: nothing that is measured on was trained on.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from scionlm.core.errors import DataError
 from scionlm.core.files import write_bytes_atomic
 from scionlm.core.records import read_json, write_json
 from scionlm.data.preparing.job import WORK, Job, Part
-from scionlm.data.preparing.near import near_duplicates
+from scionlm.data.preparing.near import PERMUTATIONS, near_duplicates
 from scionlm.data.preparing.survey import BYTES_PER_TOKEN, Survey, read_signatures, read_survey
 
 TRAIN, HELD_OUT, SAME, NEAR = range(4)
@@ -97,24 +98,35 @@ def _kept_places(parts: list[Part], fates: dict[str, Fates]) -> Iterator[NDArray
 
 
 def _mark_duplicates(job: Job, parts: dict[str, list[Part]], fates: dict[str, Fates]) -> None:
+    """Mark the documents that an earlier one makes needless; holds what is known of all of them, and little else."""
     dedupe = job.corpora.dedupe
     if dedupe is None:
         return
     groups = [[part for mine in parts.values() for part in mine]] if dedupe.across else list(parts.values())
     for group in groups:
-        surveys = [(read_survey(part), fates[part.name]) for part in group]
-        places = np.concatenate([survey.places[: len(fate)] for survey, fate in surveys])
-        sizes = np.concatenate([survey.sizes[: len(fate)] for survey, fate in surveys])
-        marks = np.zeros(len(places), dtype=np.uint8)
+        bounds = np.cumsum([0, *(len(fates[part.name]) for part in group)]).tolist()
+        places, sizes = np.empty(bounds[-1], dtype=np.uint64), np.empty(bounds[-1], dtype=np.int64)
+        for part, (begin, end) in zip(group, itertools.pairwise(bounds), strict=True):
+            survey = read_survey(part)
+            places[begin:end], sizes[begin:end] = survey.places[: end - begin], survey.sizes[: end - begin]
+        marks = np.zeros(bounds[-1], dtype=np.uint8)
         marks[_repeated(places, sizes)] = SAME
         if dedupe.method == "near":
-            signatures = np.concatenate([read_signatures(part)[: len(fates[part.name])] for part in group])
-            first = np.flatnonzero(marks == TRAIN)
-            marks[first[near_duplicates(signatures[first], dedupe.threshold)]] = NEAR
-        begin = 0
-        for _, fate in surveys:
-            fate[:] = marks[begin : begin + len(fate)]
-            begin += len(fate)
+            del places, sizes
+            _mark_near(group, bounds, marks, dedupe.threshold)
+        for part, (begin, end) in zip(group, itertools.pairwise(bounds), strict=True):
+            fates[part.name][:] = marks[begin:end]
+
+
+def _mark_near(group: list[Part], bounds: list[int], marks: Fates, threshold: float) -> None:
+    first = np.flatnonzero(marks == TRAIN)
+    signatures = np.empty((len(first), PERMUTATIONS), dtype=np.uint32)
+    filled = 0
+    for part, (begin, end) in zip(group, itertools.pairwise(bounds), strict=True):
+        mine = read_signatures(part)[: end - begin][marks[begin:end] == TRAIN]
+        signatures[filled : filled + len(mine)] = mine
+        filled += len(mine)
+    marks[first[near_duplicates(signatures, threshold)]] = NEAR
 
 
 def _repeated(places: NDArray[np.uint64], sizes: NDArray[np.int64]) -> NDArray[np.intp]:
