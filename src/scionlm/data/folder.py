@@ -36,8 +36,7 @@ class TokenStream:
         self._shards = shards
         # Plain arrays over the memory maps: slicing a `memmap` costs more than copying a window.
         self._tokens = [np.asarray(shard.tokens) for shard in shards]
-        self._starts = np.cumsum([0] + [len(tokens) for tokens in self._tokens])
-        self._begins: list[int] = self._starts.tolist()
+        self._begins: list[int] = np.cumsum([0] + [len(tokens) for tokens in self._tokens]).tolist()
         self.num_tokens = self._begins[-1]
         self.num_documents = sum(len(shard.document_ends) for shard in shards)
         special = shards[0].header["tokenizer"] if shards else {}
@@ -66,17 +65,17 @@ class TokenStream:
             filled += len(piece)
             index += 1
 
-    def read_rows(self, starts: NDArray[np.int64], rows: list[int], out: NDArray[np.int64]) -> None:
+    def read_rows(self, starts: list[int], rows: list[int], out: NDArray[np.int64]) -> None:
         """Fill rows of `out`, `[rows, length]`, with the tokens from each start on."""
-        length = out.shape[1]
-        which = np.searchsorted(self._starts, starts, side="right") - 1
-        offsets = starts - self._starts[which]
-        for row, shard, offset in zip(rows, which.tolist(), offsets.tolist(), strict=True):
+        length, begins = out.shape[1], self._begins
+        for row, start in zip(rows, starts, strict=True):
+            shard = bisect.bisect_right(begins, start) - 1
+            offset = start - begins[shard]
             piece = self._tokens[shard][offset : offset + length]
             if len(piece) == length:
                 out[row] = piece
             else:  # it runs on into the next shard
-                self.read_into(self._begins[shard] + offset, out[row])
+                self.read_into(start, out[row])
 
     def before(self, position: int) -> int:
         """Return the token before a position; before the first stands a separator."""

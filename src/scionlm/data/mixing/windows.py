@@ -121,17 +121,19 @@ class TiledWindows:
     def read(self, windows: Ids, rows: list[int], page: Page) -> None:
         """See `Windows.read`."""
         stream, length = self._stream, self._seq_len
-        wanted = windows * length
-        starts = np.minimum(wanted, stream.num_tokens - 1 - length)
+        last = stream.num_tokens - 1 - length
+        wanted = (windows * length).tolist()
+        starts = [min(start, last) for start in wanted]
         stream.read_rows(starts, rows, page.tokens)
         if not page.shifted:
             page.labels[rows] = page.tokens[rows, 1:]
-        for index in np.flatnonzero(wanted != starts).tolist():
-            page.ignored.append((rows[index], int(wanted[index] - starts[index])))  # predicted in the window before
+        for row, asked, start in zip(rows, wanted, starts, strict=True):
+            if asked != start:
+                page.ignored.append((row, asked - start))  # predicted in the window before
         if page.position_ids is not None:
             begins = stream.context_starts
-            bounds = np.searchsorted(begins, [starts, starts + length]).T.tolist()
-            for row, start, (low, high) in zip(rows, starts.tolist(), bounds, strict=True):
+            bounds = np.searchsorted(begins, [starts, [start + length for start in starts]]).T.tolist()
+            for row, start, (low, high) in zip(rows, starts, bounds, strict=True):
                 page.position_ids[row] = _restarting(begins[low:high] - start, length)
 
 
