@@ -82,8 +82,22 @@ def test_a_limit_in_tokens_trains_on_the_first_documents_that_fit(tiny_folder, t
 def test_a_limit_of_few_tokens_does_not_read_all_of_a_large_file(tiny_folder, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(survey, "place_of", lambda data, place=survey.place_of: seen.append(len(data)) or place(data))
+    few = survey.DOCUMENTS_PER_HELD_OUT * 3
     prepare(corpora(tmp_path, tiny_folder, 1, max_tokens=60), tmp_path, tmp_path / "out")
-    assert 60 * survey.BYTES_PER_TOKEN <= sum(seen) < 60 * survey.BYTES_PER_TOKEN + 300
+    assert len(seen) == few
+    assert sum(seen) > 60 * survey.BYTES_PER_TOKEN
+
+
+def test_a_limit_is_reached_also_where_documents_are_few_and_what_is_held_out_is_much_of_them(tiny_folder, tmp_path):
+    """By the text alone a handful of long documents would do, and then half of them would be held out."""
+    long = [f"{i} {text(i, 300)}" for i in range(80)]
+    (tmp_path / "x0.jsonl").write_text("".join(json.dumps({"text": d}) + "\n" for d in long))
+    config = {"tokenizer": str(tiny_folder), "domains": {"x": {"paths": ["x0.jsonl"], "max_tokens": 3000}}}
+    asked = validate(Corpora, config | {"held_out": {"fraction": 0.01, "min_documents": 4}}, "corpora")
+    index = prepare(asked, tmp_path, tmp_path / "out")["domains"]["x"]
+    whole = len(load_tokenizer(tiny_folder).encode(max(long, key=len), add_special_tokens=False).ids) + 1
+    assert 3000 - whole <= index["train"]["num_tokens"] <= 3000
+    assert index["held_out"]["num_documents"] == 4
 
 
 def test_a_limit_without_room_for_a_document_is_a_data_error(tiny_folder, tmp_path):

@@ -5,6 +5,7 @@ texts. A text that is held out in one domain is held out in all: nothing that is
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from scionlm.core.files import write_bytes_atomic
 from scionlm.core.records import read_json, write_json
 from scionlm.data.preparing.job import WORK, Job, Part
 from scionlm.data.preparing.near import PERMUTATIONS, near_duplicates
-from scionlm.data.preparing.survey import BYTES_PER_TOKEN, Survey, read_signatures, read_survey
+from scionlm.data.preparing.survey import Survey, reaches_limit, read_signatures, read_survey
 
 TRAIN, HELD_OUT, SAME, NEAR = range(4)
 _KIND = "fates"
@@ -38,7 +39,7 @@ def needed_parts(job: Job, domain: str) -> list[Part]:
             return parts[: index + 1]
         survey = read_survey(part)
         documents, size = documents + len(survey.places), size + int(survey.sizes.sum())
-        if documents >= (config.max_documents or 2**62) or size >= BYTES_PER_TOKEN * (config.max_tokens or 2**58):
+        if reaches_limit(job, domain, documents, size):
             return parts[: index + 1]
     return parts
 
@@ -167,7 +168,7 @@ def _threshold(job: Job, name: str, places: Iterator[NDArray[np.uint64]]) -> int
 
 def _facts(parts: list[Part], fates: dict[str, Fates], num_parts: int) -> dict[str, Any]:
     """Return what is to be told of a domain: how much was read, skipped and left out."""
-    skipped = sum((survey.skipped for survey in _surveys(parts)), start=type(read_survey(parts[0]).skipped)())
+    skipped = sum((survey.skipped for survey in _surveys(parts)), start=Counter[str]())
     counts = sum(np.bincount(fates[part.name], minlength=4) for part in parts).tolist()  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "num_files": sum(len(part.files) for part in parts),

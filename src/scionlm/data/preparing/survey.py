@@ -22,6 +22,7 @@ from scionlm.data.preparing.job import Job, Part
 from scionlm.data.preparing.near import Signatures
 
 BYTES_PER_TOKEN = 8  # more than text has: how much is read at most for a limit in tokens
+DOCUMENTS_PER_HELD_OUT = 10  # and how many documents, so that those held out are not most of them
 _KIND = "survey"
 
 
@@ -54,6 +55,18 @@ def place_of(text_bytes: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(text_bytes, digest_size=8).digest(), "big")
 
 
+def reaches_limit(job: Job, domain: str, num_documents: int, num_bytes: int) -> bool:
+    """Return whether so much of a domain is enough for its limits.
+
+    For a limit in tokens there must be text for them beside what is held out, also where documents are long and few.
+    """
+    config, held_out = job.corpora.domains[domain], job.corpora.held_out
+    if config.max_documents is not None and num_documents >= config.max_documents:
+        return True
+    enough = num_documents >= DOCUMENTS_PER_HELD_OUT * held_out.min_documents
+    return config.max_tokens is not None and enough and num_bytes >= BYTES_PER_TOKEN * config.max_tokens
+
+
 def survey_part(job: Job, part: Part) -> None:
     """Read a part once and keep what is to be known of its documents.
 
@@ -67,8 +80,6 @@ def survey_part(job: Job, part: Part) -> None:
     places: list[int] = []
     sizes: list[int] = []
     changed = [file.changed_ns for file in part.files]
-    config = job.domain(part)
-    max_documents, max_bytes = config.max_documents or 2**62, BYTES_PER_TOKEN * (config.max_tokens or 2**58)
     is_whole = True
     with Progress(f"reading {part.name}", sum(file.size for file in part.files)) as progress:
         total = shown = 0
@@ -82,7 +93,7 @@ def survey_part(job: Job, part: Part) -> None:
             if total - shown > 2**24:
                 shown = total
                 progress.update(0, f"{total / 1e6:.0f} MB of text")
-            if len(places) >= max_documents or total >= max_bytes:
+            if reaches_limit(job, part.domain, len(places), total):
                 is_whole = False
                 break
     rows = signatures.matrix() if signatures is not None else np.empty((0, 0), dtype=np.uint32)
