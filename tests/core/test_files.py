@@ -190,6 +190,14 @@ def test_asking_whether_a_folder_is_free_leaves_no_trace(tmp_path):
     assert everything(tmp_path) == {"empty": None}
 
 
+def test_what_a_kill_leaves_of_asking_takes_no_folder(tmp_path, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", lambda *arguments, **options: None)
+        require_free_folder(tmp_path)
+    assert everything(tmp_path)
+    require_free_folder(tmp_path)
+
+
 @quick
 @given(st.text(max_size=80) | st.from_regex(r"[A-Za-z0-9._-]{1,70}", fullmatch=True))
 def test_a_safe_name_is_one_visible_part_of_a_path(name):

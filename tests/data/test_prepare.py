@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,45 @@ def test_processes_that_share_the_work_write_the_same_bytes_as_one(tiny_folder, 
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert codes == [0, 0, 0, 0]
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
+
+
+def test_processes_that_begin_at_the_same_moment_all_claim_the_folder(tmp_path):
+    """None takes what another leaves for an instant, a probe or a claim, for somebody else's data."""
+    for turn in range(25):
+        begin = time.monotonic() + 0.03
+        children = []
+        for _ in range(8):
+            child = os.fork()
+            if not child:
+                try:
+                    while time.monotonic() < begin:
+                        pass
+                    module._claim(tmp_path / str(turn), "the same")
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            children.append(child)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+
+
+@pytest.mark.parametrize("failure", [StorageError("gone"), FileNotFoundError("gone")])
+def test_what_is_missing_because_another_process_has_finished_is_no_failure(
+    tiny_folder, tmp_path, monkeypatch, failure
+):
+    path = corpora_file(tmp_path, tiny_folder)
+    survey_part = module.survey_part
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(module, "survey_part", survey_part)
+        shutil.copytree(done, tmp_path / "out", dirs_exist_ok=True)
+        shutil.rmtree(tmp_path / "out" / ".prepare")
+        raise failure
+
+    done = tmp_path / "done"
+    wanted = prepare(load_corpora(path), tmp_path, done)
+    monkeypatch.setattr(module, "survey_part", meanwhile)
+    assert prepare(load_corpora(path), tmp_path, tmp_path / "out") == wanted
+    assert folder_bytes(tmp_path / "out") == folder_bytes(done)
 
 
 def test_a_resumed_run_does_not_write_finished_shards_again(tiny_folder, tmp_path, small_units):

@@ -70,13 +70,18 @@ def _fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _temporary(path: Path) -> Path:
+    """Return a name beside `path` that nobody else has, several machines in one folder included; see `is_leftover`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the whole old file or the whole new one.
 
     Raises:
         StorageError: The folder cannot be made or written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")  # several machines may write it at once
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -126,8 +131,9 @@ def require_free_folder(out: Path) -> None:
         while not parent.exists():
             parent = parent.parent
         # Asking the system by doing it: permission bits say little to root, on network disks, or in containers.
-        probe = Path(tempfile.mkdtemp(prefix=".scion-", dir=parent))
-        probe.rmdir()
+        probe = _temporary(parent / "scion")
+        probe.touch(exist_ok=False)
+        probe.unlink(missing_ok=True)  # another process may have tidied it up
     except OSError as error:
         raise storage_error(error, out) from error
 

@@ -12,7 +12,7 @@ Bytes do not depend on the number of workers, of processes or of stops.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scionlm.core.errors import DataError, UsageError
+from scionlm.core.errors import DataError, ScionError, UsageError
 from scionlm.core.files import folder_lock, require_free_folder, storage_error
 from scionlm.core.log import say, warn
 from scionlm.core.records import read_json, write_json
@@ -71,11 +71,11 @@ def prepare(corpora: Corpora, root: Path, out: Path, workers: int | None = None)
             crew = Crew(out / WORK / "locks", stop, is_over=(out / "index.json").exists)
             try:
                 _work(job, crew, Tokenizing(tokenizer, info, workers), source, stop)
-            except (DataError, UsageError):
+            except (ScionError, OSError) as error:
                 # Where another process has just finished and tidied up, there is nothing left to be found.
                 if not (out / "index.json").exists():
                     # The text has to be mended, and is other text then: what was learnt of it is of no more use.
-                    if not is_settled(job) and crew.is_alone():
+                    if isinstance(error, DataError | UsageError) and not is_settled(job) and crew.is_alone():
                         clear(out, whole=made)
                     raise
     tidy(out)
@@ -102,8 +102,11 @@ def _claim(out: Path, identity: str) -> None:
     except OSError as error:
         raise storage_error(error, out) from error
     path = out / _CLAIM
-    if not any(entry.name.startswith(".") or entry == path for entry in out.iterdir()):
+    try:
         require_free_folder(out)  # before a lock file is put into somebody else's folder
+    except UsageError:
+        if not path.exists():  # asked last: all that a process puts there comes after its claim
+            raise
     with folder_lock(out, wait=True):
         if not path.exists():
             require_free_folder(out)
