@@ -20,7 +20,7 @@ from scionlm.data import Batch
 from scionlm.families import family_of, flops_per_token
 from scionlm.parallel.runtime import start_runtime
 from scionlm.train.objective import Objective
-from scionlm.train.optimizer import build_optimizer
+from scionlm.train.optimizer import Optimizer, OptimizerSettings
 from scionlm.train.step import train_step
 
 SHAPE = {
@@ -48,7 +48,7 @@ def measure(config, dtype, compiled, batch, steps):
     """Seconds of the best step, and of the first one (which compiles)."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
-    objective, optimizer = Objective(model, dtype), build_optimizer(model, lr=1e-4)
+    objective, optimizer = Objective(model, dtype), Optimizer(model, OptimizerSettings())
     if compiled:
         objective.compile()
     times = []

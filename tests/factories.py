@@ -10,8 +10,11 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from scionlm.data import DataFolder
 from scionlm.families import family_of
 from scionlm.families.registry import FAMILIES
+from scionlm.recipes.config import Recipe
+from scionlm.recipes.order import Sampling, check_supply, sampling_of
 from scionlm.sources import ModelFolder, open_folder
 
 _TEXT = (
@@ -161,3 +164,11 @@ def corpora_file(folder: Path, tokenizer: Path, num_documents: int = 40, words: 
     path = folder / "corpora.yaml"
     path.write_text(yaml.safe_dump(config | settings))
     return path
+
+
+def first_sampling(recipe: Recipe, data: DataFolder) -> Sampling:
+    """Return how a recipe's first stage draws from its data, its supply checked."""
+    stage = recipe.resolved_stages[0]
+    sampling = sampling_of(stage, data, recipe.seed, Path())
+    check_supply([(stage, sampling)])
+    return sampling

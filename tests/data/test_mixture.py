@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from factories import first_sampling
 from scionlm.core.errors import DataError, UsageError
 from scionlm.data import Mixture, Order, SamplePlan, TokenStream
 from scionlm.data.mixing.chooser import Ramp
 from scionlm.data.mixing.mixture import by_temperature, demand_from_json, demand_to_json, rounded_counts, whole_weights
-from scionlm.recipes.order import sampling_of
 from scionlm.recipes.presets import load_recipe
 
 quick = settings(deadline=None, database=None, derandomize=True, max_examples=80)
@@ -378,7 +378,7 @@ def sampling_for(tiny_folder, data_folder, share: float, limit: int, steps: int)
         "train.global_batch_tokens": 24 * 4,
         "train.tokens": 24 * 4 * steps,
     }
-    return sampling_of(load_recipe("inheritune-mini", settings), data_folder)
+    return first_sampling(load_recipe("inheritune-mini", settings), data_folder)
 
 
 def test_a_supply_that_is_just_enough_is_not_refused(tiny_folder, data_folder):

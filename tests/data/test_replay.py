@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factories import corpora_file
+from factories import corpora_file, first_sampling
 from scionlm.core.errors import DataError, UsageError
 from scionlm.data import DataFolder, Ledger, Mixture, Order, Sample, SamplePlan, load_corpora, prepare
 from scionlm.data.mixing.ledger import LEDGER, Consumed, as_consumed, plan_facts, read_consumed
 from scionlm.data.mixing.plan import REPLAYED
 from scionlm.data.mixing.replay import LedgerReplay
-from scionlm.recipes.order import sampling_of
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
 from scionlm.train import step as step_module
@@ -408,13 +407,13 @@ def test_a_later_run_trains_on_the_very_batches_of_an_earlier_one(tmp_path, data
     later = settings | {"replay.run": str(tmp_path / "first"), "replay.fraction": 0.5, "seed": 3}
     recipe = load_recipe("inheritune-mini", later)
     run_recipe(recipe, tmp_path / "second")
-    samples = sampling_of(recipe, data_folder).plan().take(len(first))
+    samples = first_sampling(recipe, data_folder).plan().take(len(first))
     rows = [row for row, sample in enumerate(samples) if sample.domain.startswith(REPLAYED)]
     assert len(rows) == len(first) // 2
     assert np.array_equal(np.concatenate([batch.input_ids for batch in seen])[rows], first[: len(rows)])
     assert read_consumed(tmp_path / "second").num_samples == len(first) - len(rows)
     with pytest.raises(UsageError, match=r"more than the 20 that there are"):
-        sampling_of(load_recipe("inheritune-mini", later | {"train.tokens": SEQ_LEN * SEQUENCES * 11}), data_folder)
+        first_sampling(load_recipe("inheritune-mini", later | {"train.tokens": SEQ_LEN * SEQUENCES * 11}), data_folder)
     wider = later | {"data.seq_len": 2 * SEQ_LEN}
     with pytest.raises(UsageError, match=r"set data\.seq_len=24 to replay them"):
-        sampling_of(load_recipe("inheritune-mini", wider), data_folder)
+        first_sampling(load_recipe("inheritune-mini", wider), data_folder)

@@ -12,8 +12,10 @@ from scionlm.data import DataFolder
 from scionlm.recipes.config import Recipe
 from scionlm.report import render_report
 from scionlm.train.checkpoint import CheckpointStore
+from scionlm.train.guard import Guard
+from scionlm.train.learner import Learner
 from scionlm.train.objective import Objective
-from scionlm.train.optimizer import build_optimizer
+from scionlm.train.optimizer import Optimizer, OptimizerSettings
 
 V1 = Path(__file__).parent / "v1"
 
@@ -47,10 +49,11 @@ def test_a_checkpoint_of_version_1_is_loaded(which, tmp_path):
 
     shutil.copytree(V1 / which / "checkpoints", tmp_path / "checkpoints")
     model = tiny_model(hidden_size=8, intermediate_size=8, num_hidden_layers=1, head_dim=2)
-    objective, optimizer = Objective(model, torch.float32), build_optimizer(model, lr=1e-3)
+    learner = Learner(Objective(model, torch.float32), Optimizer(model, OptimizerSettings()), Guard(0))
     before = model.model.norm.weight.detach().clone()
-    state = CheckpointStore(tmp_path / "checkpoints", 1).load_latest(objective, optimizer)
-    assert state is not None
-    assert state["step"] == 4
+    checkpoint = CheckpointStore(tmp_path / "checkpoints", 1).newest()
+    assert checkpoint is not None
+    assert checkpoint.state["step"] == 4
+    learner.load(checkpoint)
     assert not torch.equal(before, model.model.norm.weight)
-    assert optimizer.state[model.model.norm.weight]["exp_avg"].abs().sum() > 0
+    assert learner.optimizer.tensors()["model.norm.weight/exp_avg"].abs().sum() > 0

@@ -14,7 +14,7 @@ from scionlm.data import Batch, Mixture, Order, SamplePlan, TokenStream
 from scionlm.data.mixing.windows import IGNORE
 from scionlm.families import family_of
 from scionlm.train.objective import Objective
-from scionlm.train.optimizer import build_optimizer
+from scionlm.train.optimizer import Optimizer, OptimizerSettings
 from scionlm.train.step import micro_batches, train_step
 
 SEQ_LEN, SEPARATOR = 48, 0
@@ -148,7 +148,7 @@ def test_micro_batches_of_any_size_give_the_step_of_the_whole(packing):
 
     def step(size: int, batch: Batch) -> tuple[float, float, list[float]]:
         objective = Objective(tiny_model(), torch.float32)
-        optimizer = build_optimizer(objective.model, lr=1e-3)
+        optimizer = Optimizer(objective.model, OptimizerSettings())
         result = train_step(objective, optimizer, batch, size, lr=1e-3, clip=0.5)
         return result.nll, result.grad_norm, result.sequence_nll
 

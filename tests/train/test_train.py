@@ -8,19 +8,25 @@ import pytest
 import torch
 
 from factories import tiny_model
-from scionlm.core.duration import Duration
 from scionlm.core.errors import DivergenceError, StoppedError
 from scionlm.core.records import JsonlWriter, read_jsonl
 from scionlm.data import Ledger, Mixture, Order, SamplePlan
 from scionlm.data.mixing.windows import IGNORE
-from scionlm.schedules import Schedule
+from scionlm.parallel.runtime import Runtime
+from scionlm.schedules import Sizes, build_schedule
 from scionlm.train.checkpoint import CheckpointStore
-from scionlm.train.loop import LoopConfig, fit
+from scionlm.train.guard import Guard
+from scionlm.train.learner import Learner, Position
+from scionlm.train.loop import Session, Stage, fit, take_up
+from scionlm.train.metrics import Metrics
 from scionlm.train.objective import Objective
-from scionlm.train.optimizer import build_optimizer
+from scionlm.train.optimizer import Optimizer, OptimizerSettings
+from scionlm.train.saver import Saver
 from scionlm.train.step import train_step
 
 STEPS, SEQUENCES, SEQ_LEN, LR = 8, 6, 24, 3e-3
+SCHEDULE = build_schedule("cosine", Sizes(STEPS, 2, floor=0.1))
+RUNTIME = Runtime("cpu", "a processor", 2, "fp32")
 
 
 class Stop:
@@ -37,44 +43,44 @@ class Stop:
         pass
 
 
+def make_stage(plan, ledger, steps=STEPS, micro=4, **changes):
+    stage = Stage(
+        name="main", index=0, first_step=0, steps=steps, plan=plan, windows_id="w", order="main", schedule=SCHEDULE,
+        lr=LR, grad_clip=1.0, sequences_per_step=SEQUENCES, seq_len=SEQ_LEN, micro_batch_size=micro, ledger=ledger,
+    )  # fmt: skip
+    return dataclasses.replace(stage, **changes)
+
+
 class Run:
-    def __init__(self, folder, data, seed=0, checkpoint_every="1000 steps", dtype=torch.float32):
+    """One stage of training in a folder, as a recipe puts it together."""
+
+    def __init__(self, folder, data, seed=0, checkpoint_every=1000, dtype=torch.float32, skip=0, evaluate_every=3):
         torch.manual_seed(seed)
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.objective = Objective(tiny_model(seed=seed), dtype)
-        self.optimizer = build_optimizer(self.objective.model, lr=LR)
+        self.optimizer = Optimizer(self.objective.model, OptimizerSettings())
+        self.learner = Learner(self.objective, self.optimizer, Guard(skip))
         streams = {name: data.stream(name, "train") for name in data.domains}
         self.plan = SamplePlan(streams, Mixture({"alpha": 0.7, "beta": 0.3}), Order(SEQ_LEN, seed))
-        self.every = Duration.parse(checkpoint_every)
+        self.every, self.evaluate_every = checkpoint_every, evaluate_every
         self.evaluations = 0
 
+    def _evaluate(self):
+        self.evaluations += 1
+        return {"eval/alpha/nll_nats": 1.0}
+
     def fit(self, stop_after=None, micro=4):
-        config = LoopConfig("test", STEPS, SEQUENCES, SEQ_LEN, micro, LR, 1.0, 3, self.every)
-        metrics = JsonlWriter(self.folder / "metrics.jsonl", "metrics")
+        metrics = Metrics(JsonlWriter(self.folder / "metrics.jsonl", "metrics"))
         ledger = Ledger(self.folder / "ledger.jsonl", {})
-        schedule = Schedule("cosine", STEPS, 2, 0.1)
-        stop = Stop(self.plan, stop_after and stop_after * SEQUENCES)
-
-        def evaluate():
-            self.evaluations += 1
-            return {"eval/alpha/nll_nats": 1.0}
-
         store = CheckpointStore(self.folder / "checkpoints", keep=2)
+        saver = Saver(store, self.every)
+        stop = Stop(self.plan, stop_after and stop_after * SEQUENCES)
+        session = Session("test", STEPS, self.evaluate_every, self._evaluate, metrics, saver, stop, RUNTIME)
+        stage, position = make_stage(self.plan, ledger, micro=micro), Position()
+        take_up(store.newest(), self.learner, stage, position, session)
         try:
-            return fit(
-                self.objective,
-                self.optimizer,
-                self.plan,
-                schedule,
-                config,
-                metrics,
-                store,
-                ledger,
-                evaluate=evaluate,
-                reweighting=None,
-                stop=stop,
-            )
+            fit(self.learner, stage, position, session)
         finally:
             metrics.close()
             ledger.close()
@@ -125,27 +131,20 @@ def test_resuming_without_the_optimizers_moments_would_differ(tmp_path, data_fol
     with pytest.raises(StoppedError):
         first.fit(stop_after=3)
     second = Run(tmp_path / "parts", data_folder)
-    load = CheckpointStore.load_latest
-
-    def forgetful(self, objective, optimizer):
-        state = load(self, objective, optimizer)
-        optimizer.state.clear()
-        return state
-
-    monkeypatch.setattr(CheckpointStore, "load_latest", forgetful)
+    monkeypatch.setattr(Optimizer, "load", lambda *arguments: None)
     second.fit()
     assert not equal(whole.weights, second.weights)
 
 
 def test_metrics_after_the_checkpoint_are_not_doubled_by_a_resume(tmp_path, data_folder):
-    first = Run(tmp_path / "a", data_folder, checkpoint_every="2 steps")
+    first = Run(tmp_path / "a", data_folder, checkpoint_every=2)
     with pytest.raises(StoppedError):
         first.fit(stop_after=5)
     newest = sorted((tmp_path / "a" / "checkpoints").iterdir())[-1]
     for file in newest.iterdir():  # as if the kill had come before this checkpoint
         file.unlink()
     newest.rmdir()
-    Run(tmp_path / "a", data_folder, checkpoint_every="2 steps").fit()
+    Run(tmp_path / "a", data_folder, checkpoint_every=2).fit()
     steps = [r["step"] for r in read_jsonl(tmp_path / "a" / "metrics.jsonl") if "train/nll_nats" in r]
     assert steps == list(range(1, STEPS + 1))
 
@@ -153,7 +152,7 @@ def test_metrics_after_the_checkpoint_are_not_doubled_by_a_resume(tmp_path, data
 def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path, data_folder, capsys):
     whole = Run(tmp_path / "whole", data_folder)
     whole.fit()
-    first = Run(tmp_path / "a", data_folder, checkpoint_every="2 steps")
+    first = Run(tmp_path / "a", data_folder, checkpoint_every=2)
     with pytest.raises(StoppedError):
         first.fit(stop_after=5)
     newest = sorted((tmp_path / "a" / "checkpoints").iterdir())[-1]
@@ -168,9 +167,9 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path, data_folder, caps
 
 
 def test_only_the_newest_checkpoints_stay_and_nothing_half_written(tmp_path, data_folder):
-    Run(tmp_path / "a", data_folder, checkpoint_every="1 steps").fit()
+    Run(tmp_path / "a", data_folder, checkpoint_every=1).fit()
     names = sorted(p.name for p in (tmp_path / "a" / "checkpoints").iterdir())
-    assert names == ["step-00000006", "step-00000007"]
+    assert names == ["step-00000006", "step-00000007", "step-00000008"]  # the end of a stage stays for good
     for path in (tmp_path / "a" / "checkpoints").rglob("*"):
         assert path.suffix in (".safetensors", ".json", "")
 
@@ -238,39 +237,18 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_were(data_folder, 
     assert equal(before, run.weights)
 
 
-def test_decay_is_on_matrices_only():
-    model = tiny_model(tie_word_embeddings=False, attention_bias=True)
-    optimizer = build_optimizer(model, lr=LR)
-    names = {id(p): name for name, p in model.named_parameters()}
-    decayed, free = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
-    assert decayed | free == set(names.values())
-    assert all("norm" in n or "bias" in n or "embed" in n for n in free)
-    assert not any("norm" in n or "bias" in n or "embed" in n for n in decayed)
-    assert "lm_head.weight" in decayed
-
-
 def test_the_learning_rate_in_use_is_the_schedules(tmp_path, data_folder):
     run = Run(tmp_path / "a", data_folder)
     run.fit()
     logged = [r["optim/lr"] for r in read_jsonl(tmp_path / "a" / "metrics.jsonl") if "optim/lr" in r]
-    schedule = Schedule("cosine", STEPS, 2, 0.1)
-    assert logged == [3e-3 * schedule(step) for step in range(STEPS)]
+    assert logged == [LR * SCHEDULE(step) for step in range(STEPS)]
 
 
 def test_evaluation_does_not_move_training(tmp_path, data_folder):
-    run, quiet = Run(tmp_path / "a", data_folder), Run(tmp_path / "b", data_folder)
+    run, quiet = Run(tmp_path / "a", data_folder), Run(tmp_path / "b", data_folder, evaluate_every=0)
     run.fit()
-    config = LoopConfig("test", STEPS, SEQUENCES, SEQ_LEN, 4, 3e-3, 1.0, 0, quiet.every)
-    metrics = JsonlWriter(tmp_path / "b" / "metrics.jsonl", "metrics")
-    ledger = Ledger(tmp_path / "b" / "ledger.jsonl", {})
-    store = CheckpointStore(tmp_path / "b" / "checkpoints", 1)
-    fit(
-        quiet.objective, quiet.optimizer, quiet.plan, Schedule("cosine", STEPS, 2, 0.1), config, metrics, store, ledger,
-        evaluate=dict, reweighting=None, stop=Stop(),
-    )  # fmt: skip
-    metrics.close()
-    ledger.close()
+    quiet.fit()
+    assert quiet.evaluations == 1
     assert run.evaluations == 3
     assert equal(run.weights, quiet.weights)
 
@@ -292,4 +270,3 @@ def test_a_state_file_is_plain_json(tmp_path, data_folder):
     state = json.loads((tmp_path / "a" / "checkpoints" / "step-00000002" / "state.json").read_text())
     assert state["format_version"] == 1
     assert state["plan"]["slot"] == 2 * SEQUENCES
-    assert dataclasses.is_dataclass(LoopConfig)

@@ -8,24 +8,28 @@ import pytest
 import torch
 
 from factories import tiny_model
-from scionlm.core.duration import Duration
 from scionlm.core.errors import DataError, StoppedError
 from scionlm.core.records import JsonlWriter, read_json, read_jsonl
 from scionlm.data import Ledger, Mixture, Order, SamplePlan
 from scionlm.data.mixing.ledger import LEDGER, plan_facts, read_consumed
 from scionlm.evaluation.loss import domain_losses
+from scionlm.parallel.runtime import Runtime, random_state
 from scionlm.recipes.config_data import ReweightConfig
 from scionlm.recipes.reweighting import EVALUATION_S, Reweighter
-from scionlm.schedules import Schedule
+from scionlm.schedules import Sizes, build_schedule
 from scionlm.train.checkpoint import CheckpointStore
-from scionlm.train.loop import LoopConfig, fit
+from scionlm.train.guard import Guard
+from scionlm.train.learner import Learner, Position
+from scionlm.train.loop import Session, Stage, fit, take_up
+from scionlm.train.metrics import Metrics
 from scionlm.train.objective import Objective
-from scionlm.train.optimizer import build_optimizer
+from scionlm.train.optimizer import Optimizer, OptimizerSettings
+from scionlm.train.saver import Saver
 
 STEPS, SEQUENCES, SEQ_LEN = 9, 6, 24
 EVALUATE, REWEIGHT = 3, 2  # both at step 6
 SHARES = {"alpha": 0.7, "beta": 0.3}
-CLOCKS = {"time/elapsed_s", "speed/tokens_per_s", EVALUATION_S}
+CLOCKS = {"time/elapsed_s", "speed/tokens_per_s", "speed/data_share", "memory/peak_bytes", EVALUATION_S}
 
 
 class Stop:
@@ -64,7 +68,8 @@ class Run:
         self.folder, self.data = folder, data
         folder.mkdir(exist_ok=True)
         self.objective = Objective(tiny_model(attention_dropout=0.1), torch.float32)
-        self.optimizer = build_optimizer(self.objective.model, lr=3e-3)
+        optimizer = Optimizer(self.objective.model, OptimizerSettings())
+        self.learner = Learner(self.objective, optimizer, Guard(0))
         self.order = Order(SEQ_LEN, 4, **order)
         streams = {name: data.stream(name, "train") for name in SHARES}
         self.plan = SamplePlan(streams, Mixture(SHARES), self.order)
@@ -86,9 +91,7 @@ class Run:
         self.stop.check()
         return losses
 
-    def fit(
-        self, stop: Stop | None = None, kill_at: int = 0, every="1000 steps", reweight=True, evaluate_every=EVALUATE
-    ):
+    def fit(self, stop: Stop | None = None, kill_at: int = 0, every=1000, reweight=True, evaluate_every=EVALUATE):
         self.stop = stop or Stop()
         torch.manual_seed(0)
         take, batch = self.plan.take, self.plan.batch
@@ -112,23 +115,22 @@ class Run:
         moving = None
         if reweight:
             moving = Reweighter(config, REWEIGHT, self.plan, SEQUENCES, references, SHARES, self.measure)
-        loop = LoopConfig("test", STEPS, SEQUENCES, SEQ_LEN, 4, 3e-3, 1.0, evaluate_every, Duration.parse(every))
-        metrics = JsonlWriter(self.folder / "metrics.jsonl", "metrics")
+        metrics = Metrics(JsonlWriter(self.folder / "metrics.jsonl", "metrics"))
         ledger = Ledger(self.folder / LEDGER, plan_facts(self.data, list(SHARES), self.order, None))
+        stage = Stage(
+            name="main", index=0, first_step=0, steps=STEPS, plan=self.plan, windows_id="w", order="main",
+            schedule=build_schedule("cosine", Sizes(STEPS, 2, floor=0.1)), lr=3e-3, grad_clip=1.0,
+            sequences_per_step=SEQUENCES, seq_len=SEQ_LEN, micro_batch_size=4, ledger=ledger, reweighting=moving,
+        )  # fmt: skip
+        store = CheckpointStore(self.folder / "checkpoints", keep=20)
+        runtime = Runtime("cpu", "a processor", 2, "fp32")
+        session = Session(
+            "test", STEPS, evaluate_every, self.evaluate, metrics, Saver(store, every), self.stop, runtime
+        )
+        position = Position()
         try:
-            fit(
-                self.objective,
-                self.optimizer,
-                self.plan,
-                Schedule("cosine", STEPS, 2, 0.1),
-                loop,
-                metrics,
-                CheckpointStore(self.folder / "checkpoints", keep=20),
-                ledger,
-                evaluate=self.evaluate,
-                reweighting=moving,
-                stop=self.stop,
-            )
+            take_up(store.newest(), self.learner, stage, position, session)
+            fit(self.learner, stage, position, session)
         finally:
             self.random = torch.get_rng_state()
             metrics.close()
@@ -151,7 +153,7 @@ class Run:
 def whole(tmp_path_factory, data_folder) -> Run:
     """The run that is never stopped."""
     run = Run(tmp_path_factory.mktemp("whole") / "run", data_folder)
-    run.fit(every="1 steps")
+    run.fit(every=1)
     return run
 
 
@@ -204,10 +206,10 @@ def listed_once(lines: list[dict]) -> list[dict]:
 def test_the_ledger_of_a_resumed_run_is_that_of_one_never_stopped(tmp_path, data_folder, whole, after, lost):
     """Checkpoints after each step, in both, so that both have the same lines; the newest may be lost, too."""
     with pytest.raises(StoppedError):
-        Run(tmp_path / "run", data_folder).fit(Stop(after), every="1 steps")
+        Run(tmp_path / "run", data_folder).fit(Stop(after), every=1)
     if lost:
         shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{after:08d}")
-    Run(tmp_path / "run", data_folder).fit(every="1 steps")
+    Run(tmp_path / "run", data_folder).fit(every=1)
     assert listed_once(read_jsonl(tmp_path / "run" / LEDGER)) == listed_once(read_jsonl(whole.folder / LEDGER))
 
 
@@ -215,7 +217,7 @@ def test_the_ledger_of_a_resumed_run_is_that_of_one_never_stopped(tmp_path, data
 def test_killed_and_resumed_from_the_last_checkpoint_is_never_stopped(tmp_path, data_folder, whole, kill_at):
     first = Run(tmp_path / "run", data_folder)
     with pytest.raises(Killed):
-        first.fit(kill_at=kill_at, every="3 steps")
+        first.fit(kill_at=kill_at, every=3)
     second = Run(tmp_path / "run", data_folder)
     second.fit()
     lost = (kill_at - 1) % 3
@@ -269,20 +271,22 @@ def test_resuming_without_a_part_of_the_state_would_differ(tmp_path, data_folder
     with pytest.raises(StoppedError):
         Run(tmp_path / "run", data_folder).fit(Stop(7))
     second = Run(tmp_path / "run", data_folder)
-    load = CheckpointStore.load_latest
+    newest = CheckpointStore.newest
 
-    def forgetful(self, objective, optimizer):
-        state = load(self, objective, optimizer)
+    def forgetful(self):
+        checkpoint = newest(self)
+        state = checkpoint.state
         if forgotten == "rng":
-            torch.manual_seed(1)
+            state["random"] = random_state()
         if forgotten == "reweight":
             state["reweight"]["weights"] = SHARES
         if forgotten == "plan":
             counts = state["plan"]["phase"]["counts"]
             state["plan"]["phase"] = {"slot": 0, "weights": [7, 3], "counts": counts}
-        return state
+        return checkpoint
 
-    monkeypatch.setattr(CheckpointStore, "load_latest", forgetful)
+    torch.manual_seed(1)
+    monkeypatch.setattr(CheckpointStore, "newest", forgetful)
     second.fit()
     assert second.weights() != whole.weights()
 

@@ -29,6 +29,14 @@ def format_count(value: float) -> str:
     return f"{value:.4g}"
 
 
+def format_bytes(num_bytes: float) -> str:
+    """Return a size for people, in units of 1024: 950 B, 1.2 GiB."""
+    for scale, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.3g} {suffix}"
+    return f"{num_bytes:.0f} B"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a time for people: 9s, 4m 05s, 2h 07m."""
     whole = round(seconds)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from scionlm.core.errors import DataError
+from scionlm.core.errors import DataError, StorageError
 from scionlm.core.files import storage_error, write_text_atomic
+from scionlm.core.log import warn
 
 FORMAT_VERSION = 1
 
@@ -86,6 +87,9 @@ def read_jsonl(path: Path) -> list[Record]:
 class JsonlWriter:
     """Append records to a JSONL file, one line each, readable while it grows.
 
+    Where the disk is full the lines wait in memory, and are written with the next one for which there is room: a line
+    less must not end a run.
+
     Args:
         path: The file; made with a header line when it is not there.
         kind: What the lines are, written into the header.
@@ -98,7 +102,9 @@ class JsonlWriter:
             write_text_atomic(path, json.dumps(self._header) + "\n")
         elif path.is_file() and not path.read_bytes().endswith(b"\n"):
             self._rewrite(read_jsonl(path))  # a kill tore the last line
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+        self._warned = False
 
     def _rewrite(self, records: list[Record]) -> None:
         write_text_atomic(self._path, "".join(json.dumps(line) + "\n" for line in [self._header, *records]))
@@ -114,22 +120,41 @@ class JsonlWriter:
         kept = [record for at, record in steps if at < step or (at == step and keep(record))]
         self._file.close()
         self._rewrite(kept)
-        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        self._file = self._path.open("ab", buffering=0)
+        self._waiting = b""
 
     def write(self, record: Record) -> None:
-        """Append one record; NaN and infinity are written as null, which JSON has.
+        """Append one record; NaN and infinity are written as null, which JSON has."""
+        self._waiting += json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
+        try:
+            self.flush()
+        except StorageError as error:
+            if not self._warned:
+                warn(f"{error}; its lines wait in memory")
+            self._warned = True
+
+    def flush(self) -> None:
+        """Write what waits.
 
         Raises:
-            StorageError: The disk is full.
+            StorageError: There is still no room.
         """
         try:
-            self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]  # what a full disk took of it is there
         except OSError as error:
             raise storage_error(error, self._path) from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Write what waits and close the file.
+
+        Raises:
+            StorageError: There is no room for what waits.
+        """
+        try:
+            self.flush()
+        finally:
+            self._file.close()
 
 
 def _finite(value: Any) -> Any:

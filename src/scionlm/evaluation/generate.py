@@ -1,5 +1,6 @@
 """Text that models write after the same prompts, for people to read."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,24 +15,22 @@ _NEW_TOKENS = 48
 _TEMPERATURE, _TOP_K = 0.8, 40
 
 
-def prompts(data: DataFolder, domains: list[str]) -> list[list[int]]:
-    """Return the first tokens of each domain's first held-out document."""
-    found: list[list[int]] = []
-    for domain in domains:
-        stream = data.stream(domain, "held_out")
-        document = next(stream.documents())
-        found.append(stream.read(document.start, min(_PROMPT_TOKENS, document.end - document.start)).tolist())
-    return found
+def prompt_of(data: DataFolder, domain: str) -> list[int]:
+    """Return the first tokens of a domain's first held-out document."""
+    stream = data.stream(domain, "held_out")
+    document = next(stream.documents())
+    return stream.read(document.start, min(_PROMPT_TOKENS, document.end - document.start)).tolist()
 
 
 @torch.no_grad()
 def write_samples(
-    model: PreTrainedModel, tokenizer: Tokenizer, data: DataFolder, domains: list[str], seed: int
+    model: PreTrainedModel, tokenizer: Tokenizer, places: Iterable[tuple[DataFolder, str]], seed: int
 ) -> list[dict[str, Any]]:
-    """Return a continuation of each prompt: `[{domain, prompt, text}]`, the same for the same model and seed."""
+    """Return a continuation of a prompt of each domain: `[{domain, prompt, text}]`, the same for model and seed."""
     result: list[dict[str, Any]] = []
     with torch.random.fork_rng(), quiet_transformers():
-        for domain, prompt in zip(domains, prompts(data, domains), strict=True):
+        for data, domain in places:
+            prompt = prompt_of(data, domain)
             torch.manual_seed(seed)
             out: Any = model.generate(  # pyright: ignore[reportCallIssue]
                 torch.tensor([prompt], device=model.device),

@@ -2,13 +2,14 @@
 
 import platform
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from scionlm.core.machine import usable_cores
+from scionlm.core.machine import peak_memory_bytes, usable_cores
 
 Precision = Literal["fp32", "bf16"]
 
@@ -52,6 +53,10 @@ class Runtime:
         """Seed every generator of this process."""
         torch.manual_seed(seed)
 
+    def peak_memory(self) -> int:
+        """Return the most bytes that were in use: of the GPU where there is one, else of the process."""
+        return torch.cuda.max_memory_allocated() if self.kind == "cuda" else peak_memory_bytes()
+
 
 def start_runtime(precision: str = "auto") -> Runtime:
     """Choose the device, set torch's threads, and settle the precision.
@@ -65,6 +70,57 @@ def start_runtime(precision: str = "auto") -> Runtime:
         precision = "bf16" if _has_bf16(kind) else "fp32"
     name = torch.cuda.get_device_name() if kind == "cuda" else _cpu_name()
     return Runtime(kind, name, threads, "bf16" if precision == "bf16" else "fp32")
+
+
+def random_state() -> dict[str, str]:
+    """Return the state of torch's generators, as plain text."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {kind: state.numpy().tobytes().hex() for kind, state in states.items()}
+
+
+def restore_random_state(states: dict[str, str]) -> None:
+    """Set torch's generators; one that this machine does not have is left out."""
+    for kind, text in states.items():
+        state = torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+        if kind == "cpu":
+            torch.set_rng_state(state)
+        elif torch.cuda.is_available():
+            torch.cuda.set_rng_state(state)
+
+
+# Dense bf16 and tf32 products, in operations a second, by a word of the device's name; NVIDIA's data sheets.
+_GPU_PEAKS = {
+    "B200": (2.25e15, 1.1e15),
+    "H200": (989e12, 495e12),
+    "H100": (989e12, 495e12),
+    "A100": (312e12, 156e12),
+    "L40S": (362e12, 183e12),
+    "A10": (125e12, 62e12),
+    "4090": (165e12, 83e12),
+    "3090": (71e12, 36e12),
+}
+
+
+def peak_flops(runtime: Runtime) -> tuple[float, str] | None:
+    """Return the most operations a second that the device can do in a run's precision, and where that is known from.
+
+    None for a GPU that is not in the table. A CPU is measured: the best of some 2048-cubed products.
+    """
+    if runtime.kind == "cuda":
+        for word, peaks in _GPU_PEAKS.items():
+            if word in runtime.name:
+                return peaks[runtime.precision == "fp32"], "data sheet"
+        return None
+    size, best = 2048, 0.0
+    a = torch.randn(size, size, dtype=runtime.compute_dtype)
+    b = torch.randn(size, size, dtype=runtime.compute_dtype)
+    for _ in range(6):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best, "measured"
 
 
 def _cpu_facts() -> dict[str, str]:

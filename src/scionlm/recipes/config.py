@@ -6,8 +6,10 @@ from pydantic import Field, model_validator
 
 from scionlm.core.config import Section
 from scionlm.core.duration import Duration
-from scionlm.core.quantities import Beta, Count, Length, Steps
+from scionlm.core.quantities import Count, Length, Steps
 from scionlm.recipes.config_data import DataConfig, ReplayConfig, ReweightConfig
+from scionlm.recipes.config_train import AverageConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from scionlm.recipes.stages import OptimizerState, Stage, StageConfig, check_stages, resolve_stages
 
 
 class InheritConfig(Section):
@@ -29,57 +31,6 @@ class InheritConfig(Section):
         return self
 
 
-class TrainConfig(Section):
-    """How much to train, and in what pieces."""
-
-    tokens: Count | None = None
-    """Budget in tokens, rounded up to whole steps."""
-    steps: Count | None = None
-    """Budget in optimizer steps, instead of tokens."""
-    global_batch_tokens: Count = 131072
-    """Tokens in one optimizer step, whatever the number of devices."""
-    micro_batch_size: int = Field(default=8, ge=1)
-    """Sequences per device and pass."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What matrix products are computed in; `auto` is bf16 where the hardware has it."""
-    compile: bool | Literal["auto"] = "auto"
-    """torch.compile; `auto` uses it where the run is long enough to repay it."""
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> "TrainConfig":
-        if (self.tokens is None) == (self.steps is None):
-            raise ValueError("set either train.tokens or train.steps")
-        return self
-
-
-class OptimizerConfig(Section):
-    """The optimizer and its constants."""
-
-    name: Literal["adamw"] = "adamw"
-    """The algorithm."""
-    lr: float = Field(default=3.0e-4, gt=0, lt=1)
-    """Peak learning rate; the schedule multiplies it."""
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    """Decay of the first and second moment."""
-    eps: float = Field(default=1.0e-8, gt=0)
-    """Added to the root of the second moment."""
-    weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled weight decay."""
-    grad_clip: float = Field(default=1.0, ge=0)
-    """Largest global gradient norm; 0 does not clip."""
-
-
-class ScheduleConfig(Section):
-    """How the learning rate moves."""
-
-    name: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the decay after warm-up."""
-    warmup: Steps = 0.01
-    """Length of the linear rise."""
-    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
-    """Share of the peak at the end."""
-
-
 class EvaluateConfig(Section):
     """Held-out losses on the way and at the end."""
 
@@ -97,7 +48,9 @@ class CheckpointConfig(Section):
     every: Length = "10 min"
     """How often."""
     keep: int = Field(default=3, ge=1)
-    """How many of the newest stay."""
+    """How many of the newest stay; those at the end of a stage stay for good."""
+    keep_every: Steps | None = None
+    """Between two others that stay for good."""
 
 
 class ExportConfig(Section):
@@ -105,6 +58,15 @@ class ExportConfig(Section):
 
     dtype: Literal["source", "float32", "bfloat16"] = "source"
     """Type of the saved weights; `source` is that of the source's."""
+
+
+class BranchConfig(Section):
+    """Another run's checkpoint to begin with: its weights, and as far as the first stage says its optimizer."""
+
+    run: str
+    """Run folder, or the folder of a checkpoint."""
+    step: int | None = Field(default=None, ge=0)
+    """Of the checkpoint; null takes the newest."""
 
 
 class Recipe(Section):
@@ -116,53 +78,57 @@ class Recipe(Section):
     """MODEL to inherit from."""
     data: DataConfig = DataConfig()
     inherit: InheritConfig
-    train: TrainConfig
+    train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    optimizer_state: OptimizerState = "keep"
+    """What a stage takes over of the optimizer's state: `keep` it, `reset` it, or the second `moments` alone."""
     replay: ReplayConfig | None = None
     """Earlier data in a share of every batch."""
     reweight: ReweightConfig | None = None
     """Weights of the domains that move by what is measured."""
+    stages: list[StageConfig] = Field(default=[])
+    """Stretches of training, one after the other; what one leaves unset comes from the top level."""
+    branch: BranchConfig | None = None
+    """Where to begin, instead of from the inherited weights."""
+    average: AverageConfig | None = None
+    """An average of the weights, exported in the place of the last ones."""
     distill: None = None
     """Learning from the teacher; not in this version."""
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     export: ExportConfig = ExportConfig()
+    track: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=[])
+    """Where metrics go beside RUN/metrics.jsonl."""
     control: bool = False
     """Also train the randomly initialised control of the same shape, on the same batches, into RUN/control."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the order of samples, of random initialization and of sample text."""
 
     @model_validator(mode="after")
-    def _whole_sequences(self) -> "Recipe":
-        if self.train.global_batch_tokens % self.data.seq_len:
-            raise ValueError(
-                f"train.global_batch_tokens {self.train.global_batch_tokens} is not a multiple of "
-                f"data.seq_len {self.data.seq_len}"
-            )
-        if self.steps(self.schedule.warmup) > self.total_steps:
-            raise ValueError(
-                f"schedule.warmup {self.schedule.warmup} is longer than the run of {self.total_steps} steps"
-            )
-        if self.reweight and self.data.ramp:
-            raise ValueError("data.ramp and reweight both move the weights; set one of them to null")
+    def _consistent(self) -> "Recipe":
+        check_stages(self.resolved_stages)
         if self.control and self.inherit.init == "random":
             raise ValueError("control: true compares with random initialization, but inherit.init is random already")
+        if self.control and self.branch:
+            raise ValueError("a branch goes on from trained weights: a control would have nothing to go on from")
         return self
+
+    @property
+    def resolved_stages(self) -> list[Stage]:
+        """The stages with everything filled in; a recipe without any has one, called main."""
+        return resolve_stages(self, self.stages)
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
-        if self.train.steps is not None:
-            return self.train.steps
-        assert self.train.tokens is not None
-        return -(-self.train.tokens // self.train.global_batch_tokens)
+        return sum(stage.total_steps for stage in self.resolved_stages)
 
     @property
-    def sequences_per_step(self) -> int:
-        """Sequences in one optimizer step."""
-        return self.train.global_batch_tokens // self.data.seq_len
+    def total_tokens(self) -> int:
+        """Predicted tokens of the run, padding included."""
+        return sum(stage.total_steps * stage.train.global_batch_tokens for stage in self.resolved_stages)
 
     def steps(self, length: int | float | str) -> int:
-        """Return a duration of this recipe in steps."""
-        return Duration.parse(length).in_steps(self.total_steps, self.train.global_batch_tokens)
+        """Return a duration of the whole run in steps."""
+        return Duration.parse(length).in_steps(self.total_steps, self.total_tokens // self.total_steps)

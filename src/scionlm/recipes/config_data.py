@@ -65,6 +65,8 @@ class ReplayConfig(Section):
     """Share of the sequences."""
     run: str | None = None
     """Run folder whose data are replayed, by its consumption ledger."""
+    stage: str | None = None
+    """An earlier stage of this run whose data are replayed, instead of a run's."""
     data: str | None = None
     """With `run`: where that run's data folder is now, if it was moved. Without: a data folder that stands in for data
     whose ledger is not to be had (a proxy)."""
@@ -77,8 +79,13 @@ class ReplayConfig(Section):
 
     @model_validator(mode="after")
     def _somewhere(self) -> "ReplayConfig":
-        if self.run is None and self.data is None:
-            raise ValueError("set run (a run folder with a ledger) or data (a folder that stands in for it)")
+        if self.run is None and self.data is None and self.stage is None:
+            raise ValueError(
+                "set run (a run folder with a ledger), stage (an earlier one of this run) or data (a folder that "
+                "stands in for it)"
+            )
+        if self.stage is not None and (self.run, self.data) != (None, None):
+            raise ValueError("stage names data of this run; leave run and data null")
         if self.offset and self.order != "offset":
             raise ValueError("offset is for order: offset")
         return self

@@ -60,19 +60,22 @@ def train_tiny_source(out: Path, steps: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from scionlm.core.duration import Duration
     from scionlm.core.records import JsonlWriter
     from scionlm.core.signals import StopRequest
     from scionlm.data import DataFolder, Ledger, Mixture, Order, SamplePlan
     from scionlm.data.preparing.train_tokenizer import train_tokenizer
     from scionlm.parallel.runtime import start_runtime
     from scionlm.recipes.demo_data import demo_corpora, prepare_demo_data
-    from scionlm.schedules import Schedule
+    from scionlm.schedules import Sizes, build_schedule
     from scionlm.sources.quiet import quiet_transformers
     from scionlm.train.checkpoint import CheckpointStore
-    from scionlm.train.loop import LoopConfig, fit
+    from scionlm.train.guard import Guard
+    from scionlm.train.learner import Learner, Position
+    from scionlm.train.loop import Session, Stage, fit
+    from scionlm.train.metrics import Metrics
     from scionlm.train.objective import Objective
-    from scionlm.train.optimizer import build_optimizer
+    from scionlm.train.optimizer import Optimizer, OptimizerSettings
+    from scionlm.train.saver import Saver
 
     runtime = start_runtime()
     runtime.seed(0)
@@ -86,30 +89,31 @@ def train_tiny_source(out: Path, steps: int) -> None:
             model.save_pretrained(stage)  # the data needs a MODEL to take the tokenizer from
         prepare_demo_data(str(stage), work / "data")
         data = DataFolder(work / "data")
-        config = LoopConfig(
-            title="training a tiny source",
-            total_steps=steps,
+        streams = {domain: data.stream(domain, "train") for domain in data.domains}
+        objective = Objective(model.to(runtime.device), runtime.compute_dtype)
+        ledger = Ledger(work / "ledger.jsonl", {})
+        metrics = Metrics(JsonlWriter(work / "metrics.jsonl", "metrics"))
+        one = Stage(
+            name="main",
+            index=0,
+            first_step=0,
+            steps=steps,
+            plan=SamplePlan(streams, Mixture(dict.fromkeys(data.domains, 1.0)), Order(256)),
+            windows_id="",
+            order="main",
+            schedule=build_schedule("cosine", Sizes(steps, max(steps // 20, 1), floor=0.1)),
+            lr=3e-3,
+            grad_clip=1.0,
             sequences_per_step=16,
             seq_len=256,
             micro_batch_size=16,
-            lr=3e-3,
-            grad_clip=1.0,
-            evaluate_every=0,
-            checkpoint_every=Duration(1e9, "seconds"),
+            ledger=ledger,
         )
-        streams = {domain: data.stream(domain, "train") for domain in data.domains}
-        plan = SamplePlan(streams, Mixture(dict.fromkeys(data.domains, 1.0)), Order(256))
-        objective = Objective(model.to(runtime.device), runtime.compute_dtype)
-        optimizer = build_optimizer(model, lr=config.lr)
-        metrics = JsonlWriter(work / "metrics.jsonl", "metrics")
-        schedule = Schedule("cosine", steps, max(steps // 20, 1), 0.1)
-        ledger = Ledger(work / "ledger.jsonl", {})
-        store = CheckpointStore(work / "checkpoints", 1)
         with StopRequest() as stop:
-            fit(
-                objective, optimizer, plan, schedule, config, metrics, store, ledger,
-                evaluate=dict, reweighting=None, stop=stop,
-            )  # fmt: skip
+            saver = Saver(CheckpointStore(work / "checkpoints", 1), every=1e9)
+            session = Session("training a tiny source", steps, 0, dict, metrics, saver, stop, runtime)
+            learner = Learner(objective, Optimizer(model, OptimizerSettings()), Guard(0))
+            fit(learner, one, Position(), session)
         metrics.close()
         ledger.close()
         with quiet_transformers(), torch.no_grad():

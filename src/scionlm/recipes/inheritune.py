@@ -24,9 +24,9 @@ from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.target import target_config
 
 
-def run_inheritune(inputs: Inputs, out: Path, stop: StopRequest) -> Record:
+def run_inheritune(inputs: Inputs, out: Path, stop: StopRequest, allow_change: bool = False) -> Record:
     """Run one round into `out`; each finished phase is kept, so that the same call goes on after a stop."""
-    setting = settle(inputs, out, stop)
+    setting = settle(inputs, out, stop, allow_change)
     recipe = setting.recipe
     source_losses = evaluate_source(setting, out)
     result = train_one(setting, out, source_losses, name="control" if recipe.inherit.init == "random" else "child")

@@ -8,11 +8,27 @@ from scionlm.data import DataFolder
 from scionlm.families import ModelShape, family_of
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.demo_data import prepare_demo_data
-from scionlm.recipes.order import Sampling, replayed_data, sampling_of
+from scionlm.recipes.order import Sampling, check_supply, replayed_data, sampling_of
 from scionlm.recipes.references import given_references
+from scionlm.recipes.stages import Stage
 from scionlm.sources import ModelFolder, load_tokenizer, resolve
 from scionlm.surgery.depth import parse_keep, plan_depth
 from scionlm.surgery.plan import SurgeryPlan
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """A stage with its data opened and checked.
+
+    Attributes:
+        stage: The stage.
+        data: The prepared text.
+        sampling: How samples are drawn from it.
+    """
+
+    stage: Stage
+    data: DataFolder
+    sampling: Sampling
 
 
 @dataclass(frozen=True)
@@ -22,21 +38,26 @@ class Inputs:
     Attributes:
         recipe: With `data.dir` filled in.
         source: The model to inherit from.
-        data: The prepared text.
-        sampling: How samples are drawn from it.
+        stages: What is trained on, stage by stage.
+        held_out: What is evaluated: name to data folder and domain.
         plan: The layers to keep.
     """
 
     recipe: Recipe
     source: ModelFolder
-    data: DataFolder
-    sampling: Sampling
+    stages: list[StageInputs]
+    held_out: dict[str, tuple[DataFolder, str]]
     plan: SurgeryPlan
 
     @property
+    def data(self) -> DataFolder:
+        """The first stage's data."""
+        return self.stages[0].data
+
+    @property
     def domains(self) -> list[str]:
-        """The domains of the mixture."""
-        return self.sampling.domains
+        """The names of what is evaluated."""
+        return list(self.held_out)
 
 
 def open_inputs(recipe: Recipe, out: Path) -> Inputs:
@@ -52,31 +73,51 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
     """
     source = resolve(recipe.source)
     family = family_of(source.config)
-    if recipe.data.document_mask and not family.packs_documents:
+    if any(stage.data.document_mask for stage in recipe.resolved_stages) and not family.packs_documents:
         raise UsageError(f"data.document_mask: {source.config['model_type']} models do not keep documents apart")
     inherit = recipe.inherit
     keep = parse_keep(inherit.keep) if isinstance(inherit.keep, str) else inherit.keep
     plan = plan_depth(
         ModelShape.of(source.config).num_hidden_layers, inherit.layers, keep, inherit.strategy, name=source.name
     )
-    if recipe.data.dir is None:
+    if any(stage.data.dir is None for stage in recipe.resolved_stages):
         prepare_demo_data(source.name, out / "data")
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": str(out / "data")})})
-    assert recipe.data.dir is not None
-    data = DataFolder(Path(recipe.data.dir))
-    sampling = sampling_of(recipe, data)
-    if recipe.reweight and recipe.reweight.reference not in ("source", "best"):
-        given_references(recipe.reweight, sampling.domains)
-    check_tokenizer(source, data)
-    for domain in sampling.domains:
+    stages = [_open_stage(stage, recipe.seed, out) for stage in recipe.resolved_stages]
+    check_supply([(inputs.stage, inputs.sampling) for inputs in stages])
+    folders = [inputs.data for inputs in stages]
+    folders += [earlier for inputs in stages if (earlier := replayed_data(inputs.sampling)) is not None]
+    for folder in {folder.fingerprint: folder for folder in folders}.values():
+        check_tokenizer(source, folder)
+    held_out = _held_out(stages)
+    for data, domain in held_out.values():
         for split in ("train", "held_out"):
             data.stream(domain, split, verify=True)
-    earlier = replayed_data(sampling)
-    if earlier is not None:
-        check_tokenizer(source, earlier)
-        for domain in earlier.domains:
-            earlier.stream(domain, "train", verify=True)
-    return Inputs(recipe, source, data, sampling, plan)
+    for folder in folders[len(stages) :]:
+        for domain in folder.domains:
+            folder.stream(domain, "train", verify=True)
+    return Inputs(recipe, source, stages, held_out, plan)
+
+
+def _open_stage(stage: Stage, seed: int, out: Path) -> StageInputs:
+    assert stage.data.dir is not None
+    data = DataFolder(Path(stage.data.dir))
+    sampling = sampling_of(stage, data, seed, out)
+    if stage.reweight and stage.reweight.reference not in ("source", "best"):
+        given_references(stage.reweight, sampling.domains)
+    return StageInputs(stage, data, sampling)
+
+
+def _held_out(stages: list[StageInputs]) -> dict[str, tuple[DataFolder, str]]:
+    """Return every domain of every stage once; one whose name another folder's has, with the stage's name after it."""
+    found: dict[str, tuple[DataFolder, str]] = {}
+    for inputs in stages:
+        for domain in inputs.sampling.domains:
+            place = (inputs.data, domain)
+            known = {(data.fingerprint, name) for data, name in found.values()}
+            if (inputs.data.fingerprint, domain) not in known:
+                found[domain if domain not in found else f"{domain}@{inputs.stage.name}"] = place
+    return found
 
 
 def check_tokenizer(source: ModelFolder, data: DataFolder) -> None:

@@ -1,6 +1,8 @@
 """From a recipe to the order of its samples: mixture, packing, replay, and what the ledger says of them."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scionlm.core.config import nearest
@@ -11,14 +13,14 @@ from scionlm.data import DataFolder, Mixture, Order, SamplePlan
 from scionlm.data.mixing.ledger import as_consumed, plan_facts, read_consumed
 from scionlm.data.mixing.mixture import by_temperature
 from scionlm.data.mixing.replay import LedgerReplay
-from scionlm.recipes.config import Recipe
+from scionlm.recipes.stages import MAIN, Stage
 
 _MUCH_PADDING = 0.05
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """A recipe's data, ready to be drawn from.
+    """A stage's data, ready to be drawn from.
 
     Attributes:
         data: The data folder.
@@ -37,28 +39,49 @@ class Sampling:
         """The domains of the mixture."""
         return self.mixture.names
 
-    def plan(self) -> SamplePlan:
+    @property
+    def windows_id(self) -> str:
+        """What two stages have in common that draw from the same windows: the later goes on where the other stopped."""
+        order = self.order
+        return f"{self.data.fingerprint}/{order.seq_len}/{order.packing}/{order.seed}"
+
+    def going_on(self, cursors: Mapping[str, Record]) -> "tuple[Sampling, dict[str, int]]":
+        """Return the sampling with the order, and the counts, of an earlier stage on the same windows."""
+        cursor = cursors.get(self.windows_id)
+        if cursor is None:
+            return self, {}
+        return replace(self, order=replace(self.order, stage=cursor["order"])), dict(cursor["counts"])
+
+    def plan(self, start: dict[str, int] | None = None) -> SamplePlan:
         """Return the order of samples, at its beginning.
+
+        Args:
+            start: How many samples of each domain were taken before.
 
         Raises:
             DataError: A domain is shorter than one window, or a shard is broken.
         """
         streams = {name: self.data.stream(name, "train") for name in self.domains}
-        return SamplePlan(streams, self.mixture, self.order, _open_replay(self.replay, self.order))
+        return SamplePlan(streams, self.mixture, self.order, _open_replay(self.replay, self.order), start)
 
-    def facts(self) -> Record:
+    def facts(self, start: dict[str, int] | None = None) -> Record:
         """Return what the ledger records of it."""
-        return plan_facts(self.data, self.domains, self.order, self.replay)
+        return plan_facts(self.data, self.domains, self.order, self.replay, start)
 
 
-def sampling_of(recipe: Recipe, data: DataFolder) -> Sampling:
-    """Return how a recipe draws from its data.
+def sampling_of(stage: Stage, data: DataFolder, seed: int, run: Path) -> Sampling:
+    """Return how a stage draws from its data.
+
+    Args:
+        stage: The stage.
+        data: Its data folder.
+        seed: Of the order.
+        run: The run folder, where the ledgers of earlier stages are.
 
     Raises:
         UsageError: A domain, the replayed run or its data are not there.
-        DataError: A domain is too short, or would be exhausted where the recipe says to stop.
     """
-    config = recipe.data
+    config = stage.data
     domains = list(config.mixture or data.domains)
     domains += [name for name in (config.ramp.start if config.ramp else ()) if name not in domains]
     limits = config.max_epochs
@@ -75,21 +98,33 @@ def sampling_of(recipe: Recipe, data: DataFolder) -> Sampling:
     mixture = Mixture(
         {name: shares.get(name, 0.0) for name in domains},
         {name: ramp.start.get(name, 0.0) for name in domains} if ramp else None,
-        max(recipe.steps(ramp.over) * recipe.sequences_per_step, 1) if ramp else 0,
+        max(stage.steps(ramp.over) * stage.sequences_per_step, 1) if ramp else 0,
     )
     order = Order(
         config.seq_len,
-        recipe.seed,
+        seed,
+        stage.name,
         packing=config.packing,
         document_mask=config.document_mask,
         max_epochs=limits if isinstance(limits, dict) or limits is None else dict.fromkeys(domains, limits),
         exhausted=config.exhausted,
     )
-    replay = recipe.replay
-    facts = replay.model_dump(mode="json") | {"proxy": replay.run is None, "seed": recipe.seed} if replay else None
-    sampling = Sampling(data, mixture, order, facts)
-    _check_supply(sampling, recipe)
-    return sampling
+    return Sampling(data, mixture, order, _replay_facts(stage, seed, run))
+
+
+def _replay_facts(stage: Stage, seed: int, run: Path) -> Record | None:
+    replay = stage.replay
+    if replay is None:
+        return None
+    facts = replay.model_dump(mode="json") | {"seed": seed}
+    if replay.stage is not None:
+        facts["run"] = str(stage_folder(run, replay.stage))
+    return facts | {"proxy": facts["run"] is None}
+
+
+def stage_folder(run: Path, name: str) -> Path:
+    """Return where what belongs to a stage is: the run folder itself for the one stage of a recipe without stages."""
+    return run if name == MAIN else run / "stages" / name
 
 
 def _open_replay(facts: Record | None, order: Order) -> LedgerReplay | None:
@@ -111,38 +146,54 @@ def _open_replay(facts: Record | None, order: Order) -> LedgerReplay | None:
     return LedgerReplay(consumed, **{key: facts[key] for key in keys})
 
 
-def _check_supply(sampling: Sampling, recipe: Recipe) -> None:
-    """Find out beforehand what would run out, as far as the weights are known beforehand."""
-    plan = sampling.plan()
-    slots = recipe.total_steps * recipe.sequences_per_step
-    demand = sampling.mixture.demand()
-    share = 1 - (recipe.replay.fraction if recipe.replay else 0.0)
-    if recipe.data.exhausted == "stop" and recipe.reweight is None:
+def check_supply(stages: Sequence[tuple[Stage, Sampling]]) -> None:
+    """Find out beforehand what would run out, as far as the weights are known beforehand.
+
+    Raises:
+        UsageError: Replay would begin a second pass.
+        DataError: A domain would be exhausted where the recipe says to stop.
+    """
+    wanted: Counter[tuple[str, str]] = Counter()  # of each domain's windows, over the stages
+    for stage, sampling in stages:
+        early = stage.replay is not None and stage.replay.stage is not None  # its ledger is not written yet
+        plan = (replace(sampling, replay=None) if early else sampling).plan()
+        slots = stage.total_steps * stage.sequences_per_step
+        demand = sampling.mixture.demand()
+        share = 1 - (stage.replay.fraction if stage.replay else 0.0)
         for index, name in enumerate(sampling.domains):
-            wanted = share * demand.total(index, slots) / demand.scale
+            key = (sampling.windows_id, name)
+            wanted[key] += share * demand.total(index, slots) / demand.scale  # pyright: ignore[reportArgumentType]
             allowed = (sampling.order.max_epochs or {}).get(name)
+            fixed = stage.data.exhausted == "stop" and stage.reweight is None
             # What is asked for exactly may come out a hair above, because weights are whole numbers of a small unit.
-            if allowed is not None and wanted > int(allowed * plan.num_windows(name)) + 1e-3:
+            if fixed and allowed is not None and wanted[key] > int(allowed * plan.num_windows(name)) + 1e-3:
                 raise DataError(
-                    f"domain {name!r} would be gone through {wanted / plan.num_windows(name):.3g} times, "
+                    f"domain {name!r} would be gone through {wanted[key] / plan.num_windows(name):.3g} times, "
                     f"data.max_epochs allows {allowed:g}; add text, lower its share, or set data.exhausted to "
                     "repeat or redistribute"
                 )
-    replay = plan.replay
-    ahead = 2 if recipe.reweight else 0  # rounded periods may run so far ahead
-    if recipe.replay and replay and not replay.repeat and recipe.replay.fraction * slots + ahead > replay.num_samples:
+        if stage.replay:
+            earlier = {s.name: s.total_steps * s.sequences_per_step for s, _ in stages}
+            supply = plan.replay.num_samples if plan.replay else earlier[stage.replay.stage or ""]
+            _check_replay(stage, slots, supply)
+        for name, padding in plan.padding().items():
+            if padding > _MUCH_PADDING:
+                warn(f"{100 * padding:.0f} % of domain {name!r} is padding: its documents leave gaps")
+
+
+def _check_replay(stage: Stage, slots: int, supply: int) -> None:
+    assert stage.replay is not None
+    ahead = 2 if stage.reweight else 0  # rounded periods may run so far ahead
+    if not stage.replay.repeat and stage.replay.fraction * slots + ahead > supply:
         raise UsageError(
-            f"replay.fraction {recipe.replay.fraction} of {slots} sequences is more than the {replay.num_samples} that "
+            f"replay.fraction {stage.replay.fraction} of {slots} sequences is more than the {supply} that "
             "there are to replay; lower it, or allow a second pass with replay.repeat=true"
         )
-    for name, padding in plan.padding().items():
-        if padding > _MUCH_PADDING:
-            warn(f"{100 * padding:.0f} % of domain {name!r} is padding: its documents leave gaps")
 
 
 def replayed_data(sampling: Sampling) -> DataFolder | None:
-    """Return the data folder that earlier data come from."""
+    """Return the data folder that earlier data come from, where it is not one of the run's own."""
     facts = sampling.replay
-    if facts is None:
+    if facts is None or facts["stage"] is not None:
         return None
     return DataFolder(Path(facts["data"])) if facts["data"] else read_consumed(Path(facts["run"])).data

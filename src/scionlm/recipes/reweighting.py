@@ -11,6 +11,7 @@ from scionlm.data import SamplePlan
 from scionlm.data.mixing.reweight import Losses, RuleSettings, normalized, reweight
 from scionlm.evaluation.loss import TokenNll, model_token_nll
 from scionlm.recipes.config_data import ReweightConfig
+from scionlm.recipes.inputs import StageInputs
 from scionlm.recipes.references import given_references
 from scionlm.recipes.setting import Setting, losses_of, release
 from scionlm.sources import load_hf_model
@@ -86,11 +87,15 @@ class Follower:
         plan: Whose weights move.
         sequences_per_step: How many slots a step has.
         prior: The weights that the run began with.
+        first_step: Steps before the plan's first.
     """
 
-    def __init__(self, metrics: Path, every: int, plan: SamplePlan, sequences_per_step: int, prior: Losses) -> None:
+    def __init__(
+        self, metrics: Path, every: int, plan: SamplePlan, sequences_per_step: int, prior: Losses, first_step: int = 0
+    ) -> None:
         self.every = every
         self._plan, self._sequences, self._slots = plan, sequences_per_step, every * sequences_per_step
+        self._first_step = first_step
         weight = {name: f"reweight/{name}/weight" for name in prior}
         lines = [line for line in read_jsonl(metrics) if all(key in line for key in weight.values())]
         self._weights = {line["step"]: {name: line[key] for name, key in weight.items()} for line in lines}
@@ -99,7 +104,7 @@ class Follower:
 
     def update(self) -> Record:
         """Set the weights that the other run had from here on."""
-        weights = self._weights[self._plan.slot // self._sequences]
+        weights = self._weights[self._first_step + self._plan.slot // self._sequences]
         self._plan.set_weights(weights, self._slots)
         return {f"reweight/{name}/weight": weight for name, weight in weights.items()}
 
@@ -112,41 +117,60 @@ class Follower:
 
 
 def open_reweighting(
-    setting: Setting, plan: SamplePlan, token_nll: TokenNll, name: str, out: Path
+    setting: Setting, inputs: StageInputs, plan: SamplePlan, token_nll: TokenNll, name: str, out: Path, first_step: int
 ) -> Reweighter | Follower | None:
-    """Return what moves the weights of a run; None where they stay.
+    """Return what moves the weights of a stage; None where they stay.
+
+    Args:
+        setting: The run.
+        inputs: The stage.
+        plan: Its samples.
+        token_nll: The model.
+        name: Of the model, for progress bars.
+        out: The model's folder: the run's, or its control's, which follows.
+        first_step: Steps before the stage.
 
     Raises:
         DataError: A reference is missing.
     """
-    recipe, config = setting.recipe, setting.recipe.reweight
+    stage, config = inputs.stage, inputs.stage.reweight
     if config is None:
         return None
-    prior = setting.sampling.mixture.shares
-    every = max(recipe.steps(config.every), 1)
+    prior = inputs.sampling.mixture.shares
+    every = max(stage.steps(config.every), 1)
+    sequences = stage.sequences_per_step
     if out != setting.folder:
-        return Follower(setting.folder / "metrics.jsonl", every, plan, recipe.sequences_per_step, prior)
+        return Follower(setting.folder / "metrics.jsonl", every, plan, sequences, prior, first_step)
     budget = config.tokens_per_domain
+    names = _evaluated_names(setting, inputs)
 
     def measure() -> Losses:
-        losses = losses_of(setting, token_nll, f"weighing the domains of {name}", budget)
-        return {domain: loss["nll"] for domain, loss in losses.items()}
+        losses = losses_of(setting, token_nll, f"weighing the domains of {name}", budget, list(names.values()))
+        return {domain: losses[named]["nll"] for domain, named in names.items()}
 
-    return Reweighter(config, every, plan, recipe.sequences_per_step, _references(setting, config), prior, measure)
+    references = _references(setting, inputs, config)
+    return Reweighter(config, every, plan, sequences, references, prior, measure)
 
 
-def _references(setting: Setting, config: ReweightConfig) -> Losses | None:
+def _evaluated_names(setting: Setting, inputs: StageInputs) -> dict[str, str]:
+    """Return the name of each of a stage's domains among what the run evaluates."""
+    named = {(data.fingerprint, domain): name for name, (data, domain) in setting.held_out.items()}
+    return {domain: named[inputs.data.fingerprint, domain] for domain in inputs.sampling.domains}
+
+
+def _references(setting: Setting, inputs: StageInputs, config: ReweightConfig) -> Losses | None:
     if config.reference == "best":
         return None
     if config.reference == "source":
-        return source_losses(setting, config.tokens_per_domain)
-    return given_references(config, setting.domains)
+        losses = source_losses(setting, config.tokens_per_domain)
+        return {domain: losses[name] for domain, name in _evaluated_names(setting, inputs).items()}
+    return given_references(config, inputs.sampling.domains)
 
 
 def source_losses(setting: Setting, budget: int) -> Losses:
     """Return the source's own losses within a budget, measured once and kept in RUN/references.json."""
     same = budget == setting.recipe.evaluate.tokens_per_domain  # then it was measured when the run began
-    path = setting.folder / ("source.json" if same else "references.json")
+    path = setting.folder / ("source.json" if same else f"references-{budget}.json")
     if not path.exists():
         model = load_hf_model(setting.source, torch.float32)
         losses = losses_of(setting, model_token_nll(model), f"evaluating {setting.source.name}", budget)

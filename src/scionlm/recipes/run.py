@@ -17,14 +17,17 @@ from scionlm.core.log import say, warn
 from scionlm.core.machine import git_commit, versions
 from scionlm.core.records import Record, read_json, write_json
 from scionlm.core.signals import StopRequest
+from scionlm.recipes.changes import judge_changes
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs, open_inputs
 
 _STATES = ("running", "stopped", "done", "failed")
 # What may change while a run goes on; everything else decides what its finished phases measured.
-_CHANGEABLE = ("train.", "optimizer.", "schedule.", "evaluate.every", "checkpoint.", "export.")
+_CHANGEABLE = ("train.", "optimizer", "schedule.", "stages", "average", "evaluate.every", "export.")
+# What may change without a word, for it changes no result.
+_FREE = ("checkpoint.", "track")
 
-Work = Callable[[Inputs, Path, StopRequest], Record]
+Work = Callable[[Inputs, Path, StopRequest, bool], Record]
 
 
 def run_recipe(recipe: Recipe, out: Path, allow_change: bool = False) -> Record:
@@ -50,7 +53,7 @@ def run_recipe(recipe: Recipe, out: Path, allow_change: bool = False) -> Record:
         inputs = open_inputs(recipe, out)
         from scionlm.recipes.inheritune import run_inheritune  # and with it torch: only once the request is sound
 
-        return _work(inputs, out, stop, run_inheritune)
+        return _work(inputs, out, stop, run_inheritune, allow_change)
 
 
 @contextlib.contextmanager
@@ -101,10 +104,10 @@ def is_done(out: Path) -> bool:
     return (out / "status.json").exists() and read_json(out / "status.json")["state"] == "done"
 
 
-def _work(inputs: Inputs, out: Path, stop: StopRequest, work: Work) -> Record:
+def _work(inputs: Inputs, out: Path, stop: StopRequest, work: Work, allow_change: bool) -> Record:
     write_status(out, "running", 0, "")
     try:
-        result = work(inputs, out, stop)
+        result = work(inputs, out, stop, allow_change)
     except StoppedError as error:
         command = (
             " ".join(["scion", *sys.argv[1:]]) if len(sys.argv) > 1 else f"scion run {out / 'config.yaml'} -o {out}"
@@ -118,9 +121,9 @@ def _work(inputs: Inputs, out: Path, stop: StopRequest, work: Work) -> Record:
     return result
 
 
-def write_status(out: Path, state: str, exit_code: int, message: str) -> None:
+def write_status(out: Path, state: str, exit_code: int, message: str, step: int | None = None) -> None:
     """Write RUN/status.json: what other programs look at."""
-    step = _last_step(out)
+    step = _last_step(out) if step is None else step
     write_json(out / "status.json", {"state": state, "exit_code": exit_code, "step": step, "message": message})
 
 
@@ -154,21 +157,23 @@ def settle_recipe(recipe: Recipe, out: Path, allow_change: bool) -> Recipe:
     if not changed:
         return saved
     words = ", ".join(f"{key} ({kept.get(key)!r} -> {given.get(key)!r})" for key in changed)
-    fixed = [key for key in changed if not key.startswith(_CHANGEABLE)]
+    free = all(key.startswith(_FREE) for key in changed)
+    fixed = [key for key in changed if not key.startswith(_CHANGEABLE + _FREE)]
     if is_done(out):
         raise UsageError(f"{out} is finished, with other settings: {words}; use another folder")
     if fixed:
         raise UsageError(
             f"{out} was started with other settings: {words}; {fixed[0]} cannot change, use another folder"
         )
-    if not allow_change:
+    if not (allow_change or free):
         raise UsageError(f"{out} was started with other settings: {words}; use another folder or --allow-change")
     warn(f"settings changed: {words}")
-    # Everything that may change is in sections of one level.
-    merged = saved.model_dump(mode="json")
-    for key in changed:
-        section, name = key.split(".", 1)
-        merged[section][name] = given.get(key)
+    # What was given is taken whole, but for what was resolved when the run started.
+    merged = recipe.model_dump(mode="json")
+    for key, value in kept.items():
+        if key not in changed and given.get(key) != value:
+            section, name = key.split(".", 1)
+            merged[section][name] = value
     return Recipe.model_validate(merged)
 
 
@@ -190,25 +195,27 @@ def write_config(recipe: Recipe, out: Path) -> None:
     write_text_atomic(out / "config.yaml", dump_yaml(recipe.model_dump(mode="json")))
 
 
-def write_manifest(out: Path, recipe: Recipe, facts: Record) -> None:
-    """Write RUN/manifest.json: what made this run; the first start's is kept when a run goes on.
+def write_manifest(out: Path, recipe: Recipe, facts: Record, allow_change: bool = False) -> None:
+    """Write RUN/manifest.json: what made this run; the first start's is kept when a run goes on, with what changed.
 
     Raises:
-        UsageError: The run was started with other weights or other data.
+        UsageError: The run was started with other weights or data, or with something else that changes the result.
     """
     path = out / "manifest.json"
+    made_by = {"versions": versions(), "git_commit": git_commit()}
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if path.exists():
         before = read_json(path)
-        for what, key in (("source", "sha256"), ("data", "fingerprint")):
-            if before[what][key] != facts[what][key]:
-                raise UsageError(f"{out} was started with another {what}: its {key} has changed; use another folder")
+        last = before.get("changes", [{}])[-1].get("to", before)
+        changes = judge_changes(last, made_by | facts, str(out), allow_change)
+        if changes:
+            entry = {"at": now, "changed": [str(change) for change in changes], "to": made_by | facts}
+            write_json(path, before | {"changes": [*before.get("changes", []), entry]})
         return
     manifest = {
         "scion_version": versions().get("scionlm"),
-        "versions": versions(),
-        "git_commit": git_commit(),
         "command": command_line() or ["scion", "run", str(out / "config.yaml")],
-        "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started_at": now,
         "seeds": {"seed": recipe.seed},
     }
-    write_json(path, manifest | facts)
+    write_json(path, manifest | made_by | facts)

@@ -1,6 +1,7 @@
 """A run's inputs together with the machine it runs on, and what recipes measure with them."""
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ from scionlm.evaluation.generate import write_samples
 from scionlm.evaluation.loss import TokenNll, domain_losses
 from scionlm.families import family_of, flops_per_token
 from scionlm.parallel.runtime import Runtime, resolve_compile, start_runtime
+from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs
 from scionlm.recipes.run import write_config, write_manifest
 from scionlm.sources import load_tokenizer
@@ -27,58 +29,88 @@ class Setting(Inputs):
         runtime: The device.
         stop: Asked between pieces of work.
         folder: The run folder.
+        allow_change: Go on with a checkpoint although what it was made with has changed.
     """
 
     runtime: Runtime
     stop: StopRequest
     folder: Path
+    allow_change: bool = False
 
 
-def settle(inputs: Inputs, out: Path, stop: StopRequest) -> Setting:
+def settle(inputs: Inputs, out: Path, stop: StopRequest, allow_change: bool = False) -> Setting:
     """Choose the device, resolve what the recipe leaves to `auto`, and write config and manifest into `out`."""
     recipe, source = inputs.recipe, inputs.source
     runtime = start_runtime(recipe.train.precision)
     target = target_config([source.config], inputs.plan)
-    tokens = recipe.total_steps * recipe.train.global_batch_tokens
-    flops = tokens * flops_per_token(family_of(target), target, recipe.data.seq_len)
+    flops = flops_of(recipe, target)
     train = {"precision": runtime.precision, "compile": resolve_compile(recipe.train.compile, runtime, flops)}
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
     origin = {"name": source.name, "revision": source.revision, "sha256": source.weights_fingerprint()}
     data = inputs.data
     facts = {
         "source": origin | source.facts,
-        "data": {"dir": recipe.data.dir, "fingerprint": data.fingerprint, "tokenizer": data.tokenizer.sha256},
-        "replay": inputs.sampling.replay,
+        "data": {"dir": str(data.path), "fingerprint": data.fingerprint, "tokenizer": data.tokenizer.sha256},
+        "stages": {
+            inputs.stage.name: {"data": inputs.data.fingerprint, "replay": inputs.sampling.replay}
+            for inputs in inputs.stages
+        },
+        "replay": inputs.stages[0].sampling.replay,
         "device": runtime.to_dict(),
     }
-    write_manifest(out, recipe, facts)
+    write_manifest(out, recipe, facts, allow_change)
     write_config(recipe, out)
     stop.check()
-    return Setting(recipe, source, data, inputs.sampling, inputs.plan, runtime, stop, out)
+    return Setting(recipe, source, inputs.stages, inputs.held_out, inputs.plan, runtime, stop, out, allow_change)
+
+
+def flops_of(recipe: Recipe, hf_config: dict[str, Any]) -> int:
+    """Return the floating-point operations that training a model by a recipe takes."""
+    family = family_of(hf_config)
+    return sum(
+        stage.total_steps * stage.train.global_batch_tokens * flops_per_token(family, hf_config, stage.data.seq_len)
+        for stage in recipe.resolved_stages
+    )
 
 
 def losses_of(
-    setting: Setting, token_nll: TokenNll, title: str, budget: int | None = None
+    setting: Setting,
+    token_nll: TokenNll,
+    title: str,
+    budget: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return the held-out losses of each domain within a budget of tokens, the recipe's where none is given."""
+    """Return the held-out losses of each domain within a budget of tokens, the recipe's where none is given.
+
+    Args:
+        setting: The run.
+        token_nll: The model.
+        title: For the progress bar.
+        budget: Tokens a domain.
+        names: Which of `setting.held_out`; None takes all.
+    """
     budget = budget or setting.recipe.evaluate.tokens_per_domain
-    total = sum(min(budget, setting.data.num_tokens(d, "held_out")) for d in setting.domains)
+    places = {name: setting.held_out[name] for name in names or setting.held_out}
+    total = sum(min(budget, data.num_tokens(domain, "held_out")) for data, domain in places.values())
+    losses: dict[str, dict[str, Any]] = {}
     with Progress(title, total) as progress:
+        before = 0
 
         def report(tokens: int) -> None:
-            progress.update(tokens)
+            progress.update(before + tokens)
             setting.stop.check()
 
-        losses = domain_losses(
-            token_nll, setting.data, setting.domains, setting.recipe.data.seq_len, budget, on_progress=report
-        )
-    return {name: loss.to_dict() for name, loss in losses.items()}
+        for name, (data, domain) in places.items():
+            found = domain_losses(token_nll, data, [domain], setting.recipe.data.seq_len, budget, on_progress=report)
+            losses[name] = found[domain].to_dict()
+            before += found[domain].num_tokens
+    return losses
 
 
 def samples_of(setting: Setting, model: PreTrainedModel) -> list[dict[str, Any]]:
     """Return what a model writes after the start of a held-out document of each domain."""
     tokenizer = load_tokenizer(setting.data.tokenizer_folder)
-    return write_samples(model, tokenizer, setting.data, setting.domains, setting.recipe.seed)
+    return write_samples(model, tokenizer, setting.held_out.values(), setting.recipe.seed)
 
 
 def release(model: PreTrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""Train one model on a setting's data, export it, and write down what it cost."""
+"""Train one model through the stages of a setting, export it, and write down what it cost."""
 
 import time
 from collections.abc import Callable
@@ -9,27 +9,43 @@ import torch
 from transformers import PreTrainedModel
 
 from scionlm.core.duration import Duration
+from scionlm.core.errors import UsageError
 from scionlm.core.files import staged_folder
-from scionlm.core.log import warn
-from scionlm.core.machine import peak_memory_bytes
+from scionlm.core.log import say, warn
 from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl, write_json
 from scionlm.data import Ledger
 from scionlm.data.mixing.ledger import LEDGER
-from scionlm.families import family_of, flops_per_token
+from scionlm.data.mixing.plan import REPLAYED, SamplePlan
+from scionlm.parallel.runtime import peak_flops
+from scionlm.recipes.config_train import AverageConfig, OptimizerConfig
+from scionlm.recipes.inputs import StageInputs
+from scionlm.recipes.order import Sampling, stage_folder
 from scionlm.recipes.reweighting import EVALUATION_S, open_reweighting
-from scionlm.recipes.setting import Setting, losses_of, release
-from scionlm.schedules import Schedule
+from scionlm.recipes.run import write_status
+from scionlm.recipes.setting import Setting, flops_of, losses_of, release
+from scionlm.schedules import describe
 from scionlm.sources.folder import stored_dtype
+from scionlm.surgery.depth import parse_keep
 from scionlm.surgery.export import save_model
 from scionlm.surgery.lineage import plan_origins
 from scionlm.surgery.proof import Proof
 from scionlm.surgery.verify import verify_export
-from scionlm.train.checkpoint import CheckpointStore
-from scionlm.train.loop import LoopConfig, fit
+from scionlm.train.average import Average, AverageSettings
+from scionlm.train.checkpoint import Checkpoint, CheckpointStore, find_checkpoint
+from scionlm.train.guard import Guard
+from scionlm.train.learner import Learner, Position
+from scionlm.train.loop import Session, Stage, fit, take_up
+from scionlm.train.metrics import Metrics, open_tracker
 from scionlm.train.objective import Objective
-from scionlm.train.optimizer import build_optimizer
+from scionlm.train.optimizer import Optimizer, OptimizerSettings
+from scionlm.train.saver import Saver
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_MANY_EPOCHS = 4
+MFU_FORMULA = (
+    "tokens/s * (6 * multiplied parameters, the head once and the embedding not, "
+    "+ 12 * layers * heads * head_dim * seq_len) / peak FLOP/s"
+)
 
 
 def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedModel], out: Path, name: str) -> None:
@@ -39,29 +55,6 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
     model: Any = make_model(setting)
     model.to(runtime.device)
     objective = Objective(model, runtime.compute_dtype)
-    optimizer = build_optimizer(
-        model,
-        lr=recipe.optimizer.lr,
-        betas=recipe.optimizer.betas,
-        eps=recipe.optimizer.eps,
-        weight_decay=recipe.optimizer.weight_decay,
-    )
-    plan = setting.sampling.plan()
-    sequences = recipe.sequences_per_step
-    config = LoopConfig(
-        title=f"training {name}",
-        total_steps=recipe.total_steps,
-        sequences_per_step=sequences,
-        seq_len=recipe.data.seq_len,
-        micro_batch_size=min(recipe.train.micro_batch_size, sequences),
-        lr=recipe.optimizer.lr,
-        grad_clip=recipe.optimizer.grad_clip,
-        evaluate_every=recipe.steps(recipe.evaluate.every),
-        checkpoint_every=Duration.parse(recipe.checkpoint.every),
-    )
-    schedule = Schedule(
-        recipe.schedule.name, recipe.total_steps, recipe.steps(recipe.schedule.warmup), recipe.schedule.min_lr_ratio
-    )
 
     def evaluate() -> Record:
         started = time.monotonic()
@@ -71,47 +64,208 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
         nll = {f"eval/{domain}/nll_nats": loss["nll"] for domain, loss in losses.items()}
         return nll | {EVALUATION_S: time.monotonic() - started}
 
-    reweighting = open_reweighting(setting, plan, objective.token_nll, name, out)
-
     if recipe.train.compile:
         objective.compile()
-    metrics = JsonlWriter(out / "metrics.jsonl", "metrics")
-    ledger = Ledger(out / LEDGER, setting.sampling.facts())
-    checkpoints = CheckpointStore(out / "checkpoints", recipe.checkpoint.keep)
-    try:
-        seconds = fit(
-            objective, optimizer, plan, schedule, config, metrics, checkpoints, ledger,
-            evaluate=evaluate, reweighting=reweighting, stop=setting.stop,
-        )  # fmt: skip
-    finally:
-        metrics.close()
-        ledger.close()
-    tokens = recipe.total_steps * recipe.train.global_batch_tokens
+    store = CheckpointStore(out / "checkpoints", recipe.checkpoint.keep)
+    batch = recipe.total_tokens // recipe.total_steps
+    keep_every = recipe.steps(recipe.checkpoint.keep_every or 0)
+    saver = Saver.of(store, Duration.parse(recipe.checkpoint.every), recipe.total_steps, batch, keep_every)
+    metrics = _open_metrics(setting, out)
     hf_config = model.config.to_dict()
-    for domain, epochs in plan.epochs().items():
-        if epochs > 4 and domain != "replay":
-            warn(f"domain {domain!r} was gone through {epochs:.1f} times; more text would help")
-    write_json(
-        out / "training.json",
-        {
-            "steps": recipe.total_steps,
-            "tokens": tokens,
-            "seconds": seconds,
-            "tokens_per_s": tokens / seconds if seconds else None,
-            "flops": tokens * flops_per_token(family_of(hf_config), hf_config, recipe.data.seq_len),
-            "seed": recipe.seed,
-            "precision": runtime.precision,
-            "compile": recipe.train.compile,
-            "device": runtime.name,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "epochs": plan.epochs(),
-            "evaluation_seconds": sum(line.get(EVALUATION_S, 0.0) for line in read_jsonl(out / "metrics.jsonl")),
-            "before": read_json(out / "before.json")["domains"],
-        },
+    peak = peak_flops(runtime)
+    session = Session(
+        title=f"training {name}",
+        total_steps=recipe.total_steps,
+        evaluate_every=recipe.steps(recipe.evaluate.every),
+        evaluate=evaluate,
+        metrics=metrics,
+        saver=saver,
+        stop=setting.stop,
+        runtime=runtime,
+        flops_per_token=flops_of(recipe, hf_config) / recipe.total_tokens,
+        peak_flops=peak and peak[0],
     )
-    export(setting, out, model)
-    del optimizer
+    learner, position, plans = _through_the_stages(setting, objective, session, store, out, name)
+    facts = {
+        "steps": recipe.total_steps,
+        "tokens": recipe.total_tokens,
+        "seconds": position.seconds,
+        "tokens_per_s": recipe.total_tokens / position.seconds if position.seconds else None,
+        "flops": flops_of(recipe, hf_config),
+        "peak_flops": peak and {"flops_per_s": peak[0], "known_from": peak[1]},
+        "mfu_formula": MFU_FORMULA,
+        "seed": recipe.seed,
+        "precision": runtime.precision,
+        "compile": recipe.train.compile,
+        "device": runtime.name,
+        "peak_memory_bytes": runtime.peak_memory(),
+        "epochs": _epochs(plans),
+        "optimizer": learner.optimizer.groups(),
+        "skipped_updates": learner.guard.skipped,
+        "loss_spikes": learner.guard.spikes,
+        "checkpoint_seconds": saver.seconds,
+        "evaluation_seconds": sum(line.get(EVALUATION_S, 0.0) for line in read_jsonl(out / "metrics.jsonl")),
+        "before": read_json(out / "before.json")["domains"],
+    }
+    if learner.average and learner.average.count:
+        facts["unaveraged"] = losses_of(setting, objective.token_nll, f"evaluating {name} without averaging")
+        with learner.average.in_place():
+            write_json(out / "training.json", facts)
+            export(setting, out, model)
+    else:
+        write_json(out / "training.json", facts)
+        export(setting, out, model)
+    del learner
     release(model)
+
+
+def _open_metrics(setting: Setting, out: Path) -> Metrics:
+    config = setting.recipe.model_dump(mode="json")
+    trackers = {name: open_tracker(name, out, config) for name in setting.recipe.track}
+    beat = (lambda step: write_status(out, "running", 0, "", step)) if out == setting.folder else None
+    return Metrics(JsonlWriter(out / "metrics.jsonl", "metrics"), trackers, beat)
+
+
+def _through_the_stages(
+    setting: Setting, objective: Objective, session: Session, store: CheckpointStore, out: Path, name: str
+) -> tuple[Learner, Position, list[SamplePlan]]:
+    """Train stage by stage, from the newest checkpoint where there is one."""
+    recipe = setting.recipe
+    model: Any = objective.model
+    checkpoint = store.newest()
+    position = Position()
+    if checkpoint:
+        position.restore(checkpoint.state)
+    number = int(checkpoint.state.get("stage", 0)) if checkpoint else 0
+    learner: Learner | None = None
+    plans: list[SamplePlan] = []
+    try:
+        for inputs in setting.stages[number:]:
+            optimizer = Optimizer(model, _optimizer_settings(inputs.stage.optimizer))
+            begins = learner is None
+            if learner is None:
+                learner = Learner(objective, optimizer, Guard(recipe.train.skip_nonfinite), _average(setting, model))
+                if recipe.branch and not checkpoint:
+                    _branch(setting, learner, position)
+            else:
+                learner.change_optimizer(optimizer, inputs.stage.optimizer_state)
+            sampling, start = inputs.sampling.going_on(position.cursors)
+            stage = _open_stage(setting, inputs, sampling, start, objective, out, name)
+            if begins:
+                take_up(checkpoint, learner, stage, position, session, setting.allow_change)
+            else:
+                stage.ledger.rewind(-1)
+            if len(setting.stages) > 1:
+                say(f"stage {stage.name}: {describe(stage.schedule, stage.lr)}")
+            try:
+                fit(learner, stage, position, session)
+            finally:
+                stage.ledger.close()
+            plans.append(stage.plan)
+            counts = {n: c for n, c in stage.plan.state()["counts"].items() if not n.startswith(REPLAYED)}
+            before = position.cursors.get(sampling.windows_id, {}).get("counts", {})
+            position.cursors[sampling.windows_id] = {"order": sampling.order.stage, "counts": before | counts}
+    finally:
+        session.metrics.close()
+    assert learner is not None
+    return learner, position, plans
+
+
+def _open_stage(
+    setting: Setting,
+    inputs: StageInputs,
+    sampling: Sampling,
+    start: dict[str, int],
+    objective: Objective,
+    out: Path,
+    name: str,
+) -> Stage:
+    config = inputs.stage
+    stages = setting.recipe.resolved_stages
+    index = [stage.name for stage in stages].index(config.name)
+    first_step = sum(stage.total_steps for stage in stages[:index])
+    plan = sampling.plan(start)
+    folder = stage_folder(out, config.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Stage(
+        name=config.name,
+        index=index,
+        first_step=first_step,
+        steps=config.total_steps,
+        plan=plan,
+        windows_id=sampling.windows_id,
+        order=sampling.order.stage,
+        schedule=config.build_schedule(),
+        lr=config.optimizer.lr,
+        grad_clip=config.optimizer.grad_clip,
+        sequences_per_step=config.sequences_per_step,
+        seq_len=config.data.seq_len,
+        micro_batch_size=min(config.train.micro_batch_size, config.sequences_per_step),
+        ledger=Ledger(folder / LEDGER, sampling.facts(start)),
+        reweighting=open_reweighting(setting, inputs, plan, objective.token_nll, name, out, first_step),
+    )
+
+
+def _branch(setting: Setting, learner: Learner, position: Position) -> None:
+    """Begin with another run's checkpoint.
+
+    Raises:
+        UsageError: There is none.
+        DataError: It is damaged, or of another model.
+    """
+    branch, stage = setting.recipe.branch, setting.stages[0].stage
+    assert branch is not None
+    checkpoint = find_checkpoint(Path(branch.run), branch.step)
+    checkpoint.load_weights(learner.objective.model)
+    learner.optimizer.load(checkpoint.tensors("optimizer"), stage.optimizer_state)
+    position.cursors = _cursors_of(checkpoint)
+    say(f"branching off {checkpoint.path}, optimizer state: {stage.optimizer_state}")
+    before = checkpoint.state.get("lr_now")
+    first = stage.optimizer.lr * stage.build_schedule()(0)
+    if before and stage.optimizer_state != "reset" and not 0.8 < first / before < 1.25:
+        warn(f"the learning rate jumps from {before:.3g} at the checkpoint to {first:.3g}")
+
+
+def _cursors_of(checkpoint: Checkpoint) -> dict[str, Record]:
+    """Return how far a checkpoint's run had gone through its windows."""
+    state = checkpoint.state
+    cursors = dict(state.get("cursors", {}))
+    if "windows" in state:
+        counts = {n: c for n, c in state["plan"]["counts"].items() if not n.startswith(REPLAYED)}
+        before = cursors.get(state["windows"], {}).get("counts", {})
+        cursors[state["windows"]] = {"order": state["order"], "counts": before | counts}
+    return cursors
+
+
+def _optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:
+    scales: dict[int | str, float] = {}
+    for where, scale in config.lr_scales.items():
+        names: list[Any] = list(parse_keep(where)) if where[:1].isdigit() else [where]
+        for one in names:
+            if one in scales:
+                raise UsageError(f"optimizer.lr_scales names layer {one} twice")
+            scales[one] = scale
+    keys = ("name", "betas", "eps", "weight_decay", "decay", "momentum")
+    return OptimizerSettings(**{key: getattr(config, key) for key in keys}, lr_scales=scales)
+
+
+def _average(setting: Setting, model: PreTrainedModel) -> Average | None:
+    config: AverageConfig | None = setting.recipe.average
+    if config is None:
+        return None
+    steps = setting.recipe.steps
+    settings = AverageSettings(config.method, config.decay, steps(config.start), max(steps(config.every), 1))
+    return Average(model, settings)
+
+
+def _epochs(plans: list[SamplePlan]) -> dict[str, float]:
+    epochs: dict[str, float] = {}
+    for plan in plans:
+        epochs |= {name: max(value, epochs.get(name, 0.0)) for name, value in plan.epochs().items()}
+    for domain, count in epochs.items():
+        if count > _MANY_EPOCHS and domain != "replay":
+            warn(f"domain {domain!r} was gone through {count:.1f} times; more text would help")
+    return epochs
 
 
 def export(setting: Setting, out: Path, model: PreTrainedModel) -> None:

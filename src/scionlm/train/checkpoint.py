@@ -3,25 +3,100 @@
 RUN/checkpoints/step-00000120/
     weights.safetensors     float32 weights
     optimizer.safetensors   moments and step of each weight
-    state.json              step, tokens, cursors of the sample plan, random state
-    manifest.json           SHA-256 of the three
+    average.safetensors     averaged weights, where there are some
+    state.json              step, stage, schedule, tokens, cursors of the sample plan, random state
+    manifest.json           SHA-256 of the others; whether it is kept for good
 """
 
+import hashlib
+import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from scionlm.core.errors import DataError
-from scionlm.core.files import sha256_file, staged_folder
-from scionlm.core.log import warn
-from scionlm.core.records import read_json, write_json
-from scionlm.train.objective import Objective
+from scionlm.core.errors import DataError, StorageError, UsageError
+from scionlm.core.files import sha256_file, staged_folder, storage_error
+from scionlm.core.log import format_bytes, warn
+from scionlm.core.records import Record, read_json, write_json
 
-_FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
+Tensors = Mapping[str, torch.Tensor]
+
+_STATE, _MANIFEST, _SUFFIX = "state.json", "manifest.json", ".safetensors"
+_ROOM = 1.05  # of the tensors' bytes: headers, and what a file system wastes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files are what was written.
+
+    Attributes:
+        path: Its folder.
+        state: What is not a tensor.
+    """
+
+    path: Path
+    state: Record
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Return the tensors saved as `name`; none where there were none."""
+        path = self.path / f"{name}{_SUFFIX}"
+        return load_file(path) if path.exists() else {}
+
+    def load_weights(self, model: torch.nn.Module) -> None:
+        """Put the weights into a model.
+
+        Raises:
+            DataError: They are of another model.
+        """
+        weights, parameters = self.tensors("weights"), dict(model.named_parameters())
+        if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in parameters.items()}:
+            raise DataError(f"{self.path} is a checkpoint of another model")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name])
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint after comparing every file with its hash.
+
+    Raises:
+        DataError: A file is damaged, missing or one too many.
+    """
+    problems = find_damage(path)
+    if problems:
+        raise DataError(f"checkpoint {path} is damaged ({', '.join(problems)})")
+    return Checkpoint(path, read_json(path / _STATE))
+
+
+def find_damage(path: Path) -> list[str]:
+    """Return what is wrong with a checkpoint's files; nothing where they are what was written."""
+    try:
+        manifest = read_json(path / _MANIFEST)
+        expected = manifest["sha256"]
+        if _STATE not in expected or manifest.get("digest", _digest(manifest)) != _digest(manifest):
+            return [_MANIFEST]
+        found = {entry.name for entry in path.iterdir()} - {_MANIFEST}
+        unknown = [f"{name} does not belong there" for name in sorted(found - set(expected))]
+        damaged = [n for n in expected if n not in found or sha256_file(path / n) != expected[n]]
+        if not damaged and path.name != _folder_name(read_json(path / _STATE)["step"]):
+            return ["it is the checkpoint of another step"]
+        return unknown + damaged
+    except (DataError, StorageError, OSError, KeyError, TypeError) as error:
+        return [f"{_MANIFEST} ({error})"]
+
+
+def _digest(manifest: Record) -> str:
+    """Return a hash of a manifest's own entries: what tells a damaged manifest."""
+    entries = {key: manifest.get(key) for key in ("for_good", "sha256")}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
+def _folder_name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 @dataclass(frozen=True)
@@ -30,77 +105,106 @@ class CheckpointStore:
 
     Attributes:
         folder: Where they are.
-        keep: How many of the newest stay.
+        keep: How many of the newest stay, beside those that are kept for good.
     """
 
     folder: Path
     keep: int
 
-    def save(self, objective: Objective, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+    def save(self, state: Record, tensors: Mapping[str, Tensors], for_good: bool = False) -> Path:
         """Write the checkpoint of `state["step"]` and remove those that are too old.
+
+        Args:
+            state: What is not a tensor.
+            tensors: Name of each file to what goes into it; an empty one is left out.
+            for_good: Never remove it.
 
         Raises:
             StorageError: It cannot be written; the older ones are left in place.
         """
-        out = self.folder / f"step-{state['step']:08d}"
+        out = self.folder / _folder_name(state["step"])
         if out.exists():
             return out
-        names = [name for name, _ in objective.model.named_parameters()]
-        weights = {name: p.detach().cpu().contiguous() for name, p in objective.model.named_parameters()}
-        moments: dict[str, torch.Tensor] = {}
-        for name, parameter in objective.model.named_parameters():
-            for key, value in optimizer.state.get(parameter, {}).items():
-                moments[f"{name}/{key}"] = value.detach().cpu().contiguous()
+        held = {name: {k: v.detach().cpu().contiguous() for k, v in some.items()} for name, some in tensors.items()}
+        self._require_room(sum(t.nbytes for some in held.values() for t in some.values()))
         with staged_folder(out) as stage:
-            save_file(weights, stage / "weights.safetensors")
-            save_file(moments, stage / "optimizer.safetensors")
-            random = torch.get_rng_state().numpy().tobytes().hex()
-            write_json(stage / "state.json", state | {"parameters": names, "torch_rng": random})
-            write_json(stage / "manifest.json", {"sha256": {name: sha256_file(stage / name) for name in _FILES}})
-        for old in self._all()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            for name, some in held.items():
+                if some:
+                    save_file(some, stage / f"{name}{_SUFFIX}")
+            write_json(stage / _STATE, state)
+            hashes = {path.name: sha256_file(path) for path in sorted(stage.iterdir())}
+            manifest = {"for_good": for_good, "sha256": hashes}
+            write_json(stage / _MANIFEST, manifest | {"digest": _digest(manifest)})
+        self._remove_old()
         return out
 
-    def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+    def _require_room(self, num_bytes: int) -> None:
+        there = self.folder
+        while not there.exists():
+            there = there.parent
+        try:
+            free = shutil.disk_usage(there).free
+        except OSError as error:
+            raise storage_error(error, self.folder) from error
+        if free < num_bytes * _ROOM:
+            raise StorageError(
+                f"cannot write a checkpoint into {self.folder}: it needs {format_bytes(int(num_bytes * _ROOM))}, "
+                f"{format_bytes(free)} are free; free some space and run the same command again"
+            )
 
-    def load_latest(self, objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Put the newest sound checkpoint into model and optimizer and return its state; None where there is none.
+    def _remove_old(self) -> None:
+        passing = [path for path in self.all() if not _is_for_good(path)]
+        for old in passing[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
 
-        A damaged one is named and passed over.
+    def all(self) -> list[Path]:
+        """Return the folders of the checkpoints, oldest first."""
+        found = self.folder.glob("step-*") if self.folder.is_dir() else ()
+        return sorted((path for path in found if path.name[5:].isdigit()), key=_step_of)
 
-        Raises:
-            DataError: A checkpoint is of another model.
-        """
+    def newest(self) -> Checkpoint | None:
+        """Return the newest sound checkpoint; None where there is none. A damaged one is named and moved aside."""
         for leftover in self.folder.glob(".step-*.tmp") if self.folder.is_dir() else ():
             shutil.rmtree(leftover, ignore_errors=True)
-        for path in reversed(self._all()):
-            try:
-                expected = read_json(path / "manifest.json")["sha256"]
-                damaged = [n for n in _FILES if not (path / n).exists() or sha256_file(path / n) != expected.get(n)]
-            except (DataError, KeyError) as error:
-                damaged = [f"manifest.json ({error})"]
-            if damaged:
-                warn(f"checkpoint {path} is damaged ({', '.join(damaged)}); going back to the one before")
-                aside = path.with_name(f"damaged-{path.name}")  # its place must be free for the step to be saved again
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
-                continue
-            return self._load(path, objective, optimizer)
+        for path in reversed(self.all()):
+            problems = find_damage(path)
+            if not problems:
+                return Checkpoint(path, read_json(path / _STATE))
+            warn(f"checkpoint {path} is damaged ({', '.join(problems)}); going back to the one before")
+            aside = path.with_name(f"damaged-{path.name}")  # its place must be free for the step to be saved again
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
         return None
 
-    def _load(self, path: Path, objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        state = read_json(path / "state.json")
-        weights = load_file(path / "weights.safetensors")
-        moments = load_file(path / "optimizer.safetensors")
-        parameters = dict(objective.model.named_parameters())
-        if set(weights) != set(parameters):
-            raise DataError(f"{path} is a checkpoint of another model")
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
-        for key, value in moments.items():
-            name, field = key.rsplit("/", 1)
-            optimizer.state[parameters[name]][field] = value.to(parameters[name].device) if value.ndim else value
-        torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["torch_rng"]), dtype=torch.uint8))
-        return state
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _is_for_good(path: Path) -> bool:
+    try:
+        return bool(read_json(path / _MANIFEST).get("for_good"))
+    except DataError:
+        return False  # damaged: it goes when its turn comes
+
+
+def find_checkpoint(place: Path, step: int | None = None) -> Checkpoint:
+    """Return a checkpoint of a run, by the run's folder or its own.
+
+    Args:
+        place: RUN or RUN/checkpoints/step-N.
+        step: Which; None takes the newest.
+
+    Raises:
+        UsageError: There is none, or not of that step.
+        DataError: It is damaged.
+    """
+    if (place / _STATE).is_file():
+        return open_checkpoint(place)
+    found = CheckpointStore(place / "checkpoints", keep=1).all()
+    steps = [_step_of(path) for path in found]
+    if not found:
+        raise UsageError(f"{place} is neither a run folder with checkpoints nor a checkpoint")
+    if step is not None and step not in steps:
+        raise UsageError(f"{place} has no checkpoint of step {step} (has: {', '.join(map(str, steps))})")
+    return open_checkpoint(found[-1] if step is None else found[steps.index(step)])

@@ -1,52 +1,26 @@
 """The training loop: take a batch, step, measure, evaluate, save. In the order in which things happen."""
 
-import contextlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
-from scionlm.core.duration import Duration
-from scionlm.core.errors import DataError, DivergenceError, StoppedError
-from scionlm.core.log import Progress
-from scionlm.core.records import JsonlWriter, Record
+from scionlm.core.errors import DataError, StoppedError, UsageError
+from scionlm.core.log import Progress, warn
+from scionlm.core.records import Record
 from scionlm.core.signals import StopRequest
 from scionlm.data import Ledger, Sample, SamplePlan
-from scionlm.schedules import Schedule
-from scionlm.train.checkpoint import CheckpointStore
-from scionlm.train.objective import Objective
+from scionlm.parallel.runtime import Runtime
+from scionlm.schedules import Schedule, describe
+from scionlm.train.checkpoint import Checkpoint
+from scionlm.train.learner import Learner, Position
+from scionlm.train.metrics import Metrics
+from scionlm.train.saver import Saver
 from scionlm.train.step import StepResult, train_step
 
 _LOGGED_STEPS = 5000  # about so many lines of metrics, however long the run
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """What the loop needs to know, in steps.
-
-    Attributes:
-        title: What is being trained, for the progress bar.
-        total_steps: Updates in all.
-        sequences_per_step: Sequences in the global batch.
-        seq_len: Predicted tokens in a sequence.
-        micro_batch_size: Sequences in one pass.
-        lr: Peak learning rate.
-        grad_clip: Largest gradient norm; 0 does not clip.
-        evaluate_every: Updates between evaluations; 0 does not evaluate in between.
-        checkpoint_every: Time or updates between checkpoints.
-    """
-
-    title: str
-    total_steps: int
-    sequences_per_step: int
-    seq_len: int
-    micro_batch_size: int
-    lr: float
-    grad_clip: float
-    evaluate_every: int
-    checkpoint_every: Duration
+_SKIPPED, _SPIKE = "train/skipped_updates", "train/spike_sigmas"
+_NOTES = {_SKIPPED, _SPIKE}  # worth a line at any step
 
 
 class Reweighting(Protocol):
@@ -68,134 +42,247 @@ class Reweighting(Protocol):
         ...
 
 
-def fit(  # noqa: PLR0913, PLR0915, PLR0917 - everything the loop touches is handed in, nothing is looked up
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    plan: SamplePlan,
-    schedule: Schedule,
-    config: LoopConfig,
-    metrics: JsonlWriter,
-    checkpoints: CheckpointStore,
-    ledger: Ledger,
-    evaluate: Callable[[], Record],
-    reweighting: Reweighting | None,
-    stop: StopRequest,
-) -> float:
-    """Train to the last step, from the newest checkpoint where there is one; return the seconds spent training.
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one order of samples, one schedule, one optimizer.
+
+    Attributes:
+        name: Its name.
+        index: Its place among the stages.
+        first_step: Updates of the stages before it.
+        steps: Its own updates.
+        plan: Where samples come from.
+        windows_id: What the plan draws from: another plan on the same windows goes on where this one stops.
+        order: The key of the plan's order.
+        schedule: Multiplier of the learning rate by step of the stage.
+        lr: Peak learning rate.
+        grad_clip: Largest gradient norm; 0 does not clip.
+        sequences_per_step: Sequences in the global batch.
+        seq_len: Predicted tokens in a sequence.
+        micro_batch_size: Sequences in one pass.
+        ledger: Gets what has been consumed, at every checkpoint and at the end.
+        reweighting: Moves the weights of the plan every so often.
+    """
+
+    name: str
+    index: int
+    first_step: int
+    steps: int
+    plan: SamplePlan
+    windows_id: str
+    order: str
+    schedule: Schedule
+    lr: float
+    grad_clip: float
+    sequences_per_step: int
+    seq_len: int
+    micro_batch_size: int
+    ledger: Ledger
+    reweighting: Reweighting | None = None
+
+    @property
+    def last_step(self) -> int:
+        """The step it ends with."""
+        return self.first_step + self.steps
+
+    def state(self, step: int) -> Record:
+        """Return what a checkpoint after `step` holds of it."""
+        weights = {"reweight": self.reweighting.state()} if self.reweighting else {}
+        return {
+            "stage": self.index,
+            "schedule": self.schedule.to_list(),
+            "lr": self.lr,
+            "lr_now": self.lr * self.schedule.at(step - self.first_step),
+            "plan": self.plan.state(),
+            "windows": self.windows_id,
+            "order": self.order,
+        } | weights
+
+    def restore(self, state: Record, allow_change: bool) -> None:
+        """Go on from a checkpoint's state.
+
+        Raises:
+            UsageError: The checkpoint was made with another schedule, and that may not change.
+            DataError: It is of other domains.
+        """
+        before = state.get("schedule", self.schedule.to_list()), state.get("lr", self.lr)
+        if before != (self.schedule.to_list(), self.lr):
+            words = f"the schedule of stage {self.name} is not the checkpoint's: {describe(self.schedule, self.lr)}"
+            if not allow_change:
+                raise UsageError(f"{words}; use --allow-change to go on with it")
+            warn(words)
+        self.plan.restore(state["plan"])
+        if self.reweighting:
+            self.reweighting.restore(state["reweight"])
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run has around its training.
+
+    Attributes:
+        title: What is being trained, for the progress bar.
+        total_steps: Updates of all stages.
+        evaluate_every: Updates between evaluations; 0 evaluates only where a stage begins.
+        evaluate: Its record goes to the metrics.
+        metrics: Gets a record a step and a record an evaluation.
+        saver: Makes checkpoints.
+        stop: Asked after every step.
+        runtime: The device.
+        flops_per_token: Forward and backward, for the utilization.
+        peak_flops: Of the device, a second; None where it is not known.
+    """
+
+    title: str
+    total_steps: int
+    evaluate_every: int
+    evaluate: Callable[[], Record]
+    metrics: Metrics
+    saver: Saver
+    stop: StopRequest
+    runtime: Runtime
+    flops_per_token: float = 0.0
+    peak_flops: float | None = None
+
+
+def take_up(
+    checkpoint: Checkpoint | None,
+    learner: Learner,
+    stage: Stage,
+    position: Position,
+    session: Session,
+    allow_change: bool = False,
+) -> None:
+    """Go on from a checkpoint, or begin a run where there is none; what was recorded after it is dropped.
 
     Args:
-        objective: The module to train.
-        optimizer: Of its weights.
-        plan: Where samples come from.
-        schedule: Multiplier of the learning rate by step.
-        config: Numbers.
-        metrics: Gets a record a step and a record an evaluation.
-        checkpoints: Where to save.
-        ledger: Gets what has been consumed, at every checkpoint and at the end.
-        evaluate: Called before the first update and then every so often; its record goes to the metrics.
-        reweighting: Moves the weights of the plan every so often.
-        stop: Asked after every step.
+        checkpoint: Of this stage.
+        learner: Gets its weights and all that changes with them.
+        stage: Gets its order of samples.
+        position: Gets its step.
+        session: Has the records.
+        allow_change: Go on although the schedule is another.
+
+    Raises:
+        UsageError: The checkpoint was made with another schedule, and that may not change.
+        DataError: It is of another model, optimizer, or other domains.
+    """
+    if checkpoint:
+        position.restore(checkpoint.state)
+        learner.load(checkpoint)
+        stage.restore(checkpoint.state, allow_change)
+    owed, step = position.evaluation_owed, position.step if checkpoint else -1
+    # A measurement that is owed is made again, whatever of it was written before the stop.
+    session.metrics.rewind(step, keep=lambda line: not owed or "train/nll_nats" in line)
+    stage.ledger.rewind(step)
+    session.saver.begin(position.step, saved=checkpoint is not None)
+
+
+def fit(learner: Learner, stage: Stage, position: Position, session: Session) -> None:
+    """Train to the end of a stage, from where `position` says.
 
     Raises:
         StoppedError: A signal came; the state is saved.
-        DivergenceError: Loss or gradient is not finite.
+        DivergenceError: Loss or gradient was not finite too many times in a row.
         DataError: A domain is exhausted, and the plan says to stop then; the state is saved.
+        StorageError: The state cannot be saved.
     """
-    step, tokens, seconds = 0, 0, 0.0
-    owed, reweight_owed = True, False  # measurements that are due, or that a signal cut short
-    state = checkpoints.load_latest(objective, optimizer)
-    if state is not None:
-        step, tokens, seconds = state["step"], state["tokens"], state["seconds"]
-        plan.restore(state["plan"])
-        owed, reweight_owed = state["evaluation_owed"], state.get("reweight_owed", False)
-        if reweighting:
-            reweighting.restore(state["reweight"])
-    # A measurement that is owed is made again, whatever of it was written before the stop.
-    metrics.rewind(step if state else -1, keep=lambda line: not owed or "train/nll_nats" in line)
-    ledger.rewind(step if state else -1)
+    objective, reweighting, stop = learner.objective, stage.reweighting, session.stop
+    log_every = -(-session.total_steps // _LOGGED_STEPS)
 
     def measured(work: Callable[[], Record]) -> bool:
         objective.eval()
         try:
-            metrics.write({"step": step, "tokens": tokens} | work())
+            session.metrics.write({"step": position.step, "tokens": position.tokens} | work())
         except StoppedError:  # the state is saved with the measurement still owed
             return False
         finally:
             objective.train()
         return True
 
-    def save() -> None:
-        ledger.record(step, plan)
-        state = {"step": step, "tokens": tokens, "seconds": seconds, "plan": plan.state()}
-        owing = {"evaluation_owed": owed, "reweight_owed": reweight_owed}
-        weights = {"reweight": reweighting.state()} if reweighting else {}
-        checkpoints.save(objective, optimizer, state | owing | weights)
+    def save(must: bool) -> None:
+        if session.saver.saved_step == position.step:
+            return
+        stage.ledger.record(position.step, stage.plan)
+        state = position.state() | stage.state(position.step) | learner.state()
+        ends = position.step == stage.last_step
+        records = (session.metrics, stage.ledger)
+        session.saver.save(state, learner.tensors(), records, must=must, for_good=ends)
 
-    log_every = -(-config.total_steps // _LOGGED_STEPS)
-    saved_at, saved_step = time.monotonic(), step
     objective.train()
-    with Progress(config.title, config.total_steps, step) as progress:
+    with Progress(session.title, session.total_steps, position.step) as progress:
         while True:
-            owed = owed and (stop.requested or not measured(evaluate))
-            if reweighting:
-                reweight_owed = reweight_owed and (stop.requested or not measured(reweighting.update))
-            due = _is_due(config.checkpoint_every, step - saved_step, time.monotonic() - saved_at, config)
-            if (due or stop.requested) and step < config.total_steps:
-                save()
-                saved_at, saved_step = time.monotonic(), step
-            if step == config.total_steps:
+            if position.evaluation_owed and not stop.requested:
+                position.evaluation_owed = not measured(session.evaluate)
+            if reweighting and position.reweight_owed and not stop.requested:
+                position.reweight_owed = not measured(reweighting.update)
+            ends = position.step == stage.last_step
+            if ends or stop.requested or session.saver.is_due(position.step):
+                save(must=ends or stop.requested)
+            if ends:
                 break
             if stop.requested:
-                raise StoppedError(f"stopped at step {step} of {config.total_steps}, saved")
-            started = time.monotonic()
-            samples = _take(plan, config.sequences_per_step, save)
-            lr = config.lr * schedule(step)
-            with _diverging_at(step + 1, samples):
-                batch = plan.batch(samples)
-                result = train_step(objective, optimizer, batch, config.micro_batch_size, lr, config.grad_clip)
-            step += 1
-            tokens += result.num_tokens
-            elapsed = time.monotonic() - started
-            seconds += elapsed
-            speed = config.sequences_per_step * config.seq_len / elapsed
-            progress.update(step, f"loss {result.nll:.3f}  {speed:.0f} tokens/s")
-            if step % log_every == 0 or step == config.total_steps:
-                record = {
-                    "train/nll_nats": result.nll,
-                    "optim/lr": lr,
-                    "optim/grad_norm": result.grad_norm,
-                    "speed/tokens_per_s": speed,
-                    "time/elapsed_s": seconds,
-                }
-                metrics.write({"step": step, "tokens": tokens} | record | _domain_means(samples, result))
-            last = step == config.total_steps
-            owed = bool(config.evaluate_every) and step % config.evaluate_every == 0 and not last
-            reweight_owed = reweighting is not None and step % reweighting.every == 0 and not last
-    ledger.record(step, plan)
+                raise StoppedError(f"stopped at step {position.step} of {session.total_steps}, saved")
+            samples = _take(stage, save)
+            record = _update(learner, stage, position, session, samples)
+            loss, speed = record["train/nll_nats"], record["speed/tokens_per_s"]
+            progress.update(position.step, f"loss {loss:.3f}  {speed:.0f} tokens/s")
+            ends, since = position.step == stage.last_step, position.step - stage.first_step
+            if ends or position.step % log_every == 0 or record.keys() & _NOTES:
+                session.metrics.write({"step": position.step, "tokens": position.tokens} | record)
+            every, last = session.evaluate_every, position.step == session.total_steps
+            position.evaluation_owed = (ends or (every > 0 and position.step % every == 0)) and not last
+            position.reweight_owed = reweighting is not None and since % reweighting.every == 0 and not ends
     objective.eval()
-    return seconds
 
 
-def _take(plan: SamplePlan, count: int, save: Callable[[], None]) -> list[Sample]:
+def _update(learner: Learner, stage: Stage, position: Position, session: Session, samples: list[Sample]) -> Record:
+    """Make one update, move on, and return what it measured."""
+    started = time.monotonic()
+    batch = stage.plan.batch(samples)
+    waited = time.monotonic() - started
+    lr = stage.lr * stage.schedule(position.step - stage.first_step)
+    result = train_step(learner.objective, learner.optimizer, batch, stage.micro_batch_size, lr, stage.grad_clip)
+    position.step += 1
+    position.tokens += result.num_tokens
+    notes = _judge(learner, position.step, result, samples)
+    elapsed = time.monotonic() - started
+    position.seconds += elapsed
+    speed = stage.sequences_per_step * stage.seq_len / elapsed
+    record = {
+        "train/nll_nats": result.nll,
+        "optim/lr": lr,
+        "optim/grad_norm": result.grad_norm,
+        "speed/tokens_per_s": speed,
+        "speed/data_share": waited / elapsed,
+        "memory/peak_bytes": session.runtime.peak_memory(),
+        "time/elapsed_s": position.seconds,
+    }
+    if session.peak_flops:
+        record["speed/mfu"] = speed * session.flops_per_token / session.peak_flops
+    return record | notes | _domain_means(samples, result)
+
+
+def _take(stage: Stage, save: Callable[[bool], None]) -> list[Sample]:
     """Return the next samples; where a domain has come to its end, save first and then say so."""
     try:
-        return plan.take(count)
+        return stage.plan.take(stage.sequences_per_step)
     except DataError:
-        save()
+        save(True)
         raise
 
 
-@contextlib.contextmanager
-def _diverging_at(step: int, samples: list[Sample]) -> Generator[None, None, None]:
-    """Say where training diverged, if it does."""
-    try:
-        yield
-    except DivergenceError as error:
-        where = ", ".join(f"{sample.domain}:{sample.draw}" for sample in samples[:4])
-        raise DivergenceError(
-            f"{error} at step {step} (samples {where}{', ...' if len(samples) > 4 else ''}); "
-            "lower optimizer.lr or raise schedule.warmup"
-        ) from error
+def _judge(learner: Learner, step: int, result: StepResult, samples: list[Sample]) -> Record:
+    """Note what became of an update, and return what the metrics should say of it."""
+    where = ", ".join(f"{sample.domain}:{sample.draw}" for sample in samples[:4])
+    where += ", ..." if len(samples) > 4 else ""
+    if not result.applied:
+        learner.guard.left_out(step, result.nll, result.grad_norm, where)
+        return {_SKIPPED: learner.guard.skipped}
+    if learner.average:
+        learner.average.update(step)
+    height = learner.guard.applied(step, result.nll, where)
+    return {} if height is None else {_SPIKE: height}
 
 
 def _domain_means(samples: list[Sample], result: StepResult) -> Record:
@@ -205,10 +292,3 @@ def _domain_means(samples: list[Sample], result: StepResult) -> Record:
         before = sums.get(sample.domain, (0.0, 0))
         sums[sample.domain] = before[0] + nll, before[1] + tokens
     return {f"train/{name}/nll_nats": nll / tokens for name, (nll, tokens) in sums.items() if tokens}
-
-
-def _is_due(every: Duration, steps: int, seconds: float, config: LoopConfig) -> bool:
-    if every.unit == "seconds":
-        return seconds >= every.amount
-    tokens_per_step = config.sequences_per_step * config.seq_len
-    return steps >= max(1, every.in_steps(config.total_steps, tokens_per_step))

@@ -1,45 +1,188 @@
-"""AdamW, with weight decay on matrices only: not on norms, biases and embeddings."""
+"""AdamW, and Muon with AdamW for what Muon is not made for: which weights decay, and how fast each layer moves.
+
+Weight decay acts on matrices only: not on norms, biases and embeddings, whose scale it would pull at. Muon takes the
+matrices inside the layers; embeddings, head, norms and biases stay with AdamW. It is scaled to AdamW's root mean
+square, so that one learning rate serves both.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
 
+from scionlm.core.errors import DataError, UsageError
+from scionlm.core.records import Record
 from scionlm.families import family_of
 from scionlm.families.shape import expected_tensors
 
+Name = Literal["adamw", "muon"]
+Carry = Literal["keep", "reset", "moments"]
 
-def build_optimizer(
-    model: PreTrainedModel,
-    *,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.95),
-    eps: float = 1e-8,
-    weight_decay: float = 0.1,
-) -> torch.optim.Optimizer:
-    """Return the optimizer of a model's float32 weights: one group with decay, one without.
+_MUON_SHIFT = "match_rms_adamw"
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Constants of an optimizer.
+
+    Attributes:
+        name: `adamw`, or `muon` for the matrices inside the layers.
+        betas: AdamW's decay of the first and second moment.
+        eps: AdamW's addend to the root of the second moment.
+        weight_decay: Decoupled weight decay.
+        decay: `matrices`, or `all` weights.
+        momentum: Muon's momentum, Nesterov's kind.
+        lr_scales: Multiplier of the learning rate by layer index, or by a part outside the layers
+            (`embedding`, `final_norm`, `head`, ...); one where nothing is said.
+    """
+
+    name: Name = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay: Literal["matrices", "all"] = "matrices"
+    momentum: float = 0.95
+    lr_scales: Mapping[int | str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What sets one group of weights apart."""
+
+    muon: bool
+    decays: bool
+    lr_scale: float
+
+
+class Optimizer:
+    """The optimizers of a model's float32 weights, as one, its state under the weights' own names.
 
     Args:
         model: The model.
-        lr: Peak learning rate.
-        betas: Decay of the first and second moment.
-        eps: Added to the root of the second moment.
-        weight_decay: Decoupled weight decay of the matrices.
+        settings: The constants.
+
+    Raises:
+        UsageError: `lr_scales` names a layer or part that the model does not have.
     """
-    hf_config = model.config.to_dict()
-    decayed = {
-        place.name
-        for place in expected_tensors(family_of(hf_config), hf_config)
-        if len(place.shape) == 2 and place.spec.role not in ("embedding", "position")
-    }
-    groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        groups[name in decayed].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": groups[True], "weight_decay": weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
-        ],
-        lr=lr,
-        betas=betas,
-        eps=eps,
-        fused=True,
+
+    def __init__(self, model: PreTrainedModel, settings: OptimizerSettings) -> None:
+        self._names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters()}
+        places = _places(model)
+        _check_scales(settings.lr_scales, places)
+        groups: dict[_Group, list[torch.nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            groups.setdefault(_group_of(name, settings, places), []).append(parameter)
+        self._facts = [
+            {
+                "optimizer": "muon" if group.muon else "adamw",
+                "weight_decay": settings.weight_decay if group.decays else 0.0,
+                "lr_scale": group.lr_scale,
+                "num_parameters": sum(parameter.numel() for parameter in parameters),
+            }
+            for group, parameters in groups.items()
+        ]
+        self._parts: list[torch.optim.Optimizer] = []
+        for muon in (False, True):
+            mine: list[dict[str, Any]] = [
+                {
+                    "params": parameters,
+                    "weight_decay": settings.weight_decay if group.decays else 0.0,
+                    "lr_scale": group.lr_scale,
+                }
+                for group, parameters in groups.items()
+                if group.muon == muon
+            ]
+            if mine and muon:
+                self._parts.append(torch.optim.Muon(mine, lr=0.0, momentum=settings.momentum, adjust_lr_fn=_MUON_SHIFT))
+            elif mine:
+                self._parts.append(torch.optim.AdamW(mine, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True))
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All weights, group by group."""
+        return [p for part in self._parts for group in part.param_groups for p in group["params"]]
+
+    def groups(self) -> list[Record]:
+        """Return what decays, what is scaled and what goes to which optimizer: for the record."""
+        return [dict(group) for group in self._facts]
+
+    def step(self, lr: float) -> None:
+        """Update the weights from their gradients."""
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = lr * group["lr_scale"]
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for part in self._parts:
+            part.zero_grad()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the state as `WEIGHT/FIELD`; empty before the first step."""
+        return {
+            f"{self._names[parameter]}/{field}": value
+            for part in self._parts
+            for parameter, state in part.state.items()
+            for field, value in state.items()
+            if isinstance(value, torch.Tensor)
+        }
+
+    def load(self, tensors: Mapping[str, torch.Tensor], carry: Carry = "keep") -> None:
+        """Take over a state.
+
+        Args:
+            tensors: From `tensors`.
+            carry: `keep`: all of it. `moments`: the second moments alone, which are each weight's scale; where the
+                gradient pointed to is forgotten. `reset`: none of it.
+
+        Raises:
+            DataError: It is of other weights, or of another optimizer.
+        """
+        for part in self._parts:
+            part.state.clear()
+        if carry == "reset" or not tensors:
+            return
+        mine = {name: parameter for parameter, name in self._names.items()}
+        owner = {p: part for part in self._parts for group in part.param_groups for p in group["params"]}
+        for key, value in tensors.items():
+            name, _, kind = key.rpartition("/")
+            if name not in mine or (value.ndim and value.shape != mine[name].shape):
+                raise DataError(f"the optimizer's state {key!r} is of another model")
+            parameter = mine[name]
+            if (kind == "momentum_buffer") != isinstance(owner[parameter], torch.optim.Muon):
+                raise DataError(
+                    f"the state of {name!r} is of another optimizer; set optimizer_state: reset, or keep optimizer.name"
+                )
+            if carry == "moments" and kind in ("exp_avg", "momentum_buffer"):
+                value = torch.zeros_like(value)  # noqa: PLW2901 - the state with nothing in it
+            owner[parameter].state[parameter][kind] = value.to(parameter.device, copy=True)
+
+
+def _group_of(name: str, settings: OptimizerSettings, places: Mapping[str, tuple[int, str, int | None]]) -> _Group:
+    dims, role, layer = places.get(name, (1, "other", None))
+    looked_up = role in ("embedding", "position")
+    return _Group(
+        muon=settings.name == "muon" and dims == 2 and layer is not None,
+        decays=settings.decay == "all" or (dims == 2 and not looked_up),
+        lr_scale=settings.lr_scales.get(role if layer is None else layer, 1.0),
     )
+
+
+def _places(model: PreTrainedModel) -> dict[str, tuple[int, str, int | None]]:
+    """Return number of dimensions, role and layer of each tensor."""
+    hf_config = model.config.to_dict()
+    return {
+        place.name: (len(place.shape), place.spec.role, place.layer)
+        for place in expected_tensors(family_of(hf_config), hf_config)
+    }
+
+
+def _check_scales(scales: Mapping[int | str, float], places: Mapping[str, tuple[int, str, int | None]]) -> None:
+    known: Iterable[int | str] = {role if layer is None else layer for _, role, layer in places.values()}
+    for name in scales:
+        if name not in known:
+            parts = ", ".join(sorted(place for place in known if isinstance(place, str)))
+            raise UsageError(f"optimizer.lr_scales: the model has no {name!r} (its layers, {parts})")

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from scionlm.core.errors import DivergenceError
 from scionlm.data import Batch
 from scionlm.data.mixing.windows import IGNORE
 from scionlm.train.objective import Objective
+from scionlm.train.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class StepResult:
         num_tokens: Predicted tokens.
         sequence_nll: Summed loss of each sequence, nats.
         sequence_tokens: Predicted tokens of each.
+        applied: Whether the weights were updated: not where the loss or a gradient is not finite.
     """
 
     nll: float
@@ -29,6 +30,7 @@ class StepResult:
     num_tokens: int
     sequence_nll: list[float]
     sequence_tokens: list[int]
+    applied: bool
 
 
 def micro_batches(batch: Batch, size: int) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -38,15 +40,12 @@ def micro_batches(batch: Batch, size: int) -> Iterator[tuple[torch.Tensor, ...]]
 
 
 def train_step(
-    objective: Objective, optimizer: torch.optim.Optimizer, batch: Batch, micro_batch_size: int, lr: float, clip: float
+    objective: Objective, optimizer: Optimizer, batch: Batch, micro_batch_size: int, lr: float, clip: float
 ) -> StepResult:
-    """Update the weights once.
+    """Update the weights once, unless the loss or a gradient is not finite.
 
     Each token counts the same, whatever micro-batch it stands in: gradients are of the summed loss over the number of
     predicted tokens in the whole batch.
-
-    Raises:
-        DivergenceError: The loss or the gradient is not finite; the weights are left as they were.
     """
     sequence_tokens = (batch.labels != IGNORE).sum(axis=1).tolist()
     num_tokens = sum(sequence_tokens)
@@ -57,14 +56,10 @@ def train_step(
         (loss / num_tokens).backward()
         loss_sum += loss.detach().cpu()
         sequence_nll.append(extras["sequence_nll"])
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf))
+    grad_norm = float(torch.nn.utils.clip_grad_norm_(optimizer.parameters, clip or math.inf))
     nll = float(loss_sum) / num_tokens
-    if not (math.isfinite(nll) and math.isfinite(grad_norm)):
-        optimizer.zero_grad()
-        raise DivergenceError(f"loss {nll}, gradient norm {grad_norm}: not finite")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
+    applied = math.isfinite(nll) and math.isfinite(grad_norm)
+    if applied:
+        optimizer.step(lr)
     optimizer.zero_grad()
-    return StepResult(nll, grad_norm, num_tokens, torch.cat(sequence_nll).tolist(), sequence_tokens)
+    return StepResult(nll, grad_norm, num_tokens, torch.cat(sequence_nll).tolist(), sequence_tokens, applied)

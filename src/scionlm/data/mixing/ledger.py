@@ -5,7 +5,7 @@ weights that was in force, with the number of slots consumed. The plan is a pure
 of the run, and their order, can be had again exactly.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,18 @@ class Ledger:
             {"step": step, "slots": plan.slot, "counts": plan.state()["counts"], "phases": plan.new_phases()}
         )
 
+    def flush(self) -> None:
+        """Write what waits for room on the disk; see `JsonlWriter.flush`."""
+        self._writer.flush()
+
     def close(self) -> None:
         """Close the file."""
         self._writer.close()
 
 
-def plan_facts(data: DataFolder, domains: list[str], order: Order, replay: Record | None) -> Record:
+def plan_facts(
+    data: DataFolder, domains: list[str], order: Order, replay: Record | None, start: dict[str, int] | None = None
+) -> Record:
     """Return what a plan is made of, but for the weights, as a ledger records it.
 
     Args:
@@ -57,6 +63,7 @@ def plan_facts(data: DataFolder, domains: list[str], order: Order, replay: Recor
         domains: Those of the mixture, in order.
         order: Of the samples.
         replay: What is replayed from where, if anything is.
+        start: How many samples of each domain were taken before.
     """
     return {
         "data": str(data.path),
@@ -64,6 +71,7 @@ def plan_facts(data: DataFolder, domains: list[str], order: Order, replay: Recor
         "domains": domains,
         "order": asdict(order),
         "replay": replay,
+        "start": start or {},
     }
 
 
@@ -75,6 +83,7 @@ class Consumed:
         data: The data folder.
         places: Where the windows of each domain are, and the key of their order.
         counts: How many samples of each domain were consumed; what the run replayed itself does not count.
+        start: How many had been taken before; the run's own come after them.
         phases: The weights that were in force, each from a slot on.
         names: What the phases' weights are of, in order.
         seq_len: Predicted tokens in a sample.
@@ -86,6 +95,7 @@ class Consumed:
     phases: list[Record]
     names: list[str]
     seq_len: int
+    start: dict[str, int] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -119,7 +129,7 @@ class ConsumedSamples:
             self._slot += 1
             if name in self._counts:
                 self._counts[name] += 1
-                return Sample(name, self._counts[name] - 1)
+                return Sample(name, self._consumed.start.get(name, 0) + self._counts[name] - 1)
 
     def state(self) -> Record:
         """Return what is needed to go on."""
@@ -161,7 +171,8 @@ def read_consumed(run: Path, data: DataFolder | None = None) -> Consumed:
         demands = [demand_from_json(phase) for phase in phases]
         if phases[0]["slot"] != 0 or any(demand.num_domains != len(all_counts) for demand in demands):
             raise ValueError("a first phase, and a weight for each domain")
-        counts = {name: int(all_counts[name]) for name in names}
+        start = {name: int(facts.get("start", {}).get(name, 0)) for name in names}
+        counts = {name: int(all_counts[name]) - start[name] for name in names}
     except (StopIteration, KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(f"{path} is broken, or of a run that has not trained yet") from error
     folder = data or DataFolder(Path(facts["data"]))
@@ -169,7 +180,7 @@ def read_consumed(run: Path, data: DataFolder | None = None) -> Consumed:
         raise DataError(f"{folder.path} is not the data that {run} was trained on; give replay.data where they are")
     return Consumed(
         folder, places_of(folder, names, order), counts, phases, list(all_counts),
-        order.seq_len,
+        order.seq_len, start,
     )  # fmt: skip
 
 

@@ -94,6 +94,7 @@ class SamplePlan:
         mixture: Share of each domain.
         order: What else decides the order.
         replay: Earlier data for a share of the slots.
+        start: How many samples of each domain an earlier plan of the same order has taken: this one goes on there.
 
     Raises:
         UsageError: The mixture is not of these domains.
@@ -101,7 +102,12 @@ class SamplePlan:
     """
 
     def __init__(
-        self, streams: dict[str, TokenStream], mixture: Mixture, order: Order, replay: Replay | None = None
+        self,
+        streams: dict[str, TokenStream],
+        mixture: Mixture,
+        order: Order,
+        replay: Replay | None = None,
+        start: dict[str, int] | None = None,
     ) -> None:
         if set(mixture.shares) != set(streams):
             raise UsageError(f"mixture {mixture.shares} needs a weight for each of {', '.join(streams)}, and no other")
@@ -116,14 +122,15 @@ class SamplePlan:
         self._names = self._with_replay(mixture).names
         self._limits = self._draw_limits()
         self._slot = 0
-        self._counts = [0] * len(self._names)
+        self._counts = [(start or {}).get(name, 0) for name in self._names]
         self._debt = dict.fromkeys(self._names, 0.0)  # what each domain was owed when the phase began, in sequences
         self._asked: Weights | None = None  # the weights that were set last, before anything was given away
         self._exhausted: set[str] = set()
         if order.exhausted == "redistribute":
-            self._exhausted = {name for name, limit in zip(self._names, self._limits, strict=True) if limit == 0}
+            limits = zip(self._names, self._limits, self._counts, strict=True)
+            self._exhausted = {name for name, limit, count in limits if limit is not None and count >= limit}
             for name in self._exhausted:
-                warn(f"domain {name!r} is exhausted before it begins: its limit is less than one sequence")
+                warn(f"domain {name!r} is exhausted before it begins: its limit leaves not one sequence")
         self._phases: list[dict[str, Any]] = []
         self._begin(self._with_replay(mixture.without(self._exhausted)).demand())
 
@@ -216,7 +223,9 @@ class SamplePlan:
             self._mixture.without(self._exhausted)  # says that nothing is left
         index = self._chooser.next()
         name, draw, limit = self._names[index], self._counts[index], self._limits[index]
-        if draw == limit:  # only where it is said to stop; else its share was given away with its last window
+        if (
+            limit is not None and draw >= limit
+        ):  # only where it is said to stop; else its share was given away with its last window
             self._refuse(name)
         self._slot += 1
         self._counts[index] += 1

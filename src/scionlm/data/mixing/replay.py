@@ -83,7 +83,7 @@ class LedgerReplay:
         self._dealt[name] += 1
         key = f"replay/{self._seed}/{turn}/{name}"
         index = permuted(np.array([number]), np.array([self._consumed.counts[name]]), [key])[0]
-        return Sample(REPLAYED + name, int(index))
+        return Sample(REPLAYED + name, self._consumed.start.get(name, 0) + int(index))
 
     def _deal(self, counts: list[int]) -> Chooser:
         return Chooser(Constant([self._consumed.counts[name] for name in self._names]), counts)

@@ -1,0 +1,174 @@
+"""The stages of a recipe: each a stretch of training with its own data, budget, schedule and optimizer."""
+
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
+
+from pydantic import Field
+
+from scionlm.core.config import Mapping, Section, nearest, validate
+from scionlm.core.duration import Duration
+from scionlm.core.errors import UsageError
+from scionlm.recipes.config_data import DataConfig, ReplayConfig, ReweightConfig
+from scionlm.recipes.config_train import OptimizerConfig, ScheduleConfig, TrainConfig
+from scionlm.schedules import Schedule
+
+OptimizerState = Literal["keep", "reset", "moments"]
+
+MAIN = "main"
+_SECTIONS: dict[str, type[Section]] = {
+    "data": DataConfig,
+    "train": TrainConfig,
+    "optimizer": OptimizerConfig,
+    "schedule": ScheduleConfig,
+    "replay": ReplayConfig,
+    "reweight": ReweightConfig,
+}
+
+
+_WHOLE_RUN = ("precision", "compile", "skip_nonfinite")
+
+
+class StageConfig(Section):
+    """One stage as a recipe writes it: any keys of the sections, the others as at the top level."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
+    """Its name, which is part of the key of its samples' order."""
+    data: Mapping | None = None
+    """Keys of `data`."""
+    train: Mapping | None = None
+    """Keys of `train`: its own budget above all."""
+    optimizer: Mapping | None = None
+    """Keys of `optimizer`."""
+    schedule: Mapping | None = None
+    """Keys of `schedule`, which goes over this stage."""
+    optimizer_state: OptimizerState | None = None
+    """What it takes over of the optimizer's state."""
+    replay: Mapping | None = None
+    """Keys of `replay`; null is none, whatever the top level says."""
+    reweight: Mapping | None = None
+    """Keys of `reweight`; null is none, whatever the top level says."""
+
+
+class Stage(Section):
+    """One stage with everything filled in."""
+
+    name: str
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    optimizer_state: OptimizerState
+    replay: ReplayConfig | None
+    reweight: ReweightConfig | None
+
+    @property
+    def total_steps(self) -> int:
+        """Its optimizer steps."""
+        return self.train.num_steps
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences in one optimizer step."""
+        return self.train.global_batch_tokens // self.data.seq_len
+
+    def steps(self, length: int | float | str) -> int:
+        """Return a duration of this stage in steps."""
+        return Duration.parse(length).in_steps(self.total_steps, self.train.global_batch_tokens)
+
+    def build_schedule(self) -> Schedule:
+        """Return its schedule."""
+        return self.schedule.build(self.total_steps, self.train.global_batch_tokens)
+
+
+class TopLevel(Protocol):
+    """What stages fall back on."""
+
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    optimizer_state: OptimizerState
+    replay: ReplayConfig | None
+    reweight: ReweightConfig | None
+
+
+def resolve_stages(top: TopLevel, stages: list[StageConfig]) -> list[Stage]:
+    """Return the stages with everything filled in.
+
+    Args:
+        top: The recipe.
+        stages: As it writes them; none makes one of its top level.
+
+    Raises:
+        UsageError: A stage names a key that is not there, or a value is wrong.
+    """
+    return [_resolve(top, stage) for stage in stages or [StageConfig(name=MAIN)]]
+
+
+def _resolve(top: TopLevel, stage: StageConfig) -> Stage:
+    for key in _WHOLE_RUN:
+        if key in (stage.train or {}):
+            raise UsageError(f"stage {stage.name!r}: train.{key} is for the whole run; set it at the top level")
+    sections: dict[str, Any] = {"name": stage.name}
+    for name, schema in _SECTIONS.items():
+        own: Mapping | None = getattr(stage, name)
+        base: Section | None = getattr(top, name)
+        if name not in stage.model_fields_set or (own is None and name not in ("replay", "reweight")):
+            sections[name] = base
+            continue
+        if own is None:
+            sections[name] = None
+            continue
+        values = base.model_dump(exclude_unset=True) if base else {}
+        for one, other in (("steps", "tokens"), ("mixture", "temperature"), ("run", "stage"), ("stage", "run")):
+            if own.get(one) is not None and other not in own:
+                values.pop(other, None)
+        if own.get("name", values.get("name")) != values.get("name"):
+            # Another schedule: what the top level's needs means nothing to it.
+            values = {k: v for k, v in values.items() if name != "schedule" or k in ("warmup", "min_lr_ratio")}
+        sections[name] = validate(schema, values | own, f"stage {stage.name!r}, {name}")
+    return Stage(**sections, optimizer_state=stage.optimizer_state or top.optimizer_state)
+
+
+def check_stages(stages: list[Stage]) -> None:
+    """Check what sections cannot check alone.
+
+    Raises:
+        ValueError: A budget is missing or two keys contradict each other; the message names the stage.
+    """
+    for number, stage in enumerate(stages):
+        where = "" if [s.name for s in stages] == [MAIN] else f"stage {stage.name!r}: "
+        if [s.name for s in stages].count(stage.name) > 1:
+            raise ValueError(f"{where}another stage has this name")
+        if stage.train.tokens is None and stage.train.steps is None:
+            raise ValueError(f"{where}set either train.tokens or train.steps")
+        if stage.train.global_batch_tokens % stage.data.seq_len:
+            raise ValueError(
+                f"{where}train.global_batch_tokens {stage.train.global_batch_tokens} is not a multiple of "
+                f"data.seq_len {stage.data.seq_len}"
+            )
+        if stage.reweight and stage.data.ramp:
+            raise ValueError(f"{where}data.ramp and reweight both move the weights; set one of them to null")
+        _check_schedule(stage, where)
+        _check_replay(stage, [earlier.name for earlier in stages[:number]], where)
+        if number and stage.optimizer.name != stages[number - 1].optimizer.name and stage.optimizer_state != "reset":
+            raise ValueError(f"{where}another optimizer.name has another state; set optimizer_state: reset")
+
+
+def _check_schedule(stage: Stage, where: str) -> None:
+    warmup = stage.steps(stage.schedule.warmup)
+    if warmup > stage.total_steps:
+        raise ValueError(
+            f"{where}schedule.warmup {stage.schedule.warmup} is longer than the run of {stage.total_steps} steps"
+        )
+    try:
+        stage.build_schedule()
+    except ValueError as error:
+        raise ValueError(f"{where}schedule {stage.schedule.name}: {error}") from error
+
+
+def _check_replay(stage: Stage, earlier: Iterable[str], where: str) -> None:
+    wanted = stage.replay.stage if stage.replay else None
+    known = list(earlier)
+    if wanted is not None and wanted not in known:
+        raise ValueError(f"{where}replay.stage {wanted!r} is no earlier stage{nearest(wanted, known)}")

@@ -1,0 +1,88 @@
+"""Averages of the weights over training: an exponential one, or the plain mean of the weights at regular steps.
+
+The plain mean over the end of a run is what averaging its last checkpoints gives (Sanyal et al., arXiv:2306.03241),
+without having to keep them.
+"""
+
+import contextlib
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+Method = Literal["ema", "uniform"]
+
+
+@dataclass(frozen=True)
+class AverageSettings:
+    """How to average.
+
+    Attributes:
+        method: `ema` or `uniform`.
+        decay: Share of the old average that an update of `ema` keeps, once it has seen enough.
+        start: Step after which weights are taken in.
+        every: Steps between two that are taken in.
+    """
+
+    method: Method
+    decay: float
+    start: int
+    every: int
+
+
+class Average:
+    """A running average of a model's weights, in float32.
+
+    Args:
+        model: The model.
+        settings: How.
+    """
+
+    def __init__(self, model: nn.Module, settings: AverageSettings) -> None:
+        self._model, self._settings = model, settings
+        self._mean = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.count = 0
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after `step`, if it is one of those."""
+        settings = self._settings
+        if step <= settings.start or (step - settings.start) % settings.every:
+            return
+        self.count += 1
+        share = 1 / self.count
+        if settings.method == "ema":
+            # At first a mean of what there is: an average that begins with the initial weights would keep them long.
+            share = max(1 - settings.decay, share)
+        for name, parameter in self._model.named_parameters():
+            self._mean[name].lerp_(parameter, share)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Generator[None, None, None]:
+        """Put the average in the place of the weights for a while; without any taken in yet, leave them."""
+        if not self.count:
+            yield
+            return
+        own = {name: p.detach().clone() for name, p in self._model.named_parameters()}
+        self._put(self._mean)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self._model.named_parameters():
+            parameter.copy_(weights[name])
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the average."""
+        return self._mean
+
+    def load(self, tensors: Mapping[str, torch.Tensor], count: int) -> None:
+        """Go on from an average of `count` states."""
+        for name, mean in self._mean.items():
+            mean.copy_(tensors[name])
+        self.count = count

@@ -1,0 +1,90 @@
+"""What learns, and where it is: all that a checkpoint holds, but for the order of the samples."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from scionlm.core.records import Record
+from scionlm.parallel.runtime import random_state, restore_random_state
+from scionlm.train.average import Average
+from scionlm.train.checkpoint import Checkpoint, Tensors
+from scionlm.train.guard import Guard
+from scionlm.train.objective import Objective
+from scionlm.train.optimizer import Carry, Optimizer
+
+
+@dataclass
+class Position:
+    """How far a run is.
+
+    Attributes:
+        step: Updates so far, over all stages.
+        tokens: Predicted tokens so far.
+        seconds: Time spent training.
+        evaluation_owed: Whether an evaluation is due, or was cut short by a signal.
+        reweight_owed: The same of the domains' weights.
+        cursors: How many samples of each domain earlier stages took, and in which order, by what they drew from.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    evaluation_owed: bool = True
+    reweight_owed: bool = False
+    cursors: dict[str, Record] = field(default_factory=dict)
+
+    def state(self) -> Record:
+        """Return it as plain values."""
+        return {**vars(self)}
+
+    def restore(self, state: Record) -> None:
+        """Go on from a checkpoint's state."""
+        for name in vars(self):
+            setattr(self, name, state.get(name, getattr(self, name)))
+
+
+@dataclass
+class Learner:
+    """The weights with everything that changes as they learn.
+
+    Attributes:
+        objective: The module that is trained.
+        optimizer: Of its weights.
+        guard: What to do about updates that are not finite.
+        average: Of the weights, where one is kept.
+    """
+
+    objective: Objective
+    optimizer: Optimizer
+    guard: Guard
+    average: Average | None = None
+
+    def change_optimizer(self, optimizer: Optimizer, carry: Carry) -> None:
+        """Go on with another optimizer, which takes over the state of the one before as far as `carry` says."""
+        optimizer.load(self.optimizer.tensors() if carry != "reset" else {}, carry)
+        self.optimizer = optimizer
+
+    def tensors(self) -> dict[str, Tensors]:
+        """Return what a checkpoint holds in safetensors."""
+        weights = dict(self.objective.model.named_parameters())
+        average = self.average.tensors() if self.average else {}
+        return {"weights": weights, "optimizer": self.optimizer.tensors(), "average": average}
+
+    def state(self) -> Record:
+        """Return what a checkpoint holds beside them."""
+        averaged = {"average_count": self.average.count} if self.average else {}
+        return averaged | {"guard": self.guard.state(), "random": random_state()}
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            DataError: It is of another model or optimizer.
+        """
+        checkpoint.load_weights(self.objective.model)
+        self.optimizer.load(checkpoint.tensors("optimizer"))
+        state: dict[str, Any] = checkpoint.state
+        if self.average and checkpoint.tensors("average"):
+            self.average.load(checkpoint.tensors("average"), state["average_count"])
+        if "guard" in state:
+            self.guard.restore(state["guard"])
+        restore_random_state(state.get("random") or {"cpu": state["torch_rng"]})
