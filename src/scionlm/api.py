@@ -150,3 +150,55 @@ def evaluate(
     measure = rolling_losses if per_document else domain_losses
     with Progress(f"evaluating {folder.name}", total) as progress:
         return measure(model_token_nll(loaded), opened, names, seq_len, max_tokens, on_progress=progress.update)
+
+
+def plan(
+    recipe: str,
+    overrides: dict[str, Any] | list[str] | None = None,
+    *,
+    device: str | None = None,
+    calibrate: bool = False,
+) -> Record:
+    """Return what a recipe will take: parameters, operations, memory, time.
+
+    Args:
+        recipe: Path of a YAML file, name of a preset or of a recipe.
+        overrides: Dotted keys to values.
+        device: Name of one in the table; None takes this machine's.
+        calibrate: Measure a few steps here instead of looking the speed up.
+
+    Raises:
+        UsageError: The recipe does not validate, or the device is not known.
+        DataError: The source is broken or of an unknown family.
+    """
+    from scionlm.recipes.planning import plan_recipe
+    from scionlm.recipes.presets import load_recipe
+
+    loaded = load_recipe(recipe, overrides or {})
+    found = plan_recipe(loaded, device)
+    if calibrate:
+        from scionlm.recipes.calibrate import calibrated
+
+        if device is not None:
+            raise UsageError("--calibrate measures this machine; leave --device out")
+        return calibrated(loaded, found)
+    return found
+
+
+def export(run: str | Path, out: str | Path, *, step: int | None = None, last: int = 1, averaged: bool = False) -> Path:
+    """Write a checkpoint of a run as a plain Hugging Face model folder; return the folder.
+
+    Args:
+        run: Run folder, or the folder of a checkpoint.
+        out: Where the model goes; absent or empty.
+        step: Of the checkpoint; None takes the newest.
+        last: Average the weights of so many checkpoints, that one the last.
+        averaged: Take the run's own average of the weights instead.
+
+    Raises:
+        UsageError: There is no such checkpoint, or no average in it.
+        DataError: The checkpoint is damaged.
+    """
+    from scionlm.recipes.export import export_checkpoint
+
+    return export_checkpoint(Path(run), Path(out), step, last, averaged)

@@ -171,6 +171,23 @@ def inherit(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A preset, a recipe's name, or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")] = None,
+    device: Annotated[str | None, typer.Option(help="Of the table, as h100; this machine's where left out.")] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure a few steps here.")] = False,
+    json: Json = False,
+) -> None:
+    """Say what a run will take before anything is spent: parameters, FLOPs, memory, time, learning rate."""
+    from scionlm import api
+    from scionlm.cli.plan import print_plan
+    from scionlm.cli.tables import print_json
+
+    found = api.plan(recipe, overrides or [], device=device, calibrate=calibrate)
+    print_json(found) if json else print_plan(found)
+
+
+@app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="A preset, a recipe's name, or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")] = None,
@@ -190,6 +207,20 @@ def run(
     result = run_recipe(load_recipe(recipe, overrides or []), folder, allow_change)
     write_report(folder)
     print_run(result, folder)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder, or the folder of a checkpoint.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the model.")],
+    step: Annotated[int | None, typer.Option(help="Of the checkpoint; the newest where left out.", min=0)] = None,
+    last: Annotated[int, typer.Option(help="Average so many checkpoints up to that one.", min=1)] = 1,
+    averaged: Annotated[bool, typer.Option("--averaged", help="Take the run's own average of the weights.")] = False,
+) -> None:
+    """Write a checkpoint of a run, finished or not, as a plain Hugging Face model folder."""
+    from scionlm import api
+
+    print(api.export(run, out, step=step, last=last, averaged=averaged))
 
 
 @app.command()

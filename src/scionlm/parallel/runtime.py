@@ -4,11 +4,12 @@ import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import cache
 from typing import Any, Literal
 
 import torch
 
+from scionlm.core.devices import cpu_facts, gpu_by_name
 from scionlm.core.machine import peak_memory_bytes, usable_cores
 
 Precision = Literal["fp32", "bf16"]
@@ -90,56 +91,32 @@ def restore_random_state(states: dict[str, str]) -> None:
             torch.cuda.set_rng_state(state)
 
 
-# Dense bf16 and tf32 products, in operations a second, by a word of the device's name; NVIDIA's data sheets.
-_GPU_PEAKS = {
-    "B200": (2.25e15, 1.1e15),
-    "H200": (989e12, 495e12),
-    "H100": (989e12, 495e12),
-    "A100": (312e12, 156e12),
-    "L40S": (362e12, 183e12),
-    "A10": (125e12, 62e12),
-    "4090": (165e12, 83e12),
-    "3090": (71e12, 36e12),
-}
-
-
+@cache
 def peak_flops(runtime: Runtime) -> tuple[float, str] | None:
     """Return the most operations a second that the device can do in a run's precision, and where that is known from.
 
     None for a GPU that is not in the table. A CPU is measured: the best of some 2048-cubed products.
     """
     if runtime.kind == "cuda":
-        for word, peaks in _GPU_PEAKS.items():
-            if word in runtime.name:
-                return peaks[runtime.precision == "fp32"], "data sheet"
-        return None
+        known = gpu_by_name(runtime.name)
+        return known and (known.peak(runtime.precision), "data sheet")
     size, best = 2048, 0.0
-    a = torch.randn(size, size, dtype=runtime.compute_dtype)
-    b = torch.randn(size, size, dtype=runtime.compute_dtype)
+    ones = torch.ones(size, size, dtype=runtime.compute_dtype)  # no random numbers: a run's own must stay as they are
     for _ in range(6):
         started = time.perf_counter()
-        torch.mm(a, b)
+        torch.mm(ones, ones)
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best, "measured"
 
 
-def _cpu_facts() -> dict[str, str]:
-    """Return the first processor's lines of /proc/cpuinfo, where there is one."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
 def _cpu_name() -> str:
-    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
+    return cpu_facts().get("model name") or platform.processor() or platform.machine()
 
 
 def _has_bf16(kind: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    facts = _cpu_facts()
+    facts = cpu_facts()
     flags = set(f"{facts.get('flags', '')} {facts.get('Features', '')}".split())
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 

@@ -75,11 +75,11 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
     family = family_of(source.config)
     if any(stage.data.document_mask for stage in recipe.resolved_stages) and not family.packs_documents:
         raise UsageError(f"data.document_mask: {source.config['model_type']} models do not keep documents apart")
-    inherit = recipe.inherit
-    keep = parse_keep(inherit.keep) if isinstance(inherit.keep, str) else inherit.keep
-    plan = plan_depth(
-        ModelShape.of(source.config).num_hidden_layers, inherit.layers, keep, inherit.strategy, name=source.name
-    )
+    plan = plan_of(recipe, source)
+    if recipe.branch:
+        from scionlm.train.checkpoint import find_checkpoint  # and with it torch: only where it is needed this early
+
+        find_checkpoint(Path(recipe.branch.run), recipe.branch.step)
     if any(stage.data.dir is None for stage in recipe.resolved_stages):
         prepare_demo_data(source.name, out / "data")
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": str(out / "data")})})
@@ -97,6 +97,18 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
         for domain in folder.domains:
             folder.stream(domain, "train", verify=True)
     return Inputs(recipe, source, stages, held_out, plan)
+
+
+def plan_of(recipe: Recipe, source: ModelFolder) -> SurgeryPlan:
+    """Return which layers of the source a recipe keeps.
+
+    Raises:
+        UsageError: Layers that are not there.
+    """
+    inherit = recipe.inherit
+    keep = parse_keep(inherit.keep) if isinstance(inherit.keep, str) else inherit.keep
+    layers = ModelShape.of(source.config).num_hidden_layers
+    return plan_depth(layers, inherit.layers, keep, inherit.strategy, name=source.name)
 
 
 def _open_stage(stage: Stage, seed: int, out: Path) -> StageInputs:

@@ -1,5 +1,6 @@
 """From a recipe to the order of its samples: mixture, packing, replay, and what the ledger says of them."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -173,12 +174,18 @@ def check_supply(stages: Sequence[tuple[Stage, Sampling]]) -> None:
                     "repeat or redistribute"
                 )
         if stage.replay:
-            earlier = {s.name: s.total_steps * s.sequences_per_step for s, _ in stages}
-            supply = plan.replay.num_samples if plan.replay else earlier[stage.replay.stage or ""]
+            supply = plan.replay.num_samples if plan.replay else _own_samples(stages, stage.replay.stage or "")
             _check_replay(stage, slots, supply)
         for name, padding in plan.padding().items():
             if padding > _MUCH_PADDING:
                 warn(f"{100 * padding:.0f} % of domain {name!r} is padding: its documents leave gaps")
+
+
+def _own_samples(stages: Sequence[tuple[Stage, Sampling]], name: str) -> int:
+    """Return how many samples a stage takes that it does not replay itself."""
+    stage = next(stage for stage, _ in stages if stage.name == name)
+    slots = stage.total_steps * stage.sequences_per_step
+    return slots - math.ceil((stage.replay.fraction if stage.replay else 0.0) * slots)
 
 
 def _check_replay(stage: Stage, slots: int, supply: int) -> None:

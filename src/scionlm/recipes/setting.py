@@ -8,7 +8,9 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
+from scionlm.core.devices import this_machine
 from scionlm.core.log import Progress
+from scionlm.core.records import write_json
 from scionlm.core.signals import StopRequest
 from scionlm.evaluation.generate import write_samples
 from scionlm.evaluation.loss import TokenNll, domain_losses
@@ -16,6 +18,7 @@ from scionlm.families import family_of, flops_per_token
 from scionlm.parallel.runtime import Runtime, resolve_compile, start_runtime
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs
+from scionlm.recipes.planning import plan_model
 from scionlm.recipes.run import write_config, write_manifest
 from scionlm.sources import load_tokenizer
 from scionlm.surgery.target import target_config
@@ -60,6 +63,8 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, allow_change: bool = Fa
     }
     write_manifest(out, recipe, facts, allow_change)
     write_config(recipe, out)
+    if not (out / "plan.json").exists():
+        write_json(out / "plan.json", plan_model(recipe, source.config, target, this_machine()))
     stop.check()
     return Setting(recipe, source, inputs.stages, inputs.held_out, inputs.plan, runtime, stop, out, allow_change)
 

@@ -1,9 +1,8 @@
 """The stages of a recipe: each a stretch of training with its own data, budget, schedule and optimizer."""
 
-from collections.abc import Iterable
 from typing import Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from scionlm.core.config import Mapping, Section, nearest, validate
 from scionlm.core.duration import Duration
@@ -25,6 +24,18 @@ _SECTIONS: dict[str, type[Section]] = {
 }
 
 
+# One of these keys set in a stage clears the other of the top level.
+_EXCLUDING = (
+    ("steps", "tokens"),
+    ("tokens", "steps"),
+    ("mixture", "temperature"),
+    ("temperature", "mixture"),
+    ("stage", "run"),
+    ("stage", "data"),
+    ("run", "stage"),
+    ("data", "stage"),
+)
+_ANY_SCHEDULE = ("warmup", "start_lr_ratio", "min_lr_ratio")
 _WHOLE_RUN = ("precision", "compile", "skip_nonfinite")
 
 
@@ -47,6 +58,11 @@ class StageConfig(Section):
     """Keys of `replay`; null is none, whatever the top level says."""
     reweight: Mapping | None = None
     """Keys of `reweight`; null is none, whatever the top level says."""
+
+    @model_serializer(mode="wrap")
+    def _what_was_set(self, serialize: SerializerFunctionWrapHandler) -> Mapping:
+        """Leave out what was left out: an explicit null means something else."""
+        return {key: value for key, value in serialize(self).items() if key in self.model_fields_set}
 
 
 class Stage(Section):
@@ -119,13 +135,13 @@ def _resolve(top: TopLevel, stage: StageConfig) -> Stage:
         if own is None:
             sections[name] = None
             continue
-        values = base.model_dump(exclude_unset=True) if base else {}
-        for one, other in (("steps", "tokens"), ("mixture", "temperature"), ("run", "stage"), ("stage", "run")):
+        values = base.model_dump(mode="json") if base else {}
+        for one, other in _EXCLUDING:
             if own.get(one) is not None and other not in own:
                 values.pop(other, None)
-        if own.get("name", values.get("name")) != values.get("name"):
+        if name == "schedule" and own.get("name", values["name"]) != values["name"]:
             # Another schedule: what the top level's needs means nothing to it.
-            values = {k: v for k, v in values.items() if name != "schedule" or k in ("warmup", "min_lr_ratio")}
+            values = {key: value for key, value in values.items() if key in _ANY_SCHEDULE}
         sections[name] = validate(schema, values | own, f"stage {stage.name!r}, {name}")
     return Stage(**sections, optimizer_state=stage.optimizer_state or top.optimizer_state)
 
@@ -150,7 +166,7 @@ def check_stages(stages: list[Stage]) -> None:
         if stage.reweight and stage.data.ramp:
             raise ValueError(f"{where}data.ramp and reweight both move the weights; set one of them to null")
         _check_schedule(stage, where)
-        _check_replay(stage, [earlier.name for earlier in stages[:number]], where)
+        _check_replay(stage, stages[:number], where)
         if number and stage.optimizer.name != stages[number - 1].optimizer.name and stage.optimizer_state != "reset":
             raise ValueError(f"{where}another optimizer.name has another state; set optimizer_state: reset")
 
@@ -167,8 +183,17 @@ def _check_schedule(stage: Stage, where: str) -> None:
         raise ValueError(f"{where}schedule {stage.schedule.name}: {error}") from error
 
 
-def _check_replay(stage: Stage, earlier: Iterable[str], where: str) -> None:
+def _check_replay(stage: Stage, earlier: list[Stage], where: str) -> None:
     wanted = stage.replay.stage if stage.replay else None
-    known = list(earlier)
-    if wanted is not None and wanted not in known:
-        raise ValueError(f"{where}replay.stage {wanted!r} is no earlier stage{nearest(wanted, known)}")
+    if wanted is None:
+        return
+    replayed = next((one for one in earlier if one.name == wanted), None)
+    if replayed is None:
+        raise ValueError(
+            f"{where}replay.stage {wanted!r} is no earlier stage{nearest(wanted, [e.name for e in earlier])}"
+        )
+    if replayed.data.seq_len != stage.data.seq_len:
+        raise ValueError(
+            f"{where}replay.stage {wanted!r} was trained on sequences of {replayed.data.seq_len} tokens, this stage has "
+            f"data.seq_len {stage.data.seq_len}"
+        )

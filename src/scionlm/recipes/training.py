@@ -15,8 +15,9 @@ from scionlm.core.log import say, warn
 from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl, write_json
 from scionlm.data import Ledger
 from scionlm.data.mixing.ledger import LEDGER
-from scionlm.data.mixing.plan import REPLAYED, SamplePlan
+from scionlm.data.mixing.plan import REPLAYED
 from scionlm.parallel.runtime import peak_flops
+from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_train import AverageConfig, OptimizerConfig
 from scionlm.recipes.inputs import StageInputs
 from scionlm.recipes.order import Sampling, stage_folder
@@ -24,10 +25,12 @@ from scionlm.recipes.reweighting import EVALUATION_S, open_reweighting
 from scionlm.recipes.run import write_status
 from scionlm.recipes.setting import Setting, flops_of, losses_of, release
 from scionlm.schedules import describe
+from scionlm.sources import ModelFolder
 from scionlm.sources.folder import stored_dtype
 from scionlm.surgery.depth import parse_keep
 from scionlm.surgery.export import save_model
 from scionlm.surgery.lineage import plan_origins
+from scionlm.surgery.plan import SurgeryPlan
 from scionlm.surgery.proof import Proof
 from scionlm.surgery.verify import verify_export
 from scionlm.train.average import Average, AverageSettings
@@ -85,7 +88,10 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
         flops_per_token=flops_of(recipe, hf_config) / recipe.total_tokens,
         peak_flops=peak and peak[0],
     )
-    learner, position, plans = _through_the_stages(setting, objective, session, store, out, name)
+    learner, position = _through_the_stages(setting, objective, session, store, out, name)
+    for domain, epochs in position.epochs.items():
+        if epochs > _MANY_EPOCHS and domain != "replay":
+            warn(f"domain {domain!r} was gone through {epochs:.1f} times; more text would help")
     facts = {
         "steps": recipe.total_steps,
         "tokens": recipe.total_tokens,
@@ -99,11 +105,11 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
         "compile": recipe.train.compile,
         "device": runtime.name,
         "peak_memory_bytes": runtime.peak_memory(),
-        "epochs": _epochs(plans),
+        "epochs": position.epochs,
         "optimizer": learner.optimizer.groups(),
         "skipped_updates": learner.guard.skipped,
         "loss_spikes": learner.guard.spikes,
-        "checkpoint_seconds": saver.seconds,
+        "checkpoint_seconds": position.saving_seconds,
         "evaluation_seconds": sum(line.get(EVALUATION_S, 0.0) for line in read_jsonl(out / "metrics.jsonl")),
         "before": read_json(out / "before.json")["domains"],
     }
@@ -128,7 +134,7 @@ def _open_metrics(setting: Setting, out: Path) -> Metrics:
 
 def _through_the_stages(
     setting: Setting, objective: Objective, session: Session, store: CheckpointStore, out: Path, name: str
-) -> tuple[Learner, Position, list[SamplePlan]]:
+) -> tuple[Learner, Position]:
     """Train stage by stage, from the newest checkpoint where there is one."""
     recipe = setting.recipe
     model: Any = objective.model
@@ -138,7 +144,6 @@ def _through_the_stages(
         position.restore(checkpoint.state)
     number = int(checkpoint.state.get("stage", 0)) if checkpoint else 0
     learner: Learner | None = None
-    plans: list[SamplePlan] = []
     try:
         for inputs in setting.stages[number:]:
             optimizer = Optimizer(model, _optimizer_settings(inputs.stage.optimizer))
@@ -161,14 +166,15 @@ def _through_the_stages(
                 fit(learner, stage, position, session)
             finally:
                 stage.ledger.close()
-            plans.append(stage.plan)
+            epochs = stage.plan.epochs().items()
+            position.epochs |= {name: max(value, position.epochs.get(name, 0.0)) for name, value in epochs}
             counts = {n: c for n, c in stage.plan.state()["counts"].items() if not n.startswith(REPLAYED)}
             before = position.cursors.get(sampling.windows_id, {}).get("counts", {})
             position.cursors[sampling.windows_id] = {"order": sampling.order.stage, "counts": before | counts}
     finally:
         session.metrics.close()
     assert learner is not None
-    return learner, position, plans
+    return learner, position
 
 
 def _open_stage(
@@ -258,27 +264,26 @@ def _average(setting: Setting, model: PreTrainedModel) -> Average | None:
     return Average(model, settings)
 
 
-def _epochs(plans: list[SamplePlan]) -> dict[str, float]:
-    epochs: dict[str, float] = {}
-    for plan in plans:
-        epochs |= {name: max(value, epochs.get(name, 0.0)) for name, value in plan.epochs().items()}
-    for domain, count in epochs.items():
-        if count > _MANY_EPOCHS and domain != "replay":
-            warn(f"domain {domain!r} was gone through {count:.1f} times; more text would help")
-    return epochs
-
-
 def export(setting: Setting, out: Path, model: PreTrainedModel) -> None:
     """Write the model to RUN/model and prove that it reads back."""
-    recipe = setting.recipe
-    asked = recipe.export.dtype
-    dtype = stored_dtype(setting.source.path) if asked == "source" else _DTYPES[asked]
-    provenance = {
-        "source": {"name": setting.source.name, "revision": setting.source.revision},
-        "plan": setting.plan.to_dict(),
-        "origins": plan_origins([setting.source], setting.plan),
-        "init": recipe.inherit.init,
-    }
+    dtype = export_type(setting.recipe, setting.source)
+    provenance = provenance_of(setting.recipe, setting.source, setting.plan)
     with staged_folder(out / "model") as stage:
         save_model(model.cpu(), stage, setting.source, "", provenance, dtype)
         verify_export(model, stage, Proof(), dtype)
+
+
+def export_type(recipe: Recipe, source: ModelFolder) -> torch.dtype:
+    """Return the type that a recipe saves weights in."""
+    asked = recipe.export.dtype
+    return stored_dtype(source.path) if asked == "source" else _DTYPES[asked]
+
+
+def provenance_of(recipe: Recipe, source: ModelFolder, plan: SurgeryPlan) -> Record:
+    """Return what a trained model was made from."""
+    return {
+        "source": {"name": source.name, "revision": source.revision},
+        "plan": plan.to_dict(),
+        "origins": plan_origins([source], plan),
+        "init": recipe.inherit.init,
+    }

@@ -108,6 +108,7 @@ class Run:
     config: Mapping[str, Any]
     config_text: str
     finished: bool
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_run(folder: Path) -> Run:
@@ -142,6 +143,7 @@ def read_run(folder: Path) -> Run:
         config=config,
         config_text=config_text,
         finished=bool(result),
+        plan=_read_optional(folder / "plan.json"),
     )
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from scionlm.report.values import number
 
-_TRAIN = "train/nll_nats"
+_TRAIN, _RATE = "train/nll_nats", "optim/lr"
+_MARKS = ("train/skipped_updates", "train/spike_sigmas")
 _PREFIX, _SUFFIX = "eval/", "/nll_nats"
 _MOVED = re.compile(r"reweight/(.+)/(weight|nll_nats|reference_nats)", re.DOTALL)
 
@@ -28,7 +29,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Curves:
-    """Training loss, held-out loss by domain, and the mean of the domains where all of them were measured."""
+    """Training loss, held-out loss by domain, and the mean of the domains where all of them were measured.
+
+    Also how the weights of domains moved, the learning rate by step, and the steps at which something went wrong.
+    """
 
     train: tuple[Point, ...] = ()
     domains: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
@@ -36,6 +40,8 @@ class Curves:
     last_step: int | None = None
     last_tokens: float | None = None
     moves: Mapping[str, tuple["Move", ...]] = field(default_factory=dict)
+    lr: tuple[tuple[float, float], ...] = ()
+    marks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
     train: dict[int, Point] = {}
     domains: dict[str, dict[int, Point]] = {}
     moves: dict[str, dict[int, Move]] = {}
+    rates: dict[int, float] = {}
+    marks: set[int] = set()
     last: tuple[int, float] | None = None
     for line in lines:
         place = _place(line)
@@ -62,6 +70,11 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
         last = max(last, place) if last else place
         if _TRAIN in line:
             train[place[0]] = Point(*place, _loss(line, _TRAIN))
+        rate = _loss(line, _RATE)
+        if math.isfinite(rate):
+            rates[place[0]] = rate
+        if any(key in line for key in _MARKS):
+            marks.add(place[0])
         for key in line:
             if key.startswith(_PREFIX) and key.endswith(_SUFFIX) and len(key) > len(_PREFIX + _SUFFIX):
                 domain = key[len(_PREFIX) : -len(_SUFFIX)]
@@ -76,6 +89,8 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
         last_step=last[0] if last else None,
         last_tokens=last[1] if last else None,
         moves={name: tuple(points[step] for step in sorted(points)) for name, points in moves.items()},
+        lr=tuple((float(step), rates[step]) for step in sorted(rates)),
+        marks=tuple(sorted(marks)),
     )
 
 

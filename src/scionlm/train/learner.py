@@ -22,6 +22,8 @@ class Position:
         seconds: Time spent training.
         evaluation_owed: Whether an evaluation is due, or was cut short by a signal.
         reweight_owed: The same of the domains' weights.
+        saving_seconds: Time spent saving.
+        epochs: How often each domain has been gone through by the end of the last stage.
         cursors: How many samples of each domain earlier stages took, and in which order, by what they drew from.
     """
 
@@ -30,6 +32,8 @@ class Position:
     seconds: float = 0.0
     evaluation_owed: bool = True
     reweight_owed: bool = False
+    saving_seconds: float = 0.0
+    epochs: dict[str, float] = field(default_factory=dict)
     cursors: dict[str, Record] = field(default_factory=dict)
 
     def state(self) -> Record:

@@ -207,7 +207,8 @@ def fit(learner: Learner, stage: Stage, position: Position, session: Session) ->
         state = position.state() | stage.state(position.step) | learner.state()
         ends = position.step == stage.last_step
         records = (session.metrics, stage.ledger)
-        session.saver.save(state, learner.tensors(), records, must=must, for_good=ends)
+        taken = session.saver.save(state, learner.tensors(), records, must=must, for_good=ends)
+        position.saving_seconds += taken
 
     objective.train()
     with Progress(session.title, session.total_steps, position.step) as progress:

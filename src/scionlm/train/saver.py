@@ -39,8 +39,6 @@ class Saver:
         """Of the newest checkpoint."""
         self._counted_from, self._time = 0, time.monotonic()
         self._failures, self._next_try = 0, 0.0
-        self.seconds = 0.0
-        """What saving has taken."""
         self._warned = False
 
     @classmethod
@@ -75,8 +73,8 @@ class Saver:
         *,
         must: bool,
         for_good: bool = False,
-    ) -> None:
-        """Save.
+    ) -> float:
+        """Save, and return the seconds that it took.
 
         Args:
             state: What is not a tensor.
@@ -106,7 +104,7 @@ class Saver:
             wait = _FIRST_WAIT_SECONDS * 2 ** (self._failures - 1)
             self._next_try = time.monotonic() + wait
             warn(f"{error} (step {step}; {saved}; going on, next try in {wait:.0f} s)")
-            return
+            return time.monotonic() - started
         taken = time.monotonic() - started
         since = max(time.monotonic() - self._time, 1e-9)
         if taken > _MUCH * since and isinstance(self._every, float) and not must and not self._warned:
@@ -115,6 +113,6 @@ class Saver:
                 f"saving took {taken:.1f} s, {100 * taken / since:.0f} % of the time since the last checkpoint; "
                 f"checkpoint.every: {taken / _MUCH / 60:.0f} min would make it {100 * _MUCH:.0f} %"
             )
-        self.seconds += taken
         self._failures = 0
         self.begin(step, saved=True)
+        return taken

@@ -1,0 +1,56 @@
+"""What `scion plan` prints for people."""
+
+from typing import Any
+
+from scionlm.cli.tables import add_row, new_table, show_table
+from scionlm.core.log import format_bytes, format_count, format_seconds
+from scionlm.planning.curve import draw
+
+_TIGHT = 0.9  # of a device's memory
+
+
+def print_plan(found: dict[str, Any]) -> None:
+    """Print a plan: sizes, memory, time, and the learning rate as a curve."""
+    models = found["models_trained"]
+    table = new_table(
+        f"{found['recipe']} from {found['source']}: {format_count(found['num_parameters'])} parameters", "", ""
+    )
+    add_row(table, "tokens", f"{format_count(found['num_tokens'])} in {found['num_steps']:,} steps")
+    also = f", trained {models} times (the control)" if models > 1 else ""
+    add_row(table, "operations", f"{found['flops']:.3g} FLOPs{also}")
+    add_row(table, "time", _time(found))
+    add_row(table, "checkpoint", format_bytes(found["checkpoint_bytes"]))
+    show_table(table)
+    memory = new_table(f"\nmemory of a step in {found['precision']}, one device", "part", "size")
+    for part, size in found["memory_by_part"].items():
+        if size:
+            add_row(memory, part.replace("_", " "), format_bytes(size))
+    add_row(memory, "all", format_bytes(found["memory_bytes_per_device"]))
+    if "memory_measured_bytes" in found:
+        add_row(memory, "measured", format_bytes(found["memory_measured_bytes"]))
+    show_table(memory)
+    there = found["device_memory_bytes"]
+    if there and found["memory_bytes_per_device"] > _TIGHT * there:
+        print(
+            f"warning: {found['device']} has {format_bytes(there)}; lower train.micro_batch_size or data.seq_len, or "
+            "keep fewer layers"
+        )
+    print("\nlearning rate")
+    points = [(step, lr) for stage in found["stages"] for step, lr in stage["curve"]]
+    peak = max(lr for _, lr in points)
+    for number, line in enumerate(draw(points)):
+        print(f"{f'{peak:.3g}' if number == 0 else '':>8} {line}")
+    print(f"{'0':>8} step 1 to {found['num_steps']:,}")
+    for stage in found["stages"]:
+        print(f"{stage['name']}: {stage['schedule']}")
+
+
+def _time(found: dict[str, Any]) -> str:
+    parts = found["seconds_by_part"]
+    how = found["seconds_known_from"]
+    if how == "device table":
+        how = f"{found['device']}, {100 * found['utilization']:.0f} % of {found['peak_flops']:.3g} FLOP/s assumed"
+    return (
+        f"{format_seconds(found['seconds'])} (training {format_seconds(parts['training'])}, evaluation "
+        f"{format_seconds(parts['evaluation'])}; {how})"
+    )

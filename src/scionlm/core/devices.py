@@ -1,0 +1,101 @@
+"""What devices can do: peak speed and memory by name, and which one this machine has. Without torch.
+
+Peaks are dense products as the makers' data sheets give them; float32 is without TF32, which torch does not use unless
+told to. Processors are given per core, by what their instruction set suggests: planning needs the order of magnitude,
+and `scion plan --calibrate` measures.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scionlm.core.machine import usable_cores
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device to compute on.
+
+    Attributes:
+        name: Its name.
+        bf16_flops: Peak of bfloat16 products, operations a second; for a device without them that of float32.
+        fp32_flops: Of float32.
+        memory_bytes: Its memory; None where that is not known.
+        utilization: Which share of the peak a training step of Scion is expected to reach.
+    """
+
+    name: str
+    bf16_flops: float
+    fp32_flops: float
+    memory_bytes: int | None
+    utilization: float
+
+    def peak(self, precision: str) -> float:
+        """Return the peak in `fp32` or `bf16`."""
+        return self.bf16_flops if precision == "bf16" else self.fp32_flops
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether it multiplies bfloat16 faster than float32."""
+        return self.bf16_flops > self.fp32_flops
+
+
+_GB = 10**9
+_GPU, _CPU = 0.4, 0.5
+GPUS = {
+    device.name.lower(): device
+    for device in (
+        Device("B200", 2.25e15, 80e12, 180 * _GB, _GPU),
+        Device("H200", 989e12, 67e12, 141 * _GB, _GPU),
+        Device("H100", 989e12, 67e12, 80 * _GB, _GPU),
+        Device("A100", 312e12, 19.5e12, 80 * _GB, _GPU),
+        Device("L40S", 362e12, 91.6e12, 48 * _GB, _GPU),
+        Device("A10", 125e12, 31.2e12, 24 * _GB, _GPU),
+        Device("4090", 165e12, 82.6e12, 24 * _GB, _GPU),
+        Device("3090", 71e12, 35.6e12, 24 * _GB, _GPU),
+    )
+}
+# Per core: name of the instruction set in /proc/cpuinfo, bf16, float32.
+_CORES = (
+    ("amx_bf16", 800e9, 100e9),
+    ("avx512_bf16", 200e9, 90e9),
+    ("avx512f", 90e9, 90e9),
+    ("avx2", 45e9, 45e9),
+    ("", 20e9, 20e9),
+)
+
+
+def gpu_by_name(name: str) -> Device | None:
+    """Return the entry whose name is a word of a device's own name."""
+    words = name.lower().replace("-", " ").replace("rtx", " ").split()
+    return next((GPUS[word] for word in words if word in GPUS), None)
+
+
+def this_machine() -> Device:
+    """Return the first GPU of this machine where the driver shows one that is in the table, else its processor."""
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        model = next((line for line in path.read_text().splitlines() if line.startswith("Model:")), "")
+        found = gpu_by_name(model)
+        if found:
+            return found
+    cores = usable_cores()
+    flags = cpu_facts().get("flags", "").split()
+    _, bf16, fp32 = next(entry for entry in _CORES if not entry[0] or entry[0] in flags)
+    name = cpu_facts().get("model name", "processor")
+    return Device(f"{name}, {cores} cores", cores * bf16, cores * fp32, _memory(), _CPU)
+
+
+def cpu_facts() -> dict[str, str]:
+    """Return the first processor's lines of /proc/cpuinfo, where there is one."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _memory() -> int | None:
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return None
+    line = next((line for line in path.read_text().splitlines() if line.startswith("MemTotal:")), "")
+    return int(line.split()[1]) * 1024 if line else None

@@ -1,0 +1,77 @@
+"""How much memory training takes, part by part."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from scionlm.families import FamilySpec, ModelShape, count_parameters
+from scionlm.families.shape import expected_tensors
+
+_LIBRARIES = {"cpu": 450 * 2**20, "cuda": 600 * 2**20}  # Python, torch and transformers themselves, as measured
+_LOGIT_COPIES = 3  # kept for the backward pass, its gradient, and one in the making
+
+
+@dataclass(frozen=True)
+class MemoryRequest:
+    """What decides the memory of a training run.
+
+    Attributes:
+        seq_len: Predicted tokens in a sequence.
+        micro_batch_size: Sequences in one pass.
+        precision: `fp32` or `bf16`.
+        optimizer: `adamw` or `muon`.
+        averages: Averaged copies of the weights.
+        kind: `cpu` or `cuda`.
+    """
+
+    seq_len: int
+    micro_batch_size: int
+    precision: str
+    optimizer: str
+    averages: int
+    kind: str
+
+
+def training_memory(family: FamilySpec, hf_config: dict[str, Any], request: MemoryRequest) -> dict[str, int]:
+    """Return the bytes of each part, and their `total`, at the height of a step on one device.
+
+    Weights, gradients and optimizer state are exact. Activations are what autograd keeps in a layer of a Llama, fitted
+    to what it was seen to keep (within a few percent there, within a third for other families); attention scores are
+    never whole.
+    """
+    shape = ModelShape.of(hf_config)
+    parameters = count_parameters(family, hf_config)["total"]
+    width = 2 if request.precision == "bf16" else 4
+    tokens = request.seq_len * request.micro_batch_size
+    heads = shape.num_attention_heads * shape.head_dim
+    # In each layer: two norms, the residual stream, four of the heads' size, four of the MLP's.
+    kept = width * (4.7 * shape.hidden_size + 4 * heads + 4 * shape.intermediate_size)
+    kept += 4 * shape.hidden_size if width == 2 else 0  # the norms compute in float32
+    parts = {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "optimizer": optimizer_bytes(family, hf_config, request.optimizer),
+        "averages": 4 * parameters * request.averages,
+        "compute_copies": 2 * parameters if width == 2 else 0,
+        "activations": int(tokens * kept * shape.num_hidden_layers),
+        "logits": _LOGIT_COPIES * width * tokens * shape.vocab_size,
+        "libraries": _LIBRARIES[request.kind],
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def optimizer_bytes(family: FamilySpec, hf_config: dict[str, Any], name: str) -> int:
+    """Return the bytes of an optimizer's state: two moments a weight, or one where Muon has it."""
+    total = 0
+    for place in expected_tensors(family, hf_config):
+        size = 1
+        for length in place.shape:
+            size *= length
+        muon = name == "muon" and len(place.shape) == 2 and place.layer is not None
+        total += size * (4 if muon else 8)
+    return total
+
+
+def checkpoint_bytes(family: FamilySpec, hf_config: dict[str, Any], optimizer: str, averages: int) -> int:
+    """Return the bytes of one checkpoint."""
+    parameters = count_parameters(family, hf_config)["total"]
+    return 4 * parameters * (1 + averages) + optimizer_bytes(family, hf_config, optimizer)

@@ -1,0 +1,137 @@
+"""`scion plan`: what a recipe will take, from it and the source's config.json alone."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from scionlm.core.devices import GPUS, Device, this_machine
+from scionlm.core.errors import UsageError
+from scionlm.core.records import Record
+from scionlm.data import DataFolder
+from scionlm.families import count_parameters, family_of, flops_per_token
+from scionlm.planning.memory import MemoryRequest, checkpoint_bytes, training_memory
+from scionlm.recipes.config import Recipe
+from scionlm.recipes.inputs import plan_of
+from scionlm.schedules import curve, describe
+from scionlm.sources import resolve
+from scionlm.surgery.target import target_config
+
+_CURVE_POINTS = 200
+_FORWARD = 1 / 3  # of the operations of a training token
+
+
+def plan_recipe(recipe: Recipe, device: str | None = None) -> Record:
+    """Return what a recipe will take.
+
+    Args:
+        recipe: The recipe.
+        device: Name of one in the table; None takes this machine's.
+
+    Raises:
+        UsageError: The device is not known, or the layers asked for are not there.
+        DataError: The source is broken or of an unknown family.
+    """
+    source = resolve(recipe.source, weights=False)
+    target = target_config([source.config], plan_of(recipe, source))
+    return plan_model(recipe, source.config, target, find_device(device))
+
+
+def find_device(name: str | None) -> Device:
+    """Return a device by its name in the table, or this machine's.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    if name is None or name == "this":
+        return this_machine()
+    if name.lower() not in GPUS:
+        raise UsageError(f"--device {name} is not in the table (known: {', '.join(d.name for d in GPUS.values())})")
+    return GPUS[name.lower()]
+
+
+def plan_model(recipe: Recipe, source: dict[str, Any], target: dict[str, Any], device: Device) -> Record:
+    """Return what training a model of a known configuration will take."""
+    family = family_of(target)
+    precision = recipe.train.precision
+    if precision == "auto":
+        precision = "bf16" if device.has_bf16 else "fp32"
+    speed = device.peak(precision) * device.utilization
+    stages: list[Record] = []
+    memory: dict[str, int] = {}
+    first = 0
+    for stage in recipe.resolved_stages:
+        tokens = stage.total_steps * stage.train.global_batch_tokens
+        flops = tokens * flops_per_token(family, target, stage.data.seq_len)
+        schedule = stage.build_schedule()
+        request = MemoryRequest(
+            stage.data.seq_len,
+            min(stage.train.micro_batch_size, stage.sequences_per_step),
+            precision,
+            stage.optimizer.name,
+            averages=int(recipe.average is not None),
+            kind="cuda" if device in GPUS.values() else "cpu",
+        )
+        needed = training_memory(family, target, request)
+        memory = max(memory, needed, key=lambda parts: parts.get("total", 0))
+        stages.append({
+            "name": stage.name,
+            "steps": stage.total_steps,
+            "tokens": tokens,
+            "flops": flops,
+            "lr": stage.optimizer.lr,
+            "schedule": describe(schedule, stage.optimizer.lr),
+            "curve": [[first + t, value * stage.optimizer.lr] for t, value in curve(schedule, _CURVE_POINTS)],
+        })  # fmt: skip
+        first += stage.total_steps
+    flops = sum(stage["flops"] for stage in stages)
+    models = 1 + recipe.control
+    seconds = models * flops / speed
+    evaluation = _evaluation_seconds(recipe, source, target, speed)
+    return {
+        "recipe": recipe.recipe,
+        "source": recipe.source,
+        "num_parameters": count_parameters(family, target)["total"],
+        "parameters_by_part": {k: n for k, n in count_parameters(family, target).items() if k != "total"},
+        "num_tokens": recipe.total_tokens,
+        "num_steps": recipe.total_steps,
+        "flops": flops,
+        "models_trained": models,
+        "precision": precision,
+        "device": device.name,
+        "device_memory_bytes": device.memory_bytes,
+        "peak_flops": device.peak(precision),
+        "utilization": device.utilization,
+        "seconds": seconds + evaluation,
+        "seconds_by_part": {"training": seconds, "evaluation": evaluation},
+        "seconds_known_from": "device table",
+        "memory_bytes_per_device": memory["total"],
+        "memory_by_part": {part: size for part, size in memory.items() if part != "total"},
+        "checkpoint_bytes": checkpoint_bytes(
+            family, target, recipe.optimizer.name, averages=int(recipe.average is not None)
+        ),
+        "stages": stages,
+    }  # fmt: skip
+
+
+def _evaluation_seconds(recipe: Recipe, source: dict[str, Any], target: dict[str, Any], speed: float) -> float:
+    """Return what held-out losses cost: the child's on the way and at the end, the source's once."""
+    budget = recipe.evaluate.tokens_per_domain * _num_domains(recipe)
+    every = recipe.steps(recipe.evaluate.every)
+    times = 2 + (math.ceil(recipe.total_steps / every) - 1 if every else 0) + len(recipe.resolved_stages) - 1
+
+    def forward(config: dict[str, Any]) -> float:
+        return budget * flops_per_token(family_of(config), config, recipe.data.seq_len) * _FORWARD / speed
+
+    return (1 + recipe.control) * times * forward(target) + forward(source)
+
+
+def _num_domains(recipe: Recipe) -> int:
+    """Return how many domains are evaluated, as far as recipe and data folders say."""
+    names: set[str] = set()
+    for stage in recipe.resolved_stages:
+        folder = stage.data.dir
+        if stage.data.mixture:
+            names |= set(stage.data.mixture)
+        elif folder and (Path(folder) / "index.json").exists():
+            names |= set(DataFolder(Path(folder)).domains)
+    return max(len(names), 1)

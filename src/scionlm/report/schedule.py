@@ -1,0 +1,133 @@
+"""The learning rate as planned and as it was, what was planned beside what was spent, and what went wrong."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from scionlm.report.collect import Run
+from scionlm.report.html import Content, Markup, RowGroup, clip, join, name_of, table, tag
+from scionlm.report.linechart import Chart, Series, line_chart
+from scionlm.report.svg import Caption, responsive
+from scionlm.report.values import mapping, number, text
+from scionlm.report.wording import NONE, duration, exact, quantity, scientific, size
+
+_POINTS, _STAGES = 300, 20
+
+
+def schedule_section(run: Run) -> Markup | None:
+    """Return how the learning rate moved and what the run took; None where neither a plan nor a rate was written."""
+    planned, taken = _planned(run), _thinned(run.child.curves.lr)
+    if not planned and not taken:
+        return None
+    series = [Series("planned", planned, "source", thin=True)] if planned else []
+    series += [Series("used", taken, "child", end=f"{taken[-1][1]:.3g}")] if taken else []
+    chart = Chart(series, x_label="steps", y_label="learning rate")
+    caption = Caption("rate", "Learning rate over the steps of training", _described(series))
+    picture = responsive(caption, lambda named, width: line_chart(named, width, 300 if width > 600 else 260, chart))
+    figure = tag("figure", picture, tag("figcaption", _note(run), class_="note"), class_="card")
+    body = join(figure, _events(run), _spent(run))
+    return tag(
+        "section", tag("h2", "Learning rate and cost", id="rate-and-cost"), body, aria_labelledby="rate-and-cost"
+    )
+
+
+def _stages(run: Run) -> list[Any]:
+    stages = run.plan.get("stages")
+    return [mapping(stage) for stage in stages[:_STAGES]] if isinstance(stages, list) else []
+
+
+def _planned(run: Run) -> list[tuple[float, float]]:
+    points: list[tuple[float, float]] = []
+    for stage in _stages(run):
+        curve = stage.get("curve")
+        for pair in curve if isinstance(curve, list) else []:
+            if isinstance(pair, list) and len(pair) == 2 and all(_is_finite(value) for value in pair):
+                points.append((float(pair[0]), float(pair[1])))
+    return _thinned(points)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    if len(points) <= _POINTS:
+        return list(points)
+    return [points[round(k * (len(points) - 1) / (_POINTS - 1))] for k in range(_POINTS)]
+
+
+def _described(series: Sequence[Series]) -> str:
+    return " ".join(f"{one.name}: from {one.points[0][1]:.3g} to {one.points[-1][1]:.3g}." for one in series)
+
+
+def _note(run: Run) -> Content:
+    stages = [(text(stage, "name") or NONE, text(stage, "schedule") or NONE) for stage in _stages(run)]
+    if not stages:
+        return "The learning rate that each update was made with."
+    words = "; ".join(f"{clip(name, 40)}: {clip(schedule, 200)}" for name, schedule in stages)
+    return f"Strong: what each update was made with. Faint: as planned. {words}."
+
+
+def _events(run: Run) -> Markup | None:
+    training = run.child.training
+    skipped, spikes = number(training, "skipped_updates"), number(training, "loss_spikes")
+    lines: list[str] = []
+    if skipped:
+        lines.append(f"{exact(skipped)} update(s) were left out because their loss or gradient was not finite.")
+    if spikes:
+        lines.append(f"The loss leapt {exact(spikes)} time(s) far above its recent course.")
+    if run.child.curves.marks:
+        steps = ", ".join(f"{step:,}" for step in run.child.curves.marks[:20])
+        lines.append(f"At step {steps}.")
+    return tag("p", " ".join(lines)) if lines else None
+
+
+def _spent(run: Run) -> Markup | None:
+    plan, training = run.plan, run.child.training
+    planned_s = number(mapping(plan.get("seconds_by_part")), "training")
+    models = number(plan, "models_trained") or 1
+    rows = [
+        ("tokens", _show(exact, number(plan, "num_tokens")), _show(exact, number(training, "tokens"))),
+        ("operations", _show(scientific, number(plan, "flops")), _show(scientific, number(training, "flops"))),
+        ("training time", duration(planned_s and planned_s / models) or NONE, _training_time(run)),
+        (
+            "memory",
+            size(number(plan, "memory_bytes_per_device")) or NONE,
+            size(number(training, "peak_memory_bytes")) or NONE,
+        ),
+        ("of the device's peak speed", _share(number(plan, "utilization")), _share(_mfu(run))),
+        ("time spent saving", NONE, _share(_saving(run))),
+    ]
+    if all(planned == NONE and spent == NONE for _, planned, spent in rows):
+        return None
+    formula = text(training, "mfu_formula")
+    note = tag("p", f"Share of the peak: {clip(formula, 300)}.", class_="note") if formula else None
+    shown = [(name_of(name), planned, spent) for name, planned, spent in rows]
+    return join(table("cost", "Planned and spent, by model", ("", "planned", "spent"), [RowGroup(None, shown)]), note)
+
+
+def _training_time(run: Run) -> str:
+    seconds, speed = number(run.child.training, "seconds"), number(run.child.training, "tokens_per_s")
+    if seconds is None:
+        return NONE
+    return (duration(seconds) or NONE) + (f", {quantity(speed)} tokens/s" if speed is not None else "")
+
+
+def _mfu(run: Run) -> float | None:
+    training = run.child.training
+    peak = number(mapping(training.get("peak_flops")), "flops_per_s")
+    flops, seconds = number(training, "flops"), number(training, "seconds")
+    return flops / seconds / peak if peak and flops and seconds else None
+
+
+def _saving(run: Run) -> float | None:
+    saving, seconds = number(run.child.training, "checkpoint_seconds"), number(run.child.training, "seconds")
+    return saving / (saving + seconds) if saving is not None and seconds else None
+
+
+def _share(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.1f} %"
+
+
+def _show(how: Any, value: float | None) -> str:
+    return NONE if value is None else how(value)
