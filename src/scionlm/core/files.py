@@ -114,6 +114,21 @@ def is_leftover(path: Path) -> bool:
     return _LEFTOVER.fullmatch(path.name) is not None
 
 
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Take away what kills have left in a folder that nobody else writes to.
+
+    Args:
+        folder: The folder.
+        name: Of the folders that are staged in it, up to where they differ.
+    """
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.is_dir() and path.name.startswith(f".{name}") and path.name.endswith(".tmp"):
+                shutil.rmtree(path, ignore_errors=True)
+            elif is_leftover(path):
+                path.unlink(missing_ok=True)
+
+
 def require_free_folder(out: Path) -> None:
     """Check that `out` can become a new folder: absent or empty, and creatable.
 

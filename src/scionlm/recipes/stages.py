@@ -161,7 +161,7 @@ def check_stages(stages: list[Stage]) -> None:
         if stage.train.global_batch_tokens % stage.data.seq_len:
             raise ValueError(
                 f"{where}train.global_batch_tokens {stage.train.global_batch_tokens} is not a multiple of "
-                f"data.seq_len {stage.data.seq_len}"
+                f"{stage.data.seq_len}; set data.seq_len to the same"
             )
         if stage.reweight and stage.data.ramp:
             raise ValueError(f"{where}data.ramp and reweight both move the weights; set one of them to null")
@@ -194,6 +194,6 @@ def _check_replay(stage: Stage, earlier: list[Stage], where: str) -> None:
         )
     if replayed.data.seq_len != stage.data.seq_len:
         raise ValueError(
-            f"{where}replay.stage {wanted!r} was trained on sequences of {replayed.data.seq_len} tokens, this stage has "
-            f"data.seq_len {stage.data.seq_len}"
+            f"{where}replay.stage {wanted!r} has sequences of {replayed.data.seq_len} tokens, this stage "
+            f"{stage.data.seq_len}; set data.seq_len to the same"
         )

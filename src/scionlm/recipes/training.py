@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from scionlm.core.duration import Duration
 from scionlm.core.errors import UsageError
-from scionlm.core.files import staged_folder
+from scionlm.core.files import remove_leftovers, staged_folder
 from scionlm.core.log import say, warn
 from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl, write_json
 from scionlm.data import Ledger
@@ -54,6 +54,7 @@ MFU_FORMULA = (
 def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedModel], out: Path, name: str) -> None:
     """Train what `make_model` makes, export it to `out`/model, and write `out`/training.json."""
     recipe, runtime = setting.recipe, setting.runtime
+    remove_leftovers(out, "model.")
     runtime.seed(recipe.seed)
     model: Any = make_model(setting)
     model.to(runtime.device)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scionlm.core.errors import DataError, StorageError, UsageError
-from scionlm.core.files import sha256_file, staged_folder, storage_error
+from scionlm.core.files import remove_leftovers, sha256_file, staged_folder, storage_error
 from scionlm.core.log import format_bytes, warn
 from scionlm.core.records import Record, read_json, write_json
 
@@ -164,8 +164,7 @@ class CheckpointStore:
 
     def newest(self) -> Checkpoint | None:
         """Return the newest sound checkpoint; None where there is none. A damaged one is named and moved aside."""
-        for leftover in self.folder.glob(".step-*.tmp") if self.folder.is_dir() else ():
-            shutil.rmtree(leftover, ignore_errors=True)
+        remove_leftovers(self.folder, "step-")
         for path in reversed(self.all()):
             problems = find_damage(path)
             if not problems:

@@ -171,9 +171,15 @@ def take_up(
         position.restore(checkpoint.state)
         learner.load(checkpoint)
         stage.restore(checkpoint.state, allow_change)
-    owed, step = position.evaluation_owed, position.step if checkpoint else -1
-    # A measurement that is owed is made again, whatever of it was written before the stop.
-    session.metrics.rewind(step, keep=lambda line: not owed or "train/nll_nats" in line)
+    step = position.step if checkpoint else -1
+
+    def stays(line: Record) -> bool:
+        """Whether a line of this very step stays: what is owed is made again, whatever of it was written before."""
+        moved = any(key.startswith("reweight/") for key in line)
+        owed = position.reweight_owed if moved else position.evaluation_owed
+        return "train/nll_nats" in line or not owed
+
+    session.metrics.rewind(step, stays)
     stage.ledger.rewind(step)
     session.saver.begin(position.step, saved=checkpoint is not None)
 

@@ -159,6 +159,9 @@ def read_consumed(run: Path, data: DataFolder | None = None) -> Consumed:
     """
     path = run / LEDGER
     if not path.is_file():
+        stages = sorted(folder.parent.name for folder in run.glob(f"stages/*/{LEDGER}"))
+        if stages:
+            raise UsageError(f"{run} has a ledger for each of its stages: give {run}/stages/NAME ({', '.join(stages)})")
         raise UsageError(f"{run} has no {LEDGER}: not a run folder, or one that has not trained yet")
     lines = read_jsonl(path)
     try:
