@@ -175,14 +175,13 @@ def plan(
     from scionlm.recipes.presets import load_recipe
 
     loaded = load_recipe(recipe, overrides or {})
-    found = plan_recipe(loaded, device)
-    if calibrate:
-        from scionlm.recipes.calibrate import calibrated
+    if not calibrate:
+        return plan_recipe(loaded, device)
+    if device is not None:
+        raise UsageError("--calibrate measures this machine; leave --device out")
+    from scionlm.recipes.calibrate import calibrated
 
-        if device is not None:
-            raise UsageError("--calibrate measures this machine; leave --device out")
-        return calibrated(loaded, found)
-    return found
+    return calibrated(loaded)
 
 
 def export(run: str | Path, out: str | Path, *, step: int | None = None, last: int = 1, averaged: bool = False) -> Path:

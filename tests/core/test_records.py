@@ -179,11 +179,15 @@ def test_rewind_gets_past_a_torn_line(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
-def test_a_line_that_finds_the_disk_full_is_a_storage_error():
+def test_a_line_that_finds_the_disk_full_waits_and_is_an_error_where_it_must_be_there(capsys):
     writer = JsonlWriter(Path("/dev/full"), "metrics")
     try:
+        writer.write({"step": 1})
+        assert "disk is full" in capsys.readouterr().err
+        writer.write({"step": 2})
+        assert not capsys.readouterr().err  # said once
         with pytest.raises(StorageError, match="disk is full"):
-            writer.write({"step": 1})
+            writer.flush()
     finally:
         with contextlib.suppress(OSError, StorageError):  # what could not be written is tried once more
             writer.close()

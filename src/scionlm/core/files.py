@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -236,8 +237,20 @@ def folder_lock(folder: Path, wait: bool = False) -> Generator[None, None, None]
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
-            raise UsageError(f"{folder} is in use by another scion process; wait for it or stop it") from error
-        yield
+            file.seek(0)
+            holder = file.read(200).strip()
+            by = f" ({holder})" if holder else ""
+            raise UsageError(f"{folder} is in use by another scion process{by}; wait for it or stop it") from error
+        if wait:  # what others wait for is soon over: nobody has to be named
+            yield
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 @contextlib.contextmanager

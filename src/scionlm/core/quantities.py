@@ -20,12 +20,14 @@ Length = Annotated[int | float | str, BeforeValidator(_duration)]
 """A duration: steps, a fraction of the run, `50M tokens`, `10 min`."""
 
 
-def _steps(value: Any) -> Any:
-    if Duration.parse(value).unit == "seconds":
-        raise ValueError("a wall-clock duration cannot be turned into steps; give steps, a fraction or tokens")
+def _time(value: Any) -> Any:
+    if Duration.parse(value).unit != "seconds":
+        raise ValueError("not a time such as 30 min or 6 hours")
     return value
 
 
-Steps = Annotated[int | float | str, BeforeValidator(_steps)]
-"""A duration that is a number of steps: not a wall-clock one."""
+Steps = Length
+"""A duration that becomes a number of steps when the run begins; a time by the speed that is measured then."""
+Time = Annotated[str, BeforeValidator(_time)]
+"""A time: `30 min`, `6 hours`."""
 Beta = Annotated[float, Field(ge=0, lt=1)]

@@ -9,6 +9,7 @@ from scionlm.core.duration import Duration
 from scionlm.core.quantities import Count, Length, Steps
 from scionlm.recipes.config_data import DataConfig, ReplayConfig, ReweightConfig
 from scionlm.recipes.config_train import AverageConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from scionlm.recipes.lengths import has_times
 from scionlm.recipes.stages import OptimizerState, Stage, StageConfig, check_stages, resolve_stages
 
 
@@ -107,7 +108,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        check_stages(self.resolved_stages)
+        check_stages(self.resolved_stages, has_times(self.model_dump(mode="json")))
         if self.control and self.inherit.init == "random":
             raise ValueError("control: true compares with random initialization, but inherit.init is random already")
         if self.control and self.branch:

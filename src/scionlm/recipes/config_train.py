@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from scionlm.core.config import Section
-from scionlm.core.quantities import Beta, Count, Steps
+from scionlm.core.quantities import Beta, Count, Steps, Time
 from scionlm.schedules import Cooldown, Decay, Schedule, Sizes, build_schedule
 from scionlm.schedules import Name as ScheduleName
 
@@ -19,6 +19,8 @@ class TrainConfig(Section):
     """Budget in tokens, rounded up to whole steps."""
     steps: Count | None = None
     """Budget in optimizer steps, instead of tokens."""
+    time: Time | None = None
+    """Budget in time spent training, as `6 hours`: measured and turned into steps when the run begins."""
     global_batch_tokens: Count = 131072
     """Tokens in one optimizer step, whatever the number of devices."""
     micro_batch_size: int = Field(default=8, ge=1)
@@ -32,8 +34,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _one_budget(self) -> "TrainConfig":
-        if self.tokens is not None and self.steps is not None:
-            raise ValueError("set either tokens or steps, the other null")
+        if self.tokens is not None and (self.steps, self.time) != (None, None):
+            raise ValueError("set either tokens or steps or time, the others null")
         return self
 
     @property

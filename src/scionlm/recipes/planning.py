@@ -12,6 +12,8 @@ from scionlm.families import count_parameters, family_of, flops_per_token
 from scionlm.planning.memory import MemoryRequest, checkpoint_bytes, training_memory
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import plan_of
+from scionlm.recipes.lengths import has_times
+from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import curve, describe
 from scionlm.sources import resolve
 from scionlm.surgery.target import target_config
@@ -33,7 +35,25 @@ def plan_recipe(recipe: Recipe, device: str | None = None) -> Record:
     """
     source = resolve(recipe.source, weights=False)
     target = target_config([source.config], plan_of(recipe, source))
-    return plan_model(recipe, source.config, target, find_device(device))
+    found = find_device(device)
+    if has_times(recipe.model_dump(mode="json")):
+        recipe = resolve_times(recipe, table_seconds(recipe, target, found))
+    return plan_model(recipe, source.config, target, found)
+
+
+def table_seconds(recipe: Recipe, target: dict[str, Any], device: Device) -> list[float]:
+    """Return the seconds of a step in each stage, by the device's entry in the table."""
+    speed = device.peak(_precision(recipe, device)) * device.utilization
+    family = family_of(target)
+    return [
+        stage.train.global_batch_tokens * flops_per_token(family, target, stage.data.seq_len) / speed
+        for stage in recipe.resolved_stages
+    ]
+
+
+def _precision(recipe: Recipe, device: Device) -> str:
+    asked = recipe.train.precision
+    return asked if asked != "auto" else "bf16" if device.has_bf16 else "fp32"
 
 
 def find_device(name: str | None) -> Device:
@@ -52,9 +72,7 @@ def find_device(name: str | None) -> Device:
 def plan_model(recipe: Recipe, source: dict[str, Any], target: dict[str, Any], device: Device) -> Record:
     """Return what training a model of a known configuration will take."""
     family = family_of(target)
-    precision = recipe.train.precision
-    if precision == "auto":
-        precision = "bf16" if device.has_bf16 else "fp32"
+    precision = _precision(recipe, device)
     speed = device.peak(precision) * device.utilization
     stages: list[Record] = []
     memory: dict[str, int] = {}

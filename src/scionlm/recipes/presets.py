@@ -57,8 +57,9 @@ def load_recipe(name: str, overrides: Sequence[str] | dict[str, Any] = ()) -> Re
         texts = overrides if not isinstance(overrides, dict) else [f"{key}=" for key in overrides]
         given = {text.split("=", 1)[0].strip() for text in texts}
         required = ["source", "data.dir", "train.tokens", "inherit.layers"]
-        alternatives = {"train.tokens": "train.steps", "inherit.layers": "inherit.keep"}
-        lacking = [key for key in required if key not in given and alternatives.get(key) not in given]
+        alternatives = {"train.tokens": {"train.steps", "train.time"}, "inherit.layers": {"inherit.keep"}}
+        given |= {"train.tokens"} if "stages" in given else set()
+        lacking = [key for key in required if key not in given and not alternatives.get(key, set()) & given]
         if lacking:
             raise UsageError(f"recipe {name} needs {', '.join(lacking)}; for example: {lacking[0]}=...")
     else:
@@ -83,11 +84,11 @@ def override_recipe(config: Mapping, overrides: Sequence[str] | dict[str, Any]) 
     else:
         config = apply_overrides(config, overrides)
         keys = [text.split("=", 1)[0].strip() for text in overrides]
-    for section, one, other in (("train", "steps", "tokens"), ("inherit", "layers", "keep")):
+    for section, names in (("train", ("steps", "tokens", "time")), ("inherit", ("layers", "keep"))):
         inner = config.get(section)
-        given = [name for name in (one, other) if f"{section}.{name}" in keys]
+        given = [name for name in names if f"{section}.{name}" in keys]
         if isinstance(inner, dict) and len(given) == 1:
-            inner[other if given[0] == one else one] = None
+            inner |= {name: None for name in names if name != given[0]}
             if given[0] == "keep":
                 inner["strategy"] = None
     return config

@@ -20,6 +20,8 @@ from scionlm.core.signals import StopRequest
 from scionlm.recipes.changes import judge_changes
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs, open_inputs
+from scionlm.recipes.lengths import has_times, is_time
+from scionlm.recipes.timing import resolve_times
 
 _STATES = ("running", "stopped", "done", "failed")
 # What may change while a run goes on; everything else decides what its finished phases measured.
@@ -50,6 +52,10 @@ def run_recipe(recipe: Recipe, out: Path, allow_change: bool = False) -> Record:
         if is_done(out):
             say(f"{out} is finished already; nothing to do")
             return read_json(out / "result.json")
+        if has_times(recipe.model_dump(mode="json")):
+            from scionlm.recipes.calibrate import measure_steps
+
+            recipe = resolve_times(recipe, measure_steps(recipe)[0])
         inputs = open_inputs(recipe, out)
         from scionlm.recipes.inheritune import run_inheritune  # and with it torch: only once the request is sound
 
@@ -148,12 +154,15 @@ def settle_recipe(recipe: Recipe, out: Path, allow_change: bool) -> Recipe:
     except pydantic.ValidationError as error:
         raise UsageError(f"{path} is not a recipe that this Scion reads; use another folder") from error
     given, kept = flatten(recipe.model_dump(mode="json")), flatten(saved.model_dump(mode="json"))
-    # `auto` and a missing data.dir were resolved when the run started, and stay as they were.
+    # `auto`, a missing data.dir and times were resolved when the run started, and stay as they were.
+    resolved = {("data.dir", None), ("train.steps", None if kept.get("train.time") else "")}
     changed = [
         key
         for key in sorted(given.keys() | kept.keys())
-        if given.get(key) != kept.get(key) and given.get(key) != "auto" and (key, given.get(key)) != ("data.dir", None)
+        if given.get(key) != kept.get(key) and given.get(key) != "auto" and (key, given.get(key)) not in resolved
     ]
+    timed = has_times(recipe.model_dump(mode="json"))
+    changed = [key for key in changed if key == "train.time" or not (timed and _was_time(given.get(key)))]
     if not changed:
         return saved
     words = ", ".join(f"{key} ({kept.get(key)!r} -> {given.get(key)!r})" for key in changed)
@@ -171,10 +180,18 @@ def settle_recipe(recipe: Recipe, out: Path, allow_change: bool) -> Recipe:
     # What was given is taken whole, but for what was resolved when the run started.
     merged = recipe.model_dump(mode="json")
     for key, value in kept.items():
-        if key not in changed and given.get(key) != value:
+        anew = key == "train.steps" and "train.time" in changed
+        if key not in changed and given.get(key) != value and not anew:
             section, name = key.split(".", 1)
             merged[section][name] = value
     return Recipe.model_validate(merged)
+
+
+def _was_time(value: Any) -> bool:
+    """Return whether a value, or one inside it, is a length that a run turns into steps when it begins."""
+    if isinstance(value, list):
+        return any(has_times(entry) for entry in value if isinstance(entry, dict))
+    return is_time(value)
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:

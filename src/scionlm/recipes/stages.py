@@ -27,7 +27,11 @@ _SECTIONS: dict[str, type[Section]] = {
 # One of these keys set in a stage clears the other of the top level.
 _EXCLUDING = (
     ("steps", "tokens"),
+    ("steps", "time"),
     ("tokens", "steps"),
+    ("tokens", "time"),
+    ("time", "tokens"),
+    ("time", "steps"),
     ("mixture", "temperature"),
     ("temperature", "mixture"),
     ("stage", "run"),
@@ -146,8 +150,12 @@ def _resolve(top: TopLevel, stage: StageConfig) -> Stage:
     return Stage(**sections, optimizer_state=stage.optimizer_state or top.optimizer_state)
 
 
-def check_stages(stages: list[Stage]) -> None:
+def check_stages(stages: list[Stage], timed: bool = False) -> None:
     """Check what sections cannot check alone.
+
+    Args:
+        stages: All of them.
+        timed: Some lengths are times still, and cannot be added up yet.
 
     Raises:
         ValueError: A budget is missing or two keys contradict each other; the message names the stage.
@@ -156,8 +164,8 @@ def check_stages(stages: list[Stage]) -> None:
         where = "" if [s.name for s in stages] == [MAIN] else f"stage {stage.name!r}: "
         if [s.name for s in stages].count(stage.name) > 1:
             raise ValueError(f"{where}another stage has this name")
-        if stage.train.tokens is None and stage.train.steps is None:
-            raise ValueError(f"{where}set either train.tokens or train.steps")
+        if (stage.train.tokens, stage.train.steps, stage.train.time) == (None, None, None):
+            raise ValueError(f"{where}set either train.tokens or train.steps (or train.time)")
         if stage.train.global_batch_tokens % stage.data.seq_len:
             raise ValueError(
                 f"{where}train.global_batch_tokens {stage.train.global_batch_tokens} is not a multiple of "
@@ -165,7 +173,8 @@ def check_stages(stages: list[Stage]) -> None:
             )
         if stage.reweight and stage.data.ramp:
             raise ValueError(f"{where}data.ramp and reweight both move the weights; set one of them to null")
-        _check_schedule(stage, where)
+        if not timed:
+            _check_schedule(stage, where)
         _check_replay(stage, stages[:number], where)
         if number and stage.optimizer.name != stages[number - 1].optimizer.name and stage.optimizer_state != "reset":
             raise ValueError(f"{where}another optimizer.name has another state; set optimizer_state: reset")
