@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from scionlm.core.errors import StoppedError, UsageError
+from factories import corpora_file
+from scionlm.core.errors import DataError, StoppedError, UsageError
 from scionlm.core.records import read_json, write_json
+from scionlm.data import load_corpora, prepare
+from scionlm.recipes import run as run_module
 from scionlm.recipes import training as training_module
 from scionlm.recipes.changes import Change, find_changes, judge_changes
 from scionlm.recipes.presets import load_recipe
@@ -140,14 +143,6 @@ def test_a_manifest_of_before_there_were_stages_is_no_change():
     assert find_changes(changed("stages", None), MANIFEST) == []
 
 
-@pytest.mark.parametrize("key", ["replay", "stages.b.replay"])
-def test_other_replayed_data_is_a_change(key):
-    """What is replayed is trained on too."""
-    facts = {"data": "/old", "run": None, "fraction": 0.1, "fingerprint": "77"}
-    before, now = changed(key, facts), changed(key, facts | {"fingerprint": "88"})
-    assert find_changes(before, now) != []
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Through a run
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,9 +158,15 @@ def settings(tiny_folder, data_folder) -> dict:
     }  # fmt: skip
 
 
+def settle_machine(patch: pytest.MonkeyPatch) -> None:
+    """Measure no speed, and be at one commit, whatever is edited meanwhile."""
+    patch.setattr(training_module, "peak_flops", lambda runtime: None)
+    patch.setattr(run_module, "git_commit", lambda: "abc123")
+
+
 @pytest.fixture(autouse=True)
-def no_measuring(monkeypatch):
-    monkeypatch.setattr(training_module, "peak_flops", lambda runtime: None)
+def settled(monkeypatch):
+    settle_machine(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def stopped_once(tmp_path_factory, settings) -> Path:
     """A run that a signal stopped after its third step."""
     out = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_module, "peak_flops", lambda runtime: None)
+        settle_machine(patch)
         original, count = step_module.micro_batches, iter(range(1, 100))
 
         def stopping(batch, size):
@@ -196,7 +197,7 @@ def stopped(stopped_once, tmp_path) -> Path:
 def whole(tmp_path_factory, settings) -> dict:
     """The same run, never stopped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_module, "peak_flops", lambda runtime: None)
+        settle_machine(patch)
         return run_recipe(load_recipe("inheritune-mini", settings), tmp_path_factory.mktemp("whole") / "run")
 
 
@@ -248,24 +249,43 @@ def test_a_change_that_was_allowed_once_is_not_asked_about_again(stopped, settin
     """What it is compared with is what it was gone on with last."""
     edit_manifest(stopped, "versions.torch", "2.0.0")
     recipe = load_recipe("inheritune-mini", settings)
-    stop_at_the_next_step(monkeypatch)
-    with pytest.raises(StoppedError):
-        run_recipe(recipe, stopped, allow_change=True)
-    monkeypatch.undo()
-    monkeypatch.setattr(training_module, "peak_flops", lambda runtime: None)
+    with monkeypatch.context() as patch:
+        stop_at_the_next_step(patch)
+        with pytest.raises(StoppedError):
+            run_recipe(recipe, stopped, allow_change=True)
     assert read_json(stopped / "status.json")["step"] == 4
     run_recipe(recipe, stopped)
     assert len(read_json(stopped / "manifest.json")["changes"]) == 1
 
 
-def stop_at_the_next_step(monkeypatch) -> None:
+def stop_at_the_next_step(patch: pytest.MonkeyPatch) -> None:
     original = step_module.micro_batches
 
     def stopping(batch, size):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(batch, size)
 
-    monkeypatch.setattr(step_module, "micro_batches", stopping)
+    patch.setattr(step_module, "micro_batches", stopping)
+
+
+def test_other_data_behind_a_replay_is_refused(tmp_path, settings, tiny_folder, monkeypatch):
+    """What is replayed is trained on too."""
+
+    def prepare_replayed(**changes):
+        shutil.rmtree(tmp_path / "corpora", ignore_errors=True)
+        path = corpora_file(tmp_path / "corpora", tiny_folder, num_documents=20, **changes)
+        prepare(load_corpora(path), path.parent, path.parent / "data")
+
+    prepare_replayed()
+    replay = {"data": str(tmp_path / "corpora" / "data"), "fraction": 0.25}
+    recipe = load_recipe("inheritune-mini", settings | {"replay": replay})
+    with monkeypatch.context() as patch:
+        stop_at_the_next_step(patch)
+        with pytest.raises(StoppedError):
+            run_recipe(recipe, tmp_path / "run")
+    prepare_replayed(words=100)
+    with pytest.raises((UsageError, DataError)):
+        run_recipe(recipe, tmp_path / "run")
 
 
 def test_another_number_of_threads_and_another_commit_are_named_and_it_goes_on(stopped, settings, whole, capsys):

@@ -13,13 +13,13 @@ text and follows no instructions.
 """
 
 
-def model_card(result: dict[str, Any], manifest: dict[str, Any], data: dict[str, Any]) -> str:
+def model_card(result: dict[str, Any], manifest: dict[str, Any], train_tokens: dict[str, int]) -> str:
     """Return the card of a trained model.
 
     Args:
         result: RUN/result.json.
         manifest: RUN/manifest.json.
-        data: The data folder's index.
+        train_tokens: Tokens to train on in each domain that was evaluated.
     """
     source, training, inherit = result["source"], result["training"], result["inherit"]
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["scion"]}
@@ -46,7 +46,7 @@ def model_card(result: dict[str, Any], manifest: dict[str, Any], data: dict[str,
         for name, loss in domains.items()
     )
     sizes = ", ".join(
-        f"{cell(name)} ({format_count(data['domains'][name]['train']['num_tokens'])} tokens to train on)"
+        f"{cell(name)} ({format_count(train_tokens[name])} tokens to train on)"
         for name in domains
     )
     model, versions = result["model"], manifest["versions"]

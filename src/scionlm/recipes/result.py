@@ -65,4 +65,5 @@ def add_control(result: Record, control: Record, samples: list[dict[str, Any]]) 
 def write_card(setting: Setting, out: Path, result: Record) -> None:
     """Write the model card into RUN/model."""
     manifest = read_json(setting.folder / "manifest.json")
-    write_text_atomic(out / "model" / "README.md", model_card(result, manifest, setting.data.index))
+    tokens = {name: data.num_tokens(domain, "train") for name, (data, domain) in setting.held_out.items()}
+    write_text_atomic(out / "model" / "README.md", model_card(result, manifest, tokens))
