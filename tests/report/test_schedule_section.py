@@ -1,0 +1,92 @@
+"""The page's learning rate, what was planned beside what was spent, and what went wrong on the way."""
+
+import json
+import re
+
+import pytest
+
+from scionlm.report import render_report
+from scionlm.report.collect import read_run
+from scionlm.report.schedule import schedule_section
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+PLAN = {
+    "format_version": 1,
+    "num_tokens": 409_600,
+    "flops": 1.5e14,
+    "models_trained": 2,
+    "seconds_by_part": {"training": 1200.0, "evaluation": 60.0},
+    "memory_bytes_per_device": 2 * 10**9,
+    "utilization": 0.5,
+    "stages": [
+        {"name": HOSTILE, "schedule": "warmup 20 steps to 0.0006", "curve": [[1, 3e-5], [20, 6e-4]]},
+        {"name": "anneal", "schedule": "decay 380 steps to 6e-05", "curve": [[21, 6e-4], [400, 6e-5]]},
+    ],
+}
+
+
+@pytest.fixture
+def run(make_run):
+    folder = make_run()
+    (folder / "plan.json").write_text(json.dumps(PLAN))
+    result = json.loads((folder / "result.json").read_text())
+    result["training"] |= {
+        "peak_flops": {"flops_per_s": 4e11, "known_from": "measured"},
+        "mfu_formula": "tokens/s * FLOPs / peak",
+        "skipped_updates": 2,
+        "loss_spikes": 1,
+        "checkpoint_seconds": 10.0,
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines.append(json.dumps({"step": 401, "tokens": 410_000, "train/nll_nats": None, "train/skipped_updates": 2}))
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_planned_and_spent_stand_side_by_side(run):
+    section = str(schedule_section(read_run(run)))
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", section)
+    text = [re.sub(r"<[^>]*>", "", cell) for cell in cells]
+    assert text[text.index("tokens") + 1 : text.index("tokens") + 3] == ["409,600", "409,600"]
+    training = json.loads((run / "result.json").read_text())["training"]
+    share = 100 * training["flops"] / training["seconds"] / 4e11
+    peak = next(place for place, words in enumerate(text) if "peak speed" in words)
+    assert text[peak + 2] == f"{share:.1f} %"
+    saving = text[text.index("time spent saving") + 2]
+    assert saving == f"{100 * 10 / (10 + training['seconds']):.1f} %"
+    assert "10 min" in text[text.index("training time") + 1]  # of one of the two models
+    assert "tokens/s * FLOPs / peak" in section
+
+
+def test_what_went_wrong_is_said_with_its_steps(run):
+    section = str(schedule_section(read_run(run)))
+    assert "2 update(s) were left out" in section
+    assert "leapt 1 time(s)" in section
+    assert "At step 401." in section
+
+
+def test_names_cannot_act_and_the_stages_are_in_words(run):
+    section = str(schedule_section(read_run(run)))
+    assert HOSTILE not in section
+    assert "decay 380 steps to 6e-05" in section
+    assert HOSTILE not in render_report(run)
+
+
+@pytest.mark.parametrize(
+    "plan", [{}, {"stages": "none"}, {"stages": [{"curve": [[1], "x", [1, None], [True, 2]]}, 7]}, {"stages": [{}]}]
+)
+def test_a_plan_that_is_missing_or_odd_is_passed_over(run, plan):
+    (run / "plan.json").write_text(json.dumps({"format_version": 1} | plan))
+    section = str(schedule_section(read_run(run)))
+    assert "what each update was made with" in section or "each update was made with" in section
+
+
+def test_a_run_without_rates_and_plan_has_no_such_section(make_run):
+    folder = make_run()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("optim/lr", None)
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert schedule_section(read_run(folder)) is None
+    assert "Learning rate and cost" not in render_report(folder)
