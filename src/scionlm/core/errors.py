@@ -28,6 +28,10 @@ class DataError(ScionError):
     exit_code = 65
 
 
+class BrokenModelError(DataError):
+    """A model's loss is not finite: its weights are broken."""
+
+
 class StorageError(ScionError):
     """The disk or the network failed: unwritable, full, offline."""
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from scionlm.core.errors import DataError
+from scionlm.core.errors import BrokenModelError, DataError
 from scionlm.data import DataFolder, TokenStream
 from scionlm.sources import load_tokenizer
 
@@ -142,7 +142,7 @@ def domain_losses(
             loss = DomainLoss(nll_sum, done, span[1])
             on_progress(before + done)
         if not math.isfinite(loss.nll_sum):
-            raise DataError(f"the loss on domain {domain!r} is {loss.nll_sum}: the model's weights are broken")
+            raise BrokenModelError(f"the loss on domain {domain!r} is {loss.nll_sum}: the model's weights are broken")
         result[domain] = loss
         before += loss.num_tokens
     return result

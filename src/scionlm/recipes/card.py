@@ -45,10 +45,7 @@ def model_card(result: dict[str, Any], manifest: dict[str, Any], train_tokens: d
         f"| {loss['nll']:.4f} | {loss['perplexity']:.2f} | {loss['bits_per_byte']:.4f} | {loss['num_tokens']} |"
         for name, loss in domains.items()
     )
-    sizes = ", ".join(
-        f"{cell(name)} ({format_count(train_tokens[name])} tokens to train on)"
-        for name in domains
-    )
+    sizes = ", ".join(f"{cell(name)} ({format_count(train_tokens[name])} tokens to train on)" for name in domains)
     model, versions = result["model"], manifest["versions"]
     parameters = format_count(model["num_parameters"])
     cost = f"{training['steps']} steps, {format_seconds(training['seconds'])} on {training['device']}"

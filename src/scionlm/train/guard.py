@@ -10,6 +10,8 @@ from scionlm.core.records import Record
 _WINDOW, _ENOUGH = 128, 32
 _SIGMAS = 6.0
 
+HOW_TO_CALM = "lower optimizer.lr or raise schedule.warmup"
+
 
 class Guard:
     """Counts updates that were left out, and finds losses that stand out from the last ones.
@@ -36,7 +38,7 @@ class Guard:
         what = f"loss {nll}, gradient norm {grad_norm}: not finite at step {step} (samples {samples})"
         if self._in_a_row > self._limit:
             row = f", the {self._in_a_row}th update in a row" if self._in_a_row > 1 else ""
-            raise DivergenceError(f"{what}{row}; lower optimizer.lr or raise schedule.warmup")
+            raise DivergenceError(f"{what}{row}; {HOW_TO_CALM}")
         warn(f"{what}; the update was left out, {self._limit - self._in_a_row} more may be")
 
     def applied(self, step: int, nll: float, samples: str) -> float | None:

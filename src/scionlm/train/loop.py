@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from scionlm.core.errors import DataError, StoppedError, UsageError
+from scionlm.core.errors import BrokenModelError, DataError, DivergenceError, StoppedError, UsageError
 from scionlm.core.log import Progress, warn
 from scionlm.core.records import Record
 from scionlm.core.signals import StopRequest
@@ -13,6 +13,7 @@ from scionlm.data import Ledger, Sample, SamplePlan
 from scionlm.parallel.runtime import Runtime
 from scionlm.schedules import Schedule, describe
 from scionlm.train.checkpoint import Checkpoint
+from scionlm.train.guard import HOW_TO_CALM
 from scionlm.train.learner import Learner, Position
 from scionlm.train.metrics import Metrics
 from scionlm.train.saver import Saver
@@ -202,6 +203,10 @@ def fit(learner: Learner, stage: Stage, position: Position, session: Session) ->
             session.metrics.write({"step": position.step, "tokens": position.tokens} | work())
         except StoppedError:  # the state is saved with the measurement still owed
             return False
+        except BrokenModelError as error:
+            if position.step == 0:
+                raise
+            raise DivergenceError(f"{error} at step {position.step}; {HOW_TO_CALM}") from error
         finally:
             objective.train()
         return True
