@@ -16,6 +16,7 @@ from scionlm.train.checkpoint import Checkpoint
 from scionlm.train.guard import HOW_TO_CALM
 from scionlm.train.learner import Learner, Position
 from scionlm.train.metrics import Metrics
+from scionlm.train.objective import Objective
 from scionlm.train.saver import Saver
 from scionlm.train.step import StepResult, train_step
 
@@ -197,20 +198,6 @@ def fit(learner: Learner, stage: Stage, position: Position, session: Session) ->
     objective, reweighting, stop = learner.objective, stage.reweighting, session.stop
     log_every = -(-session.total_steps // _LOGGED_STEPS)
 
-    def measured(work: Callable[[], Record]) -> bool:
-        objective.eval()
-        try:
-            session.metrics.write({"step": position.step, "tokens": position.tokens} | work())
-        except StoppedError:  # the state is saved with the measurement still owed
-            return False
-        except BrokenModelError as error:
-            if position.step == 0:
-                raise
-            raise DivergenceError(f"{error} at step {position.step}; {HOW_TO_CALM}") from error
-        finally:
-            objective.train()
-        return True
-
     def save(must: bool) -> None:
         if session.saver.saved_step == position.step:
             return
@@ -225,9 +212,9 @@ def fit(learner: Learner, stage: Stage, position: Position, session: Session) ->
     with Progress(session.title, session.total_steps, position.step) as progress:
         while True:
             if position.evaluation_owed and not stop.requested:
-                position.evaluation_owed = not measured(session.evaluate)
+                position.evaluation_owed = not _measured(session.evaluate, objective, position, session)
             if reweighting and position.reweight_owed and not stop.requested:
-                position.reweight_owed = not measured(reweighting.update)
+                position.reweight_owed = not _measured(reweighting.update, objective, position, session)
             ends = position.step == stage.last_step
             if ends or stop.requested or session.saver.is_due(position.step):
                 save(must=ends or stop.requested)
@@ -246,6 +233,26 @@ def fit(learner: Learner, stage: Stage, position: Position, session: Session) ->
             position.evaluation_owed = (ends or (every > 0 and position.step % every == 0)) and not last
             position.reweight_owed = reweighting is not None and since % reweighting.every == 0 and not ends
     objective.eval()
+
+
+def _measured(work: Callable[[], Record], objective: Objective, position: Position, session: Session) -> bool:
+    """Measure something of the model and write it down; return whether it was done and not cut short by a signal.
+
+    Raises:
+        DivergenceError: Training has broken the weights.
+    """
+    objective.eval()
+    try:
+        session.metrics.write({"step": position.step, "tokens": position.tokens} | work())
+    except StoppedError:  # the state is saved with the measurement still owed
+        return False
+    except BrokenModelError as error:
+        if position.step == 0:
+            raise
+        raise DivergenceError(f"{error} at step {position.step}; {HOW_TO_CALM}") from error
+    finally:
+        objective.train()
+    return True
 
 
 def _update(learner: Learner, stage: Stage, position: Position, session: Session, samples: list[Sample]) -> Record:
