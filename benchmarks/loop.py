@@ -89,7 +89,7 @@ def main():
                 micro_batch_size=options.rows, ledger=ledger,
             )  # fmt: skip
             saver = Saver(store, every=1e9)
-            session = Session("loop", total, 0, dict, metrics, saver, Pause(), runtime, 1.0, 1.0)
+            session = Session("loop", total, 0, dict, metrics, saver, Pause(), runtime, 1.0)
             if turn == 0:
                 take_up(None, learner, stage, position, session)
             saver.save = lambda *arguments, **options: 0.0  # the end of a stage saves; that is measured by itself below

@@ -306,6 +306,20 @@ def test_a_guard_restored_from_json_goes_on_exactly(losses, more):
     assert second.state() == whole.state()
 
 
+def test_a_guard_restored_after_many_losses_forgets_the_oldest_as_it_would_have():
+    losses = trace("steep and then slow", "normal", 2)[:600]
+    whole = Guard(0)
+    for step, loss in enumerate(losses[:300]):
+        whole.applied(step, loss, "x:1")
+    second = Guard(0)
+    second.restore(json.loads(json.dumps(whole.state())))
+    for guard in (whole, second):
+        for step, loss in enumerate(losses[300:]):
+            guard.applied(300 + step, loss, "x:1")
+    assert second.state() == whole.state()
+    assert second.state()["losses"] == losses[-128:]
+
+
 def test_a_restored_guard_finds_the_spike_that_a_fresh_one_could_not():
     losses = trace("flat", "normal", 1)[:100]
     whole, second, fresh = Guard(0), Guard(0), Guard(0)

@@ -128,6 +128,7 @@ class JsonlWriter:
         self._waiting += json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
         try:
             self.flush()
+            self._warned = False
         except StorageError as error:
             if not self._warned:
                 warn(f"{error}; its lines wait in memory")

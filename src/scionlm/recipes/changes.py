@@ -30,9 +30,9 @@ def find_changes(before: Record, now: Record) -> list[Change]:
         old, new = before.get(section, {}), now.get(section, {})
         found += [Change(f"{section}.{key}", old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())]
     old, new = before.get("stages", {}), now.get("stages", {})
-    found += [
-        Change(f"stages.{name}.data", old[name].get("data"), new[name].get("data")) for name in old if name in new
-    ]
+    for name in (name for name in old if name in new):
+        keys = ("data", "replayed")
+        found += [Change(f"stages.{name}.{key}", old[name].get(key), new[name].get(key)) for key in keys]
     return [change for change in found if change.before != change.now]
 
 

@@ -14,6 +14,7 @@ from scionlm.recipes.stages import Stage
 from scionlm.sources import ModelFolder, load_tokenizer, resolve
 from scionlm.surgery.depth import parse_keep, plan_depth
 from scionlm.surgery.plan import SurgeryPlan
+from scionlm.train.metrics import require_trackers
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
     if any(stage.data.document_mask for stage in recipe.resolved_stages) and not family.packs_documents:
         raise UsageError(f"data.document_mask: {source.config['model_type']} models do not keep documents apart")
     plan = plan_of(recipe, source)
+    require_trackers(recipe.track)
     if recipe.branch:
         from scionlm.train.checkpoint import find_checkpoint  # and with it torch: only where it is needed this early
 

@@ -65,6 +65,11 @@ class Sampling:
         streams = {name: self.data.stream(name, "train") for name in self.domains}
         return SamplePlan(streams, self.mixture, self.order, _open_replay(self.replay, self.order), start)
 
+    def replayed(self) -> Record | None:
+        """Return what tells the earlier data from others: their hash, and how many samples there are."""
+        data, replay = replayed_data(self), _open_replay(self.replay, self.order) if replayed_data(self) else None
+        return {"data": data.fingerprint, "samples": replay.num_samples} if data and replay else None
+
     def facts(self, start: dict[str, int] | None = None) -> Record:
         """Return what the ledger records of it."""
         return plan_facts(self.data, self.domains, self.order, self.replay, start)

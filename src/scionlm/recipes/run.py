@@ -22,6 +22,7 @@ from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs, open_inputs
 from scionlm.recipes.lengths import has_times, is_time
 from scionlm.recipes.timing import resolve_times
+from scionlm.train.folders import checkpoint_folders
 
 _STATES = ("running", "stopped", "done", "failed")
 # What may change while a run goes on; everything else decides what its finished phases measured.
@@ -111,6 +112,7 @@ def is_done(out: Path) -> bool:
 
 
 def _work(inputs: Inputs, out: Path, stop: StopRequest, work: Work, allow_change: bool) -> Record:
+    earlier = read_json(out / "status.json")
     write_status(out, "running", 0, "")
     try:
         result = work(inputs, out, stop, allow_change)
@@ -120,6 +122,12 @@ def _work(inputs: Inputs, out: Path, stop: StopRequest, work: Work, allow_change
         )
         write_status(out, "stopped", error.exit_code, str(error))
         raise StoppedError(f"{error}; to go on: {command}") from error
+    except UsageError as error:
+        if earlier["state"] in ("stopped", "failed"):  # a request that is refused leaves the run as it was
+            write_json(out / "status.json", earlier)
+        else:
+            write_status(out, "failed", error.exit_code, " ".join(str(error).split())[:500])
+        raise
     except BaseException as error:
         write_status(out, "failed", exit_code_of(error), " ".join(str(error).split())[:500])
         raise
@@ -134,10 +142,9 @@ def write_status(out: Path, state: str, exit_code: int, message: str, step: int 
 
 
 def _last_step(out: Path) -> int:
-    saved = sorted((out / "checkpoints").glob("step-*"))
     if (out / "result.json").exists():
         return int(read_json(out / "result.json")["training"]["steps"])
-    return int(saved[-1].name.removeprefix("step-")) if saved else 0
+    return max((step for step, _ in checkpoint_folders(out / "checkpoints")), default=0)
 
 
 def settle_recipe(recipe: Recipe, out: Path, allow_change: bool) -> Recipe:

@@ -55,7 +55,11 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, allow_change: bool = Fa
         "source": origin | source.facts,
         "data": {"dir": str(data.path), "fingerprint": data.fingerprint, "tokenizer": data.tokenizer.sha256},
         "stages": {
-            inputs.stage.name: {"data": inputs.data.fingerprint, "replay": inputs.sampling.replay}
+            inputs.stage.name: {
+                "data": inputs.data.fingerprint,
+                "replay": inputs.sampling.replay,
+                "replayed": inputs.sampling.replayed(),
+            }
             for inputs in inputs.stages
         },
         "replay": inputs.stages[0].sampling.replay,

@@ -16,6 +16,7 @@ from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl, wri
 from scionlm.data import Ledger
 from scionlm.data.mixing.ledger import LEDGER
 from scionlm.data.mixing.plan import REPLAYED
+from scionlm.families import family_of, flops_per_token
 from scionlm.parallel.runtime import peak_flops
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_train import AverageConfig, OptimizerConfig
@@ -38,7 +39,7 @@ from scionlm.train.checkpoint import Checkpoint, CheckpointStore, find_checkpoin
 from scionlm.train.guard import Guard
 from scionlm.train.learner import Learner, Position
 from scionlm.train.loop import Session, Stage, fit, take_up
-from scionlm.train.metrics import Metrics, open_tracker
+from scionlm.train.metrics import Metrics, open_trackers
 from scionlm.train.objective import Objective
 from scionlm.train.optimizer import Optimizer, OptimizerSettings
 from scionlm.train.saver import Saver
@@ -86,7 +87,6 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
         saver=saver,
         stop=setting.stop,
         runtime=runtime,
-        flops_per_token=flops_of(recipe, hf_config) / recipe.total_tokens,
         peak_flops=peak and peak[0],
     )
     learner, position = _through_the_stages(setting, objective, session, store, out, name)
@@ -128,7 +128,7 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
 
 def _open_metrics(setting: Setting, out: Path) -> Metrics:
     config = setting.recipe.model_dump(mode="json")
-    trackers = {name: open_tracker(name, out, config) for name in setting.recipe.track}
+    trackers = open_trackers(setting.recipe.track, out, config)
     beat = (lambda step: write_status(out, "running", 0, "", step)) if out == setting.folder else None
     return Metrics(JsonlWriter(out / "metrics.jsonl", "metrics"), trackers, beat)
 
@@ -192,6 +192,7 @@ def _open_stage(
     index = [stage.name for stage in stages].index(config.name)
     first_step = sum(stage.total_steps for stage in stages[:index])
     plan = sampling.plan(start)
+    hf_config: dict[str, Any] = objective.model.config.to_dict()
     folder = stage_folder(out, config.name)
     folder.mkdir(parents=True, exist_ok=True)
     return Stage(
@@ -208,6 +209,7 @@ def _open_stage(
         sequences_per_step=config.sequences_per_step,
         seq_len=config.data.seq_len,
         micro_batch_size=min(config.train.micro_batch_size, config.sequences_per_step),
+        flops_per_token=flops_per_token(family_of(hf_config), hf_config, config.data.seq_len),
         ledger=Ledger(folder / LEDGER, sampling.facts(start)),
         reweighting=open_reweighting(setting, inputs, plan, objective.token_nll, name, out, first_step),
     )

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from scionlm.core.errors import DataError, StorageError, UsageError
 from scionlm.core.files import remove_leftovers, sha256_file, staged_folder, storage_error
 from scionlm.core.log import format_bytes, warn
-from scionlm.core.records import Record, read_json, write_json
+from scionlm.core.records import FORMAT_VERSION, Record, check_version, read_json, write_json
+from scionlm.train.folders import checkpoint_folders, folder_name
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -73,30 +74,43 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def find_damage(path: Path) -> list[str]:
-    """Return what is wrong with a checkpoint's files; nothing where they are what was written."""
+    """Return what is wrong with a checkpoint's files; nothing where they are what was written.
+
+    Raises:
+        DataError: A newer Scion wrote it.
+    """
     try:
-        manifest = read_json(path / _MANIFEST)
-        expected = manifest["sha256"]
-        if _STATE not in expected or manifest.get("digest", _digest(manifest)) != _digest(manifest):
+        text = (path / _MANIFEST).read_text(encoding="utf-8")
+        manifest: Record = json.loads(text)
+        if not _is_whole(manifest, text):
             return [_MANIFEST]
+        expected = manifest["sha256"]
         found = {entry.name for entry in path.iterdir()} - {_MANIFEST}
         unknown = [f"{name} does not belong there" for name in sorted(found - set(expected))]
         damaged = [n for n in expected if n not in found or sha256_file(path / n) != expected[n]]
-        if not damaged and path.name != _folder_name(read_json(path / _STATE)["step"]):
-            return ["it is the checkpoint of another step"]
-        return unknown + damaged
-    except (DataError, StorageError, OSError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{_MANIFEST} ({error})"]
+    check_version(manifest, path / _MANIFEST)
+    if not damaged:
+        step = read_json(path / _STATE).get("step")
+        if not isinstance(step, int) or path.name != folder_name(step):
+            return ["it is the checkpoint of another step"]
+    return unknown + damaged
+
+
+def _is_whole(manifest: Record, text: str) -> bool:
+    """Return whether a manifest is as it was written."""
+    if _STATE not in manifest["sha256"] or text != json.dumps(manifest, indent=2, ensure_ascii=False) + "\n":
+        return False
+    if "for_good" not in manifest and "digest" not in manifest:
+        return manifest["format_version"] == FORMAT_VERSION  # of before there was a digest
+    return manifest.get("digest") == _digest(manifest)
 
 
 def _digest(manifest: Record) -> str:
     """Return a hash of a manifest's own entries: what tells a damaged manifest."""
-    entries = {key: manifest.get(key) for key in ("for_good", "sha256")}
+    entries = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
-
-
-def _folder_name(step: int) -> str:
-    return f"step-{step:08d}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,7 @@ class CheckpointStore:
         Raises:
             StorageError: It cannot be written; the older ones are left in place.
         """
-        out = self.folder / _folder_name(state["step"])
+        out = self.folder / folder_name(state["step"])
         if out.exists():
             return out
         held = {name: {k: v.detach().cpu().contiguous() for k, v in some.items()} for name, some in tensors.items()}
@@ -133,7 +147,7 @@ class CheckpointStore:
                     save_file(some, stage / f"{name}{_SUFFIX}")
             write_json(stage / _STATE, state)
             hashes = {path.name: sha256_file(path) for path in sorted(stage.iterdir())}
-            manifest = {"for_good": for_good, "sha256": hashes}
+            manifest = {"format_version": FORMAT_VERSION, "for_good": for_good, "sha256": hashes}
             write_json(stage / _MANIFEST, manifest | {"digest": _digest(manifest)})
         self._remove_old()
         return out
@@ -159,8 +173,7 @@ class CheckpointStore:
 
     def all(self) -> list[Path]:
         """Return the folders of the checkpoints, oldest first."""
-        found = self.folder.glob("step-*") if self.folder.is_dir() else ()
-        return sorted((path for path in found if path.name[5:].isdigit()), key=_step_of)
+        return [path for _, path in checkpoint_folders(self.folder)]
 
     def newest(self) -> Checkpoint | None:
         """Return the newest sound checkpoint; None where there is none. A damaged one is named and moved aside."""
@@ -176,14 +189,10 @@ class CheckpointStore:
         return None
 
 
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
 def _is_for_good(path: Path) -> bool:
     try:
         return bool(read_json(path / _MANIFEST).get("for_good"))
-    except DataError:
+    except (DataError, StorageError):
         return False  # damaged: it goes when its turn comes
 
 
@@ -200,10 +209,9 @@ def find_checkpoint(place: Path, step: int | None = None) -> Checkpoint:
     """
     if (place / _STATE).is_file():
         return open_checkpoint(place)
-    found = CheckpointStore(place / "checkpoints", keep=1).all()
-    steps = [_step_of(path) for path in found]
+    found = dict(checkpoint_folders(place / "checkpoints"))
     if not found:
         raise UsageError(f"{place} is neither a run folder with checkpoints nor a checkpoint")
-    if step is not None and step not in steps:
-        raise UsageError(f"{place} has no checkpoint of step {step} (has: {', '.join(map(str, steps))})")
-    return open_checkpoint(found[-1] if step is None else found[steps.index(step)])
+    if step is not None and step not in found:
+        raise UsageError(f"{place} has no checkpoint of step {step} (has: {', '.join(map(str, found))})")
+    return open_checkpoint(found[max(found) if step is None else step])

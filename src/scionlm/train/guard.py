@@ -37,23 +37,24 @@ class Guard:
         self.skipped += 1
         what = f"loss {nll}, gradient norm {grad_norm}: not finite at step {step} (samples {samples})"
         if self._in_a_row > self._limit:
-            row = f", the {self._in_a_row}th update in a row" if self._in_a_row > 1 else ""
+            row = f", {self._in_a_row} updates in a row" if self._in_a_row > 1 else ""
             raise DivergenceError(f"{what}{row}; {HOW_TO_CALM}")
         warn(f"{what}; the update was left out, {self._limit - self._in_a_row} more may be")
 
     def applied(self, step: int, nll: float, samples: str) -> float | None:
         """Note the loss of an update; return by how many standard deviations it stands out, where that is many."""
         self._in_a_row = 0
-        height = None
+        height, kept = None, nll
         if len(self._losses) >= _ENOUGH:
             mean = sum(self._losses) / len(self._losses)
             deviation = math.sqrt(sum((loss - mean) ** 2 for loss in self._losses) / len(self._losses))
             if nll > mean + _SIGMAS * deviation and deviation > 0:
                 height = (nll - mean) / deviation
+                kept = mean + _SIGMAS * deviation  # one spike must not hide the next
                 self.spikes += 1
                 warn(f"loss {nll:.3f} at step {step} is {height:.0f} standard deviations above the last {_WINDOW} "
                      f"(samples {samples})")  # fmt: skip
-        self._losses.append(nll)
+        self._losses.append(kept)
         return height
 
     def state(self) -> Record:

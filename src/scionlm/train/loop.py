@@ -64,6 +64,7 @@ class Stage:
         micro_batch_size: Sequences in one pass.
         ledger: Gets what has been consumed, at every checkpoint and at the end.
         reweighting: Moves the weights of the plan every so often.
+        flops_per_token: Forward and backward, for the utilization.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Stage:
     micro_batch_size: int
     ledger: Ledger
     reweighting: Reweighting | None = None
+    flops_per_token: float = 0.0
 
     @property
     def last_step(self) -> int:
@@ -131,7 +133,6 @@ class Session:
         saver: Makes checkpoints.
         stop: Asked after every step.
         runtime: The device.
-        flops_per_token: Forward and backward, for the utilization.
         peak_flops: Of the device, a second; None where it is not known.
     """
 
@@ -143,7 +144,6 @@ class Session:
     saver: Saver
     stop: StopRequest
     runtime: Runtime
-    flops_per_token: float = 0.0
     peak_flops: float | None = None
 
 
@@ -278,7 +278,7 @@ def _update(learner: Learner, stage: Stage, position: Position, session: Session
         "time/elapsed_s": position.seconds,
     }
     if session.peak_flops:
-        record["speed/mfu"] = speed * session.flops_per_token / session.peak_flops
+        record["speed/mfu"] = speed * stage.flops_per_token / session.peak_flops
     return record | notes | _domain_means(samples, result)
 
 

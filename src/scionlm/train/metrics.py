@@ -1,15 +1,18 @@
 """Where metrics go: always to RUN/metrics.jsonl, and to TensorBoard or a tracker with wandb's interface if asked."""
 
+import hashlib
 import importlib
+import importlib.util
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from scionlm.core.errors import UsageError
 from scionlm.core.log import warn
-from scionlm.core.records import JsonlWriter, Record
+from scionlm.core.records import JsonlWriter, Record, read_json
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
@@ -56,8 +59,10 @@ class WandbLike:
 
     def __init__(self, package: str, run: Path, config: Record) -> None:
         module: Any = _load(package, package)
-        name = run.resolve().name
-        self._run = module.init(project=run.resolve().parent.name, name=name, config=config, resume="allow")
+        folder = run.resolve()
+        # wandb goes on with a run by its id; trackio by its name, and takes no id.
+        same = {"id": _identity(folder)} if package == "wandb" else {}
+        self._run = module.init(project=folder.parent.name, name=folder.name, config=config, resume="allow", **same)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Take the numbers of a step."""
@@ -68,11 +73,35 @@ class WandbLike:
         self._run.finish()
 
 
+def _identity(folder: Path) -> str:
+    """Return what tells a run from others, also from one that was in the same place before."""
+    manifests = [place / "manifest.json" for place in (folder, folder.parent)]  # a control's is its run's
+    started = next((str(read_json(path).get("started_at")) for path in manifests if path.exists()), "")
+    return hashlib.sha256(f"{folder} {started}".encode()).hexdigest()[:16]
+
+
+def require_trackers(names: Iterable[TrackerName]) -> None:
+    """Check that the packages of trackers are there, without loading them.
+
+    Raises:
+        UsageError: One is not installed.
+    """
+    for name in names:
+        there = sys.modules[name] if name in sys.modules else importlib.util.find_spec(name)
+        if there is None:
+            raise _not_installed(name)
+
+
+def _not_installed(package: str) -> UsageError:
+    extra = "pip install 'scionlm[track]'" if package == "tensorboard" else f"pip install {package}"
+    return UsageError(f"track: {package} is not installed; {extra}")
+
+
 def _load(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(f"track: {package} is not installed; pip install 'scionlm[track]' (or {package})") from error
+        raise _not_installed(package) from error
 
 
 def open_tracker(name: TrackerName, run: Path, config: Record) -> Tracker:
@@ -82,6 +111,23 @@ def open_tracker(name: TrackerName, run: Path, config: Record) -> Tracker:
         UsageError: Its package is not installed.
     """
     return TensorBoard(run) if name == "tensorboard" else WandbLike(name, run, config)
+
+
+def open_trackers(names: Iterable[TrackerName], run: Path, config: Record) -> dict[str, Tracker]:
+    """Return trackers by name; one that cannot begin (no network, not logged in) is named and left out.
+
+    Raises:
+        UsageError: A package is not installed.
+    """
+    found: dict[str, Tracker] = {}
+    for name in names:
+        try:
+            found[name] = open_tracker(name, run, config)
+        except UsageError:
+            raise
+        except Exception as error:
+            warn(f"{name} cannot begin and is left out: {' '.join(str(error).split())[:200]}")
+    return found
 
 
 class Metrics:
@@ -130,6 +176,6 @@ class Metrics:
 
     def close(self) -> None:
         """Close everything."""
-        self._writer.close()
         for name, tracker in list(self._trackers.items()):
             self._guarded(name, tracker.close)
+        self._writer.close()

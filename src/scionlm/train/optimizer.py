@@ -146,6 +146,9 @@ class Optimizer:
         if carry == "reset" or not tensors:
             return
         mine = {name: parameter for parameter, name in self._names.items()}
+        states = {key.rpartition("/")[0] for key in tensors}
+        if states != set(mine):
+            raise DataError(f"the optimizer's state is of another model: of {len(states)} weights, not of {len(mine)}")
         owner = {p: part for part in self._parts for group in part.param_groups for p in group["params"]}
         for key, value in tensors.items():
             name, _, kind = key.rpartition("/")
