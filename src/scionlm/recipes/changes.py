@@ -7,7 +7,7 @@ from scionlm.core.log import warn
 from scionlm.core.records import Record
 
 # A change in these gives other numbers; in the rest of versions and device, other last bits at most.
-_DECISIVE = ("versions.torch", "versions.transformers", "device.kind", "device.precision")
+_DECISIVE = ("versions.torch", "versions.transformers", "device.kind", "device.precision", "branch")
 _INPUTS = {"source": "sha256", "data": "fingerprint"}
 
 
@@ -29,6 +29,8 @@ def find_changes(before: Record, now: Record) -> list[Change]:
     for section in ("versions", "device"):
         old, new = before.get(section, {}), now.get(section, {})
         found += [Change(f"{section}.{key}", old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())]
+    if now.get("branch"):  # not begun yet: it may have gone on, or another may stand there
+        found.append(Change("branch", before.get("branch"), now["branch"]))
     old, new = before.get("stages", {}), now.get("stages", {})
     for name in (name for name in old if name in new):
         keys = ("data", "replayed")

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scionlm.core.errors import DataError, UsageError
+from scionlm.core.files import sha256_file
 from scionlm.data import DataFolder
 from scionlm.families import ModelShape, family_of
 from scionlm.recipes.config import Recipe
@@ -14,6 +16,7 @@ from scionlm.recipes.stages import Stage
 from scionlm.sources import ModelFolder, load_tokenizer, resolve
 from scionlm.surgery.depth import parse_keep, plan_depth
 from scionlm.surgery.plan import SurgeryPlan
+from scionlm.train.folders import checkpoint_folders
 from scionlm.train.metrics import require_trackers
 
 
@@ -42,6 +45,7 @@ class Inputs:
         stages: What is trained on, stage by stage.
         held_out: What is evaluated: name to data folder and domain.
         plan: The layers to keep.
+        branched: The checkpoint that the run begins with, where it does and has not begun.
     """
 
     recipe: Recipe
@@ -49,6 +53,7 @@ class Inputs:
     stages: list[StageInputs]
     held_out: dict[str, tuple[DataFolder, str]]
     plan: SurgeryPlan
+    branched: dict[str, Any] | None
 
     @property
     def data(self) -> DataFolder:
@@ -78,10 +83,14 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
         raise UsageError(f"data.document_mask: {source.config['model_type']} models do not keep documents apart")
     plan = plan_of(recipe, source)
     require_trackers(recipe.track)
-    if recipe.branch:
+    branched = None
+    if recipe.branch and not checkpoint_folders(out / "checkpoints"):
         from scionlm.train.checkpoint import find_checkpoint  # and with it torch: only where it is needed this early
 
-        find_checkpoint(Path(recipe.branch.run), recipe.branch.step)
+        checkpoint = find_checkpoint(Path(recipe.branch.run), recipe.branch.step)
+        step = int(checkpoint.state["step"])
+        branched = {"step": step, "sha256": sha256_file(checkpoint.path / "manifest.json")}
+        recipe = recipe.model_copy(update={"branch": recipe.branch.model_copy(update={"step": step})})
     if any(stage.data.dir is None for stage in recipe.resolved_stages):
         prepare_demo_data(source.name, out / "data")
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": str(out / "data")})})
@@ -98,7 +107,7 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
     for folder in folders[len(stages) :]:
         for domain in folder.domains:
             folder.stream(domain, "train", verify=True)
-    return Inputs(recipe, source, stages, held_out, plan)
+    return Inputs(recipe, source, stages, held_out, plan, branched)
 
 
 def plan_of(recipe: Recipe, source: ModelFolder) -> SurgeryPlan:

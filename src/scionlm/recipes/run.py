@@ -20,7 +20,7 @@ from scionlm.core.signals import StopRequest
 from scionlm.recipes.changes import judge_changes
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs, open_inputs
-from scionlm.recipes.lengths import has_times, is_time
+from scionlm.recipes.lengths import has_times, set_at, timed_paths, value_at
 from scionlm.recipes.timing import resolve_times
 from scionlm.train.folders import checkpoint_folders
 
@@ -29,6 +29,9 @@ _STATES = ("running", "stopped", "done", "failed")
 _CHANGEABLE = ("train.", "optimizer", "schedule.", "stages", "average", "evaluate.every", "export.")
 # What may change without a word, for it changes no result.
 _FREE = ("checkpoint.", "track")
+
+# What a run resolves when it starts: section, key, and the value that leaves it open.
+_AUTOMATIC = (("data", "dir", None), ("train", "precision", "auto"), ("train", "compile", "auto"))
 
 Work = Callable[[Inputs, Path, StopRequest, bool], Record]
 
@@ -160,16 +163,9 @@ def settle_recipe(recipe: Recipe, out: Path, allow_change: bool) -> Recipe:
         saved = Recipe.model_validate(load_yaml(path))
     except pydantic.ValidationError as error:
         raise UsageError(f"{path} is not a recipe that this Scion reads; use another folder") from error
-    given, kept = flatten(recipe.model_dump(mode="json")), flatten(saved.model_dump(mode="json"))
-    # `auto`, a missing data.dir and times were resolved when the run started, and stay as they were.
-    resolved = {("data.dir", None), ("train.steps", None if kept.get("train.time") else "")}
-    changed = [
-        key
-        for key in sorted(given.keys() | kept.keys())
-        if given.get(key) != kept.get(key) and given.get(key) != "auto" and (key, given.get(key)) not in resolved
-    ]
-    timed = has_times(recipe.model_dump(mode="json"))
-    changed = [key for key in changed if key == "train.time" or not (timed and _was_time(given.get(key)))]
+    config = _with_resolved(recipe.model_dump(mode="json"), saved.model_dump(mode="json"))
+    given, kept = flatten(config), flatten(saved.model_dump(mode="json"))
+    changed = [key for key in sorted(given.keys() | kept.keys()) if given.get(key) != kept.get(key)]
     if not changed:
         return saved
     words = ", ".join(f"{key} ({kept.get(key)!r} -> {given.get(key)!r})" for key in changed)
@@ -184,21 +180,22 @@ def settle_recipe(recipe: Recipe, out: Path, allow_change: bool) -> Recipe:
     if not (allow_change or free):
         raise UsageError(f"{out} was started with other settings: {words}; use another folder or --allow-change")
     warn(f"settings changed: {words}")
-    # What was given is taken whole, but for what was resolved when the run started.
-    merged = recipe.model_dump(mode="json")
-    for key, value in kept.items():
-        anew = key == "train.steps" and "train.time" in changed
-        if key not in changed and given.get(key) != value and not anew:
-            section, name = key.split(".", 1)
-            merged[section][name] = value
-    return Recipe.model_validate(merged)
+    return Recipe.model_validate(config)
 
 
-def _was_time(value: Any) -> bool:
-    """Return whether a value, or one inside it, is a length that a run turns into steps when it begins."""
-    if isinstance(value, list):
-        return any(has_times(entry) for entry in value if isinstance(entry, dict))
-    return is_time(value)
+def _with_resolved(given: Mapping, kept: Mapping) -> Mapping:
+    """Return a recipe with what was resolved when the run started: `auto`, missing places, and times."""
+    for section, key, open_value in (*_AUTOMATIC, ("branch", "step", None)):
+        if value_at(given, (section, key)) == open_value and given.get(section) and kept.get(section):
+            given[section][key] = kept[section][key]
+    for path in timed_paths(given):
+        same = path[0] != "stages" or value_at(given, (*path[:2], "name")) == value_at(kept, (*path[:2], "name"))
+        budget = (*path[:-1], "time")
+        if path[-1] == "steps":
+            same = same and value_at(given, budget) == value_at(kept, budget)
+        if same and value_at(kept, path) is not None:
+            set_at(given, path, value_at(kept, path))
+    return given
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:

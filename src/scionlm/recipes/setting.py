@@ -63,6 +63,7 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, allow_change: bool = Fa
             for inputs in inputs.stages
         },
         "replay": inputs.stages[0].sampling.replay,
+        "branch": inputs.branched,
         "device": runtime.to_dict(),
     }
     write_manifest(out, recipe, facts, allow_change)
@@ -70,7 +71,9 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, allow_change: bool = Fa
     if not (out / "plan.json").exists():
         write_json(out / "plan.json", plan_model(recipe, source.config, target, this_machine()))
     stop.check()
-    return Setting(recipe, source, inputs.stages, inputs.held_out, inputs.plan, runtime, stop, out, allow_change)
+    return Setting(
+        recipe, source, inputs.stages, inputs.held_out, inputs.plan, inputs.branched, runtime, stop, out, allow_change
+    )
 
 
 def flops_of(recipe: Recipe, hf_config: dict[str, Any]) -> int:

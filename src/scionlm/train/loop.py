@@ -94,6 +94,7 @@ class Stage:
         weights = {"reweight": self.reweighting.state()} if self.reweighting else {}
         return {
             "stage": self.index,
+            "first_step": self.first_step,
             "schedule": self.schedule.to_list(),
             "lr": self.lr,
             "lr_now": self.lr * self.schedule.at(step - self.first_step),
@@ -106,7 +107,7 @@ class Stage:
         """Go on from a checkpoint's state.
 
         Raises:
-            UsageError: The checkpoint was made with another schedule, and that may not change.
+            UsageError: The checkpoint was made with another schedule, and that may not change; or it is beyond the end.
             DataError: It is of other domains.
         """
         before = state.get("schedule", self.schedule.to_list()), state.get("lr", self.lr)
@@ -115,6 +116,13 @@ class Stage:
             if not allow_change:
                 raise UsageError(f"{words}; use --allow-change to go on with it")
             warn(words)
+        if state.get("first_step", self.first_step) != self.first_step:
+            raise UsageError(f"the stages before {self.name} are finished, and cannot be made longer or shorter")
+        if state["step"] > self.last_step:
+            raise UsageError(
+                f"the run is at step {state['step']}, but stage {self.name} would end with step {self.last_step}; "
+                "give it more steps"
+            )
         self.plan.restore(state["plan"])
         if self.reweighting:
             self.reweighting.restore(state["reweight"])
