@@ -396,7 +396,7 @@ def test_the_state_of_another_optimizer_is_refused_with_what_to_do(before, now, 
     model = tiny_model()
     optimizer = Optimizer(model, OptimizerSettings(name=before))
     some_steps(model, optimizer, range(1))
-    with pytest.raises(DataError, match=r"another optimizer; set optimizer_state: reset, or keep optimizer\.name"):
+    with pytest.raises(UsageError, match=r"another optimizer; set optimizer_state: reset, or keep optimizer\.name"):
         Optimizer(model, OptimizerSettings(name=now)).load(saved(optimizer), carry)
     fresh = Optimizer(model, OptimizerSettings(name=now))
     fresh.load(saved(optimizer), "reset")

@@ -12,7 +12,7 @@ import pydantic
 
 from scionlm.core.config import Mapping, dump_yaml, load_yaml
 from scionlm.core.errors import DataError, StoppedError, UsageError, exit_code_of
-from scionlm.core.files import folder_lock, require_free_folder, storage_error, write_text_atomic
+from scionlm.core.files import folder_lock, require_free_folder, storage_error, write_bytes_atomic, write_text_atomic
 from scionlm.core.log import say, warn
 from scionlm.core.machine import git_commit, versions
 from scionlm.core.records import Record, read_json, write_json
@@ -24,6 +24,7 @@ from scionlm.recipes.lengths import has_times, set_at, timed_paths, value_at
 from scionlm.recipes.timing import resolve_times
 from scionlm.train.folders import checkpoint_folders
 
+_RECORDS = ("status.json", "config.yaml", "manifest.json")
 _STATES = ("running", "stopped", "done", "failed")
 # What may change while a run goes on; everything else decides what its finished phases measured.
 _CHANGEABLE = ("train.", "optimizer", "schedule.", "stages", "average", "evaluate.every", "export.")
@@ -115,7 +116,8 @@ def is_done(out: Path) -> bool:
 
 
 def _work(inputs: Inputs, out: Path, stop: StopRequest, work: Work, allow_change: bool) -> Record:
-    earlier = read_json(out / "status.json")
+    began = (out / "config.yaml").exists()
+    kept = {path: path.read_bytes() for name in _RECORDS if (path := out / name).exists()}
     write_status(out, "running", 0, "")
     try:
         result = work(inputs, out, stop, allow_change)
@@ -126,8 +128,9 @@ def _work(inputs: Inputs, out: Path, stop: StopRequest, work: Work, allow_change
         write_status(out, "stopped", error.exit_code, str(error))
         raise StoppedError(f"{error}; to go on: {command}") from error
     except UsageError as error:
-        if earlier["state"] in ("stopped", "failed"):  # a request that is refused leaves the run as it was
-            write_json(out / "status.json", earlier)
+        if began:  # a request that is refused leaves the run as it was
+            for path, data in kept.items():
+                write_bytes_atomic(path, data)
         else:
             write_status(out, "failed", error.exit_code, " ".join(str(error).split())[:500])
         raise

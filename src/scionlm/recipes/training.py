@@ -1,7 +1,8 @@
 """Train one model through the stages of a setting, export it, and write down what it cost."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from scionlm.surgery.plan import SurgeryPlan
 from scionlm.surgery.proof import Proof
 from scionlm.surgery.verify import verify_export
 from scionlm.train.average import Average, AverageSettings
-from scionlm.train.checkpoint import Checkpoint, CheckpointStore, find_checkpoint
+from scionlm.train.checkpoint import CheckpointStore, find_checkpoint
 from scionlm.train.guard import Guard
 from scionlm.train.learner import Learner, Position
 from scionlm.train.loop import Session, Stage, fit, take_up
@@ -139,13 +140,16 @@ def _through_the_stages(
     """Train stage by stage, from the newest checkpoint where there is one."""
     recipe = setting.recipe
     model: Any = objective.model
-    checkpoint = store.newest()
-    position = Position()
-    if checkpoint:
-        position.restore(checkpoint.state)
-    number = int(checkpoint.state.get("stage", 0)) if checkpoint else 0
-    learner: Learner | None = None
-    try:
+    position, learner = Position(), None
+    with contextlib.closing(session.metrics):
+        checkpoint = store.newest()
+        if checkpoint:
+            position.restore(checkpoint.state)
+        number = int(checkpoint.state.get("stage", 0)) if checkpoint else 0
+        if number >= len(setting.stages):
+            raise UsageError(
+                f"{out} is in stage {number + 1}, the recipe has {len(setting.stages)}; stages can be added only"
+            )
         for inputs in setting.stages[number:]:
             optimizer = Optimizer(model, _optimizer_settings(inputs.stage.optimizer))
             begins = learner is None
@@ -157,25 +161,24 @@ def _through_the_stages(
                 learner.change_optimizer(optimizer, inputs.stage.optimizer_state)
             sampling, start = inputs.sampling.going_on(position.cursors)
             stage = _open_stage(setting, inputs, sampling, start, objective, out, name)
-            if begins:
-                take_up(checkpoint, learner, stage, position, session, setting.allow_change)
-            else:
-                stage.ledger.rewind(-1)
-            if len(setting.stages) > 1:
-                say(f"stage {stage.name}: {describe(stage.schedule, stage.lr)}")
-            try:
+            with contextlib.closing(stage.ledger):
+                if begins:
+                    take_up(checkpoint, learner, stage, position, session, setting.allow_change)
+                else:
+                    stage.ledger.rewind(-1)
+                if len(setting.stages) > 1:
+                    say(f"stage {stage.name}: {describe(stage.schedule, stage.lr)}")
                 fit(learner, stage, position, session)
-            finally:
-                stage.ledger.close()
-            epochs = stage.plan.epochs().items()
-            position.epochs |= {name: max(value, position.epochs.get(name, 0.0)) for name, value in epochs}
-            counts = {n: c for n, c in stage.plan.state()["counts"].items() if not n.startswith(REPLAYED)}
-            before = position.cursors.get(sampling.windows_id, {}).get("counts", {})
-            position.cursors[sampling.windows_id] = {"order": sampling.order.stage, "counts": before | counts}
-    finally:
-        session.metrics.close()
+            _finish_stage(stage, position)
     assert learner is not None
     return learner, position
+
+
+def _finish_stage(stage: Stage, position: Position) -> None:
+    """Note how far a stage has gone through its windows, for those that draw from the same ones."""
+    epochs = stage.plan.epochs().items()
+    position.epochs |= {name: max(value, position.epochs.get(name, 0.0)) for name, value in epochs}
+    position.cursors |= _cursors_of(position.cursors, stage.state(position.step))
 
 
 def _open_stage(
@@ -227,7 +230,7 @@ def _branch(setting: Setting, learner: Learner, position: Position) -> None:
     checkpoint = find_checkpoint(Path(branch.run), branch.step)
     checkpoint.load_weights(learner.objective.model)
     learner.optimizer.load(checkpoint.tensors("optimizer"), stage.optimizer_state)
-    position.cursors = _cursors_of(checkpoint)
+    position.cursors = _cursors_of(checkpoint.state.get("cursors", {}), checkpoint.state)
     say(f"branching off {checkpoint.path}, optimizer state: {stage.optimizer_state}")
     before = checkpoint.state.get("lr_now")
     first = stage.optimizer.lr * stage.build_schedule()(0)
@@ -235,15 +238,13 @@ def _branch(setting: Setting, learner: Learner, position: Position) -> None:
         warn(f"the learning rate jumps from {before:.3g} at the checkpoint to {first:.3g}")
 
 
-def _cursors_of(checkpoint: Checkpoint) -> dict[str, Record]:
-    """Return how far a checkpoint's run had gone through its windows."""
-    state = checkpoint.state
-    cursors = dict(state.get("cursors", {}))
-    if "windows" in state:
-        counts = {n: c for n, c in state["plan"]["counts"].items() if not n.startswith(REPLAYED)}
-        before = cursors.get(state["windows"], {}).get("counts", {})
-        cursors[state["windows"]] = {"order": state["order"], "counts": before | counts}
-    return cursors
+def _cursors_of(cursors: Mapping[str, Record], state: Record) -> dict[str, Record]:
+    """Return the cursors with those of a stage's state."""
+    if "windows" not in state:
+        return dict(cursors)
+    counts = {n: c for n, c in state["plan"]["counts"].items() if not n.startswith(REPLAYED)}
+    before = cursors.get(state["windows"], {}).get("counts", {})
+    return {**cursors, state["windows"]: {"order": state["order"], "counts": before | counts}}
 
 
 def _optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:

@@ -139,7 +139,8 @@ class Optimizer:
                 gradient pointed to is forgotten. `reset`: none of it.
 
         Raises:
-            DataError: It is of other weights, or of another optimizer.
+            UsageError: It is of another optimizer.
+            DataError: It is of other weights.
         """
         for part in self._parts:
             part.state.clear()
@@ -156,7 +157,7 @@ class Optimizer:
                 raise DataError(f"the optimizer's state {key!r} is of another model")
             parameter = mine[name]
             if (kind == "momentum_buffer") != isinstance(owner[parameter], torch.optim.Muon):
-                raise DataError(
+                raise UsageError(
                     f"the state of {name!r} is of another optimizer; set optimizer_state: reset, or keep optimizer.name"
                 )
             if carry == "moments" and kind in ("exp_avg", "momentum_buffer"):
