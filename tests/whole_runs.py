@@ -50,13 +50,15 @@ SETTINGS: dict[str, Any] = {
 CLOCKS = {
     "time/elapsed_s", "time/evaluation_s", "speed/tokens_per_s", "speed/data_share", "speed/mfu", "memory/peak_bytes",
     "seconds", "tokens_per_s", "peak_memory_bytes", "checkpoint_seconds", "evaluation_seconds", "saving_seconds",
+    "samples", "peak_flops",
 }  # fmt: skip
-"""What may differ between a run that was stopped and one that was not."""
+"""What may differ between a run that was stopped and one that was not; and what `quicken` leaves out."""
 
 
 def quicken(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
     """Leave out what takes most of a tiny run's time and decides nothing in it."""
     setattr_(training, "peak_flops", lambda runtime: None)
+    setattr_(os, "fsync", lambda handle: None)  # a process that is killed takes nothing of the system's memory with it
     setattr_(setting, "gc", SimpleNamespace(collect=lambda: None))
 
     def samples(its_setting: Any, model: Any) -> list[dict[str, Any]]:
@@ -65,7 +67,7 @@ def quicken(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
     setattr_(inheritune, "samples_of", samples)
 
 
-def recipe_of(source: Path, data: Path, **settings: Any) -> Recipe:
+def recipe_of(source: Path, data: Path, /, **settings: Any) -> Recipe:
     """Return a recipe; `__` stands for the dot in a key."""
     changes = {key.replace("__", "."): value for key, value in settings.items()}
     return load_recipe("inheritune", SETTINGS | {"source": str(source), "data.dir": str(data)} | changes)
@@ -233,7 +235,6 @@ def die_at(number: int, after: bool, torn: bool = False) -> list[str]:
 def _serve_one(order: dict[str, Any]) -> int:
     sys.stderr = Path(f"{order['out']}.log").open("a", buffering=1)  # noqa: SIM115 - until the process ends
     torch.set_num_threads(1)
-    os.fsync = lambda handle: None  # a kill takes nothing from the system's own memory
     quicken()
     names = die_at(order["die_at"], order["after"], order["torn"])
     run_recipe(load_recipe(order["recipe"]), Path(order["out"]))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from test_train import SEQUENCES, STEPS, Run, equal
 
 from scionlm.core.errors import DivergenceError, StoppedError
@@ -344,3 +345,23 @@ def test_a_spike_stands_in_the_metrics_of_its_step(tmp_path, data_folder, monkey
     assert list(noted) == [6]
     assert noted[6] > 6
     assert run.learner.guard.spikes == 1
+
+
+def test_no_checkpoint_replaces_a_good_one_while_updates_are_left_out(tmp_path, data_folder):
+    """The weights may be what is broken: then the newest checkpoints would all be."""
+    run = Run(tmp_path / "run", data_folder, checkpoint_every=1, skip=2)
+    step = run.optimizer.step
+
+    def breaking(lr):
+        step(lr)
+        if sum(1 for _ in (tmp_path / "run" / "checkpoints").glob("step-*")) == 2:
+            with torch.no_grad():
+                run.objective.model.model.norm.weight[0] = torch.nan
+
+    run.optimizer.step = breaking
+    with pytest.raises(DivergenceError):
+        run.fit()
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        weights = load_file(path / "weights.safetensors")
+        broken = not all(torch.isfinite(tensor).all() for tensor in weights.values())
+        assert broken == (path.name == "step-00000003"), path

@@ -27,6 +27,11 @@ class Guard:
         self.spikes = 0
         self._losses: deque[float] = deque(maxlen=_WINDOW)
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether the last update was applied: else the weights may be broken, and should not replace good ones."""
+        return self._in_a_row == 0
+
     def left_out(self, step: int, nll: float, grad_norm: float, samples: str) -> None:
         """Note that an update was not applied.
 

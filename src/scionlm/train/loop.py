@@ -224,7 +224,8 @@ def fit(learner: Learner, stage: Stage, position: Position, session: Session) ->
             if reweighting and position.reweight_owed and not stop.requested:
                 position.reweight_owed = not _measured(reweighting.update, objective, position, session)
             ends = position.step == stage.last_step
-            if ends or stop.requested or session.saver.is_due(position.step):
+            due = learner.guard.is_calm and session.saver.is_due(position.step)
+            if ends or stop.requested or due:
                 save(must=ends or stop.requested)
             if ends:
                 break
