@@ -43,6 +43,7 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/importance.py
 	$(BIN)/python benchmarks/surgery.py
