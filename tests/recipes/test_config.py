@@ -112,3 +112,8 @@ def test_loading_a_preset_twice_does_not_share_state():
     load_recipe("inheritune", {"source": "a", "data.dir": "b", "train.steps": 3, "inherit.layers": 1})
     with pytest.raises(UsageError):
         load_recipe("inheritune")
+
+
+def test_a_batch_of_no_whole_sequences_is_named_with_both_numbers():
+    with pytest.raises(UsageError, match=r"train\.global_batch_tokens 1000 is not a multiple of data\.seq_len 256$"):
+        load_recipe("inheritune-mini", ["train.global_batch_tokens=1000"])

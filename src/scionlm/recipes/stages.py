@@ -169,7 +169,7 @@ def check_stages(stages: list[Stage], timed: bool = False) -> None:
         if stage.train.global_batch_tokens % stage.data.seq_len:
             raise ValueError(
                 f"{where}train.global_batch_tokens {stage.train.global_batch_tokens} is not a multiple of "
-                f"{stage.data.seq_len}; set data.seq_len to the same"
+                f"data.seq_len {stage.data.seq_len}"
             )
         if stage.reweight and stage.data.ramp:
             raise ValueError(f"{where}data.ramp and reweight both move the weights; set one of them to null")
