@@ -48,6 +48,15 @@ def test_a_stage_goes_by_its_own_speed(settings):
     assert resolved.resolved_stages[1].schedule.warmup == 5
 
 
+def test_a_top_level_budget_that_no_stage_uses_is_not_measured(settings):
+    stages = [{"name": "a", "train": {"steps": 4}}, {"name": "b", "train": {"tokens": 960}}]
+    recipe = load_recipe("inheritune-mini", settings | {"train.time": "1 hour", "stages": stages})
+    assert not has_times(recipe.model_dump(mode="json"))
+    stages[1] = {"name": "b"}
+    recipe = load_recipe("inheritune-mini", settings | {"train.time": "1 hour", "stages": stages})
+    assert has_times(recipe.model_dump(mode="json"))
+
+
 def test_what_does_not_fit_is_found_once_the_steps_are_known(settings):
     recipe = load_recipe("inheritune-mini", settings | {"train.time": "10 s", "schedule.warmup": "20 s"})
     with pytest.raises(UsageError, match=r"schedule\.warmup 40 is longer than the run of 20 steps"):

@@ -26,8 +26,11 @@ def has_times(config: Mapping) -> bool:
 
 def timed_paths(config: Mapping) -> list[Path]:
     """Return the place of every value that a time is still to be resolved into."""
-    found = _timed_keys(config)
-    for number, stage in enumerate(config.get("stages") or []):
+    stages = config.get("stages") or []
+    own = [stage.get("train") or {} for stage in stages]
+    unused = bool(own) and all(train.keys() & {"tokens", "steps", "time"} for train in own)
+    found = [path for path in _timed_keys(config) if not (unused and path == ("train", "steps"))]
+    for number, stage in enumerate(stages):
         found += [("stages", number, *path) for path in _timed_keys(stage)]
     return found
 
