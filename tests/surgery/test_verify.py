@@ -13,13 +13,13 @@ import torch
 from factories import tiny_model, tiny_source
 from scionlm.core.errors import DataError, ScionError, UsageError
 from scionlm.families import ModelShape, family_of
+from scionlm.families.models import assemble
 from scionlm.families.registry import FAMILIES
 from scionlm.recipes.inherit import check, inherit_folder
 from scionlm.sources import open_folder
 from scionlm.surgery.apply import whole
 from scionlm.surgery.depth import plan_depth, plan_growth
 from scionlm.surgery.fresh import lazy_fresh
-from scionlm.surgery.models import assemble
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.width import WidthTarget, plan_width
 

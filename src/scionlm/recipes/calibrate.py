@@ -10,13 +10,13 @@ import torch
 from scionlm.core.log import Progress
 from scionlm.core.records import Record
 from scionlm.data import Batch
+from scionlm.families.models import random_model
 from scionlm.parallel.runtime import Runtime, start_runtime
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import plan_of
 from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.timing import resolve_times
 from scionlm.sources import resolve
-from scionlm.surgery.models import random_model
 from scionlm.surgery.target import target_config
 from scionlm.train.objective import Objective
 from scionlm.train.optimizer import Optimizer, OptimizerSettings

@@ -8,12 +8,12 @@ import torch
 from scionlm.core.config import load_yaml, validate
 from scionlm.core.errors import UsageError
 from scionlm.core.files import staged_folder
+from scionlm.families.models import random_model
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import plan_of
 from scionlm.recipes.training import export_type, provenance_of
 from scionlm.sources import resolve
 from scionlm.surgery.export import save_model
-from scionlm.surgery.models import random_model
 from scionlm.surgery.proof import Proof
 from scionlm.surgery.target import target_config
 from scionlm.surgery.verify import verify_export

@@ -14,12 +14,12 @@ from scionlm.core.log import say
 from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl, write_json
 from scionlm.core.signals import StopRequest
 from scionlm.evaluation.loss import model_token_nll
+from scionlm.families.models import random_model
 from scionlm.recipes.inputs import Inputs
 from scionlm.recipes.result import add_control, best_losses, describe, write_card
 from scionlm.recipes.setting import Setting, losses_of, release, samples_of, settle
 from scionlm.recipes.training import train_model
 from scionlm.sources import load_hf_model, open_folder
-from scionlm.surgery.models import random_model
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.target import target_config
 

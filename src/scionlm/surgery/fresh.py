@@ -24,7 +24,7 @@ class FreshTensors:
     def __init__(self, config: dict[str, Any], seed: int) -> None:
         self._seed = seed
         self._layers = family_of(config).layers
-        from scionlm.surgery.models import empty_model  # and with it transformers: only where something is fresh
+        from scionlm.families.models import empty_model  # and with it transformers: only where something is fresh
 
         with torch.device("meta"):
             self._model: Any = empty_model(config, torch.float32)

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from scionlm.families import ModelShape, family_of
+from scionlm.families.models import assemble
 from scionlm.families.shape import expected_tensors
 from scionlm.families.weights import Weights
-from scionlm.surgery.models import assemble
 from scionlm.surgery.plan import LayerPlan, SurgeryPlan
 
 

@@ -85,7 +85,7 @@ class Surgery:
         """
         from transformers import GenerationConfig
 
-        from scionlm.surgery.models import assemble
+        from scionlm.families.models import assemble
 
         fresh = lazy_fresh(self.config, self.plan.seed)
         state = {op.place.name: whole(op, self.weights, fresh) for op in self.operations}
