@@ -7,9 +7,12 @@ from scionlm.core.errors import UsageError
 from scionlm.core.records import Record
 
 if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
     from scionlm.evaluation.loss import DomainLoss
+    from scionlm.recipes.analyze import Analysis
     from scionlm.surgery.request import InheritOptions
 
 
@@ -150,6 +153,61 @@ def evaluate(
     measure = rolling_losses if per_document else domain_losses
     with Progress(f"evaluating {folder.name}", total) as progress:
         return measure(model_token_nll(loaded), opened, names, seq_len, max_tokens, on_progress=progress.update)
+
+
+def analyze(
+    model: "str | PreTrainedModel",
+    tokens: "torch.Tensor | NDArray[Any] | None" = None,
+    *,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    against: str | None = None,
+    plots: bool = False,
+    allow_pickle: bool = False,
+    **options: Any,
+) -> "Analysis":
+    """Return what attention and layers of a model look like, and what each layer is worth.
+
+    Args:
+        model: A transformers model, or a model folder, hub id, `.gguf` file or built-in name.
+        tokens: Token ids `[sequences, length]`, without padding; or else
+        data: a data folder made by `prepare`, from which sequences are drawn.
+        out: Folder for the analysis, with `data`; there it can be stopped and goes on. None keeps it in memory.
+        against: With `data`: another MODEL, or a folder with its analysis, to set beside.
+        plots: With `out`: also write figures, SVG and PNG, into `out/figures`; they need the extra `plots`.
+        allow_pickle: Convert foreign `.bin` weights.
+        options: How; see `scionlm.recipes.analysis_options.AnalyzeOptions`.
+
+    Returns:
+        `record` (what `analysis.json` holds; `record["layers"]` is the table) and `arrays`, the raw numbers.
+
+    Raises:
+        UsageError: A wrong argument.
+        DataError: Model and data do not fit, a domain is too short, or the model is broken.
+    """
+    from scionlm.recipes.analysis_options import options_of
+    from scionlm.recipes.analyze import analyze_folder, analyze_tokens
+
+    chosen = options_of(options)
+    if (tokens is None) == (data is None):
+        raise UsageError("give either tokens, or data, the folder that they are drawn from")
+    if tokens is not None:
+        if out is not None or against is not None:
+            raise UsageError("out and against are for data folders; what is measured on tokens stays in memory")
+        return analyze_tokens(model, tokens, chosen, allow_pickle)
+    if not isinstance(model, str):
+        raise UsageError("a model in memory is analysed on tokens; name a model to have them drawn from data")
+    from scionlm.report.analysis_figures import require_matplotlib, write_figures
+    from scionlm.report.analysis_page import write_analysis_page
+
+    if plots:
+        require_matplotlib()
+    found = analyze_folder(model, str(data), None if out is None else Path(out), chosen, against, allow_pickle)
+    if out is not None:
+        write_analysis_page(Path(out))
+        if plots:
+            write_figures(Path(out))
+    return found
 
 
 def plan(

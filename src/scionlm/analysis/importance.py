@@ -57,6 +57,32 @@ class _Sums:
         return torch.stack([self._sums[key].cpu() for key in keys]).numpy()
 
 
+class ActivationSums(_Sums):
+    """How large the activations of heads and channels are, collected as a model runs (`points.watched`)."""
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self._num_heads = num_heads
+
+    def see(self, point: Point, x: torch.Tensor) -> None:
+        """Take in what a point reads."""
+        x = self.split(x, self._num_heads if point.kind == "heads" else None)
+        if point.kind == "heads":
+            sizes = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+        else:
+            sizes = x.abs() if point.is_normed else _per_root_mean_square(x).abs()
+        self.add(point, sizes.mean(1, dtype=torch.float32).double().square())
+
+    def scores(self, points: list[Point]) -> Scores:
+        """Return the scores of `heads`, `ffn` and `hidden`.
+
+        Raises:
+            BrokenModelError: One is not finite.
+        """
+        found = {kind: np.sqrt(self.of(p for p in points if p.kind == kind)) for kind in ("heads", "ffn", "hidden")}
+        return finite(found | {"hidden": found["hidden"].sum(0)})
+
+
 def activation_scores(
     model: PreTrainedModel, batches: Iterable[torch.Tensor], on_progress: OnProgress | None = None
 ) -> Scores:
@@ -83,16 +109,8 @@ def activation_scores(
         Cosines are taken in float32 whatever the model's type; a vector of zeros is like nothing.
     """
     config = model.config.to_dict()
-    num_heads = ModelShape.of(config).num_attention_heads
-    points, sums, num_tokens = hook_points(config), _Sums(), 0
-
-    def see(point: Point, x: torch.Tensor) -> None:
-        x = sums.split(x, num_heads if point.kind == "heads" else None)
-        if point.kind == "heads":
-            sizes = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
-        else:
-            sizes = x.abs() if point.is_normed else _per_root_mean_square(x).abs()
-        sums.add(point, sizes.mean(1, dtype=torch.float32).double().square())
+    points, num_tokens = hook_points(config), 0
+    sums = ActivationSums(ModelShape.of(config).num_attention_heads)
 
     def compare(index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         before = args[0] if args else kwargs["hidden_states"]
@@ -100,17 +118,15 @@ def activation_scores(
         sums.add(index, functional.cosine_similarity(before.float(), after.float(), dim=-1).flatten())
 
     layers: Any = model.get_submodule(family_of(config).layers)
-    with torch.no_grad(), watched(model, points, see) as stack:
+    with torch.no_grad(), watched(model, points, sums.see) as stack:
         for index, layer in enumerate(layers):
             stack.callback(layer.register_forward_hook(partial(compare, index), with_kwargs=True).remove)
         for ids in _each(batches, model, on_progress):
             sums.num_sequences = len(ids)
             model.base_model(input_ids=ids, use_cache=False)  # no logits: no score needs them
             num_tokens += ids.numel()
-    scores = {kind: np.sqrt(sums.of(point for point in points if point.kind == kind)) for kind in ("heads", "ffn")}
-    scores["hidden"] = np.sqrt(sums.of(point for point in points if point.kind == "hidden")).sum(0)
-    scores["layers"] = 1.0 - sums.of(range(len(layers))) / num_tokens
-    return finite(scores)
+    influence = 1.0 - sums.of(range(len(layers))) / num_tokens
+    return sums.scores(points) | finite({"layers": influence})
 
 
 def _per_root_mean_square(x: torch.Tensor) -> torch.Tensor:

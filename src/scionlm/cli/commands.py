@@ -171,6 +171,47 @@ def inherit(
 
 
 @app.command()
+def analyze(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Data folder made by scion prepare.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the analysis.")],
+    seq_len: Annotated[int | None, typer.Option(help="Tokens of a sequence (100).")] = None,
+    num_sequences: Annotated[int | None, typer.Option(help="How many (100).")] = None,
+    loss_sequences: Annotated[int | None, typer.Option(help="How many of them losses are measured on (20).")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers that suggestions keep (half).")] = None,
+    greedy: Annotated[int | None, typer.Option(help="Take out this many, the cheapest first; takes long.")] = None,
+    against: Annotated[str | None, typer.Option(help="Another MODEL, or its analysis, to set beside.")] = None,
+    tau: Annotated[float | None, typer.Option(help="Share of the energy that defines the rank (0.9).")] = None,
+    eta: Annotated[float | None, typer.Option(help="Share of the mass that defines the minimal mass (0.9).")] = None,
+    length: Annotated[list[int] | None, typer.Option(help="A shorter length to count for too; repeatable.")] = None,
+    lazy_tolerance: Annotated[float | None, typer.Option(help="Lazy is a MaxRank below 1 and this (0.5).")] = None,
+    domain: Annotated[list[str] | None, typer.Option(help="Only this domain; repeatable.")] = None,
+    split: Annotated[str | None, typer.Option(help="train (usual) or held_out.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Singular values in float64, slower.")] = False,
+    precision: Annotated[str | None, typer.Option(help="fp32 (usual), bf16 or auto.")] = None,
+    stream: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="Read weights layer by layer (by size).")
+    ] = None,
+    plots: Annotated[bool, typer.Option("--plots", help="Write figures as SVG and PNG.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Of the sample (0).")] = None,
+    allow_pickle: Pickle = False,
+    json: Json = False,
+) -> None:
+    """Look at attention and layers: rank collapse, what each layer is worth, which to keep."""
+    from scionlm import api
+    from scionlm.cli.analyze import print_analysis
+    from scionlm.cli.tables import print_json
+
+    found = api.analyze(
+        model, data=data, out=out, against=against, plots=plots, allow_pickle=allow_pickle,
+        seq_len=seq_len, num_sequences=num_sequences, loss_sequences=loss_sequences, layers=layers, greedy=greedy,
+        tau=tau, eta=eta, lengths=length, lazy_tolerance=lazy_tolerance, domains=domain, split=split, exact=exact,
+        precision=precision, stream=stream, seed=seed,
+    )  # fmt: skip
+    print_json(found.record) if json else print_analysis(found.record, out)
+
+
+@app.command()
 def plan(
     recipe: Annotated[str, typer.Argument(help="A preset, a recipe's name, or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")] = None,

@@ -1,0 +1,242 @@
+"""`scion analyze`: what is measured on a model, in which order, and what is written down of it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scionlm.core.devices import this_machine
+from scionlm.core.files import folder_lock
+from scionlm.core.log import Progress, say
+from scionlm.core.records import Record
+from scionlm.core.signals import StopRequest
+from scionlm.families import ModelShape, count_parameters, family_of
+from scionlm.recipes.analysis_against import beside, is_analysis, read_other
+from scionlm.recipes.analysis_options import AnalyzeOptions
+from scionlm.recipes.analysis_record import analysis_record, write_analysis
+from scionlm.recipes.analysis_store import Arrays, Store, flatten
+from scionlm.sources import ModelFolder, resolve
+from scionlm.surgery.lineage import origins
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+    from scionlm.analysis.walk import Walk
+    from scionlm.parallel.runtime import Runtime
+
+# A model of more than this share of the memory is read from the disk layer by layer.
+_STREAM_FROM = 0.6
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was measured.
+
+    Attributes:
+        record: What `analysis.json` holds; `record["layers"]` is the table, a mapping for each layer.
+        arrays: The raw numbers by part: `forward`, `gradients`, `removal`, `lens`, `greedy`.
+    """
+
+    record: Record
+    arrays: dict[str, Arrays]
+
+
+def analyze_tokens(
+    model: "str | PreTrainedModel", tokens: "torch.Tensor | NDArray[Any]", options: AnalyzeOptions, allow_pickle: bool
+) -> Analysis:
+    """Return the analysis of a model on token ids; nothing is written.
+
+    Args:
+        model: A model in memory, on any device, which is left as it was; or a MODEL.
+        tokens: `[sequences, length]`, without padding.
+        options: What is measured; the sizes of the sample are those of `tokens`.
+        allow_pickle: Convert foreign `.bin` weights.
+
+    Raises:
+        UsageError: A number is out of range.
+        DataError: The tokens cannot be used, or the model is broken.
+    """
+    import torch
+
+    from scionlm.analysis.walk import Walk, check_tokens
+    from scionlm.parallel.runtime import start_runtime
+
+    folder = resolve(model, allow_pickle=allow_pickle) if isinstance(model, str) else None
+    config: dict[str, Any] = model.config.to_dict() if folder is None else folder.config  # pyright: ignore[reportAttributeAccessIssue]
+    ids = torch.as_tensor(tokens)
+    check_tokens(ids, ModelShape.of(config).vocab_size)
+    count, length = ids.shape
+    options = replace(options, seq_len=length, num_sequences=count, loss_sequences=min(options.loss_sequences, count))
+    options.check(config)
+    if folder is None:
+        name = getattr(model.config, "name_or_path", "") or config["model_type"]  # pyright: ignore[reportAttributeAccessIssue]
+        with _evaluating(model):  # pyright: ignore[reportArgumentType]
+            arrays = _measure(lambda: nullcontext(Walk(model)), ids, options, Store(None, {}))  # pyright: ignore[reportArgumentType]
+    else:
+        name, runtime = folder.name, start_runtime(options.precision)
+        arrays = _measure(partial(_open_walk, folder, runtime, options.stream), ids, options, Store(None, {}))
+    return Analysis(analysis_record(config, {"name": name}, arrays, options, ["text"] * count), arrays)
+
+
+@contextmanager
+def _evaluating(model: "PreTrainedModel") -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def analyze_folder(
+    name: str,
+    data: str,
+    out: Path | None,
+    options: AnalyzeOptions,
+    against: str | None = None,
+    allow_pickle: bool = False,
+) -> Analysis:
+    """Analyse a model on prepared data into the folder `out`, or go on with it.
+
+    Args:
+        name: A MODEL.
+        data: Data folder made by `scion prepare`.
+        out: Folder for the analysis; None keeps it in memory.
+        options: What is measured.
+        against: Another MODEL, which is analysed the same way, or a folder with its analysis.
+        allow_pickle: Convert foreign `.bin` weights.
+
+    Raises:
+        UsageError: A number is out of range, `out` holds something else, or `against` was made otherwise.
+        DataError: Model and data do not fit, a domain is too short, or the model is broken.
+        StoppedError: A signal came; the parts that are done are kept.
+    """
+    from scionlm.data import DataFolder
+    from scionlm.recipes.inputs import check_tokenizer
+    from scionlm.recipes.sample import draw_sample
+
+    folder = resolve(name, allow_pickle=allow_pickle, weights=False)
+    options.check(folder.config)
+    opened = DataFolder(Path(data))
+    check_tokenizer(folder, opened)
+    sample = draw_sample(opened, options.split, options.domains, options.num_sequences, options.seq_len, options.seed)
+    folder.fetch()
+    model = {
+        "name": folder.name,
+        "revision": folder.revision,
+        "license": folder.license,
+        "weights_sha256": folder.weights_fingerprint(),
+        "origins": origins(folder),
+    }
+    text = {"path": str(opened.path), "fingerprint": opened.fingerprint, "split": options.split}
+    domains = list(dict.fromkeys(sample.domains))
+    store = Store(out, {"model": model["weights_sha256"], "data": text["fingerprint"]} | options.decisive(domains))
+    say(f"{folder.name}: {options.num_sequences} sequences of {options.seq_len} tokens from {opened.path}")
+
+    import torch
+
+    from scionlm.parallel.runtime import start_runtime
+
+    runtime = start_runtime(options.precision)
+    with nullcontext() if out is None else folder_lock(out):
+        ids = torch.from_numpy(sample.ids)
+        arrays = _measure(partial(_open_walk, folder, runtime, options.stream), ids, options, store)
+        record = analysis_record(folder.config, model, arrays, options, sample.domains)
+        record |= {"data": text, "device": runtime.to_dict(), "seconds": store.seconds, "against": None}
+        if against is not None:
+            record["against"] = beside(_other(against, data, out, options, record, allow_pickle))
+        if out is not None:
+            write_analysis(record, arrays["forward"], out)
+    return Analysis(record, arrays)
+
+
+def _other(
+    name: str, data: str, out: Path | None, options: AnalyzeOptions, record: Record, allow_pickle: bool
+) -> Record:
+    if is_analysis(name):
+        return read_other(name, record)
+    folder = None if out is None else out / "against"
+    return analyze_folder(name, data, folder, replace(options, greedy=0), allow_pickle=allow_pickle).record
+
+
+@contextmanager
+def _open_walk(folder: ModelFolder, runtime: "Runtime", stream: bool | None) -> "Iterator[Walk]":
+    from scionlm.analysis.walk import Walk, streamed
+    from scionlm.families.weights import FolderWeights
+    from scionlm.sources import load_hf_model
+    from scionlm.sources.tensors import FolderTensors
+
+    config, dtype = folder.config, runtime.compute_dtype
+    size = count_parameters(family_of(config), config)["total"] * dtype.itemsize
+    memory = this_machine().memory_bytes
+    if stream is None:
+        stream = runtime.kind == "cpu" and memory is not None and size > _STREAM_FROM * memory
+    if not stream:
+        model: Any = load_hf_model(folder, dtype)
+        yield Walk(model.to(runtime.device))
+        return
+    say(f"{folder.name}: its weights are read layer by layer")
+    with FolderTensors(folder.path) as tensors:
+        yield streamed(config, FolderWeights(config, tensors, folder.path), dtype)
+
+
+def _measure(
+    open_walk: "Callable[[], AbstractContextManager[Walk]]", ids: "torch.Tensor", options: AnalyzeOptions, store: Store
+) -> dict[str, Arrays]:
+    """Return the arrays of every part; the model is loaded only where one is missing."""
+    opened: list[Walk] = []
+    found: dict[str, Arrays] = {}
+    with StopRequest() as stop, ExitStack() as stack:
+        for part in _parts(ids, options):
+
+            def measure(part: _Part = part) -> Arrays:
+                if not opened:
+                    opened.append(stack.enter_context(open_walk()))
+                with opened[0] as walk, Progress(part.title, part.steps or part.passes * walk.num_layers) as progress:
+
+                    def on_progress(done: float) -> None:
+                        progress.update(done)
+                        stop.check()
+
+                    return flatten(part.run(walk, on_progress))
+
+            stop.check()
+            found[part.name.partition("-")[0]] = store.get(part.name, measure)
+    return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Something that is measured in one go: `run` tells its progress, in layers over `passes`, or else in `steps`."""
+
+    name: str
+    title: str
+    run: "Callable[[Walk, Callable[[float], None]], Any]"
+    passes: int = 1
+    steps: int | None = None
+
+
+def _parts(ids: "torch.Tensor", options: AnalyzeOptions) -> list[_Part]:
+    from scionlm.analysis.collapse import CollapseSettings
+    from scionlm.analysis.forward import forward_pass
+    from scionlm.analysis.gradients import gradient_pass
+    from scionlm.analysis.removal import greedy_removal, lens_losses, removal_losses
+
+    few, lengths = ids[: options.loss_sequences], options.all_lengths
+    settings = CollapseSettings(options.seq_len, options.tau, options.eta, lengths=lengths, exact=options.exact)
+    parts = [
+        _Part("forward", "attention and layers", lambda w, tell: forward_pass(w, ids, settings, options.seed, tell)),
+        _Part("gradients", "gradients", lambda w, tell: gradient_pass(w, few, tell), passes=2),
+        _Part("removal", "loss without each layer", lambda w, tell: removal_losses(w, few, (), tell)),
+        _Part("lens", "loss after each layer", lambda w, tell: lens_losses(w, few, tell)),
+    ]
+    if options.greedy:
+        steps = options.greedy
+        title = f"greedy removal of {steps} layers"
+        parts.append(_Part(f"greedy-{steps}", title, lambda w, tell: greedy_removal(w, few, steps, tell), steps=steps))
+    return parts

@@ -1,0 +1,61 @@
+"""The text that a model is analysed on: random windows, the same ones for the same seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scionlm.core.errors import DataError, UsageError
+from scionlm.data import DataFolder
+from scionlm.data.folder import SPLITS
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Windows of text.
+
+    Attributes:
+        ids: `[sequences, seq_len]`; domains take turns, so that the first few sequences hold all of them.
+        domains: The domain of each sequence.
+    """
+
+    ids: NDArray[np.int64]
+    domains: list[str]
+
+
+def draw_sample(
+    data: DataFolder, split: str, domains: Sequence[str] | None, num_sequences: int, seq_len: int, seed: int
+) -> Sample:
+    """Return windows at random places of a data folder, as many of each domain, as near as can be.
+
+    Args:
+        data: The data folder.
+        split: `train` or `held_out`.
+        domains: Which of its domains; None takes all.
+        num_sequences: Windows in all.
+        seq_len: Tokens of each.
+        seed: Of the places.
+
+    Raises:
+        UsageError: The split or a domain is not there.
+        DataError: A domain is too short for its share of windows.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"split {split!r} must be one of {', '.join(SPLITS)}")
+    names = list(dict.fromkeys(domains or data.domains))
+    taken = [names[number % len(names)] for number in range(num_sequences)]
+    ids = np.empty((num_sequences, seq_len), dtype=np.int64)
+    for index, name in enumerate(names):
+        rows = [row for row, taken_name in enumerate(taken) if taken_name == name]
+        stream = data.stream(name, split)
+        if stream.num_tokens < seq_len * len(rows):
+            raise DataError(
+                f"domain {name!r} of {data.path} has {stream.num_tokens:,} {split} tokens, too few for {len(rows)} "
+                f"sequences of {seq_len}; ask for fewer or shorter ones, or for other domains"
+            )
+        rng = np.random.default_rng([seed, index])
+        starts = rng.choice(stream.num_tokens - seq_len + 1, size=len(rows), replace=False)
+        for row, start in zip(rows, starts.tolist(), strict=True):
+            ids[row] = stream.read(start, seq_len)
+    return Sample(ids, taken)
