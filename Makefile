@@ -48,6 +48,7 @@ bench: setup
 	$(BIN)/python benchmarks/importance.py
 	$(BIN)/python benchmarks/surgery.py
 	$(BIN)/python benchmarks/families.py
+	$(BIN)/python benchmarks/analysis.py
 
 docs: setup
 	$(BIN)/python tools/check_docs.py

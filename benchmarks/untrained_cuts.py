@@ -1,6 +1,9 @@
 """Loss right after surgery, without training: layers dropped by each strategy, and width cut by each importance score.
 
     python benchmarks/untrained_cuts.py DATA [--source smollm2-135m] [--tokens 8192] [--precision bf16] -o RESULTS.json
+    python benchmarks/untrained_cuts.py DATA --analysis OUT/analysis.json -o RESULTS.json
+
+With --analysis it is the layers that each criterion of `scion analyze` would keep instead.
 
 DATA is a folder made by `scion prepare`. Scores are collected once, on its training part (`recipes.scores`); losses are of
 its held-out part. Each finished row is appended to RESULTS.json's lines, and a second call goes on with what is missing.
@@ -18,7 +21,7 @@ from scionlm.evaluation.loss import domain_losses, model_token_nll
 from scionlm.families import ModelShape, family_of
 from scionlm.recipes.scores import Scorer
 from scionlm.sources import load_hf_model, resolve
-from scionlm.surgery.depth import plan_depth
+from scionlm.surgery.depth import parse_keep, plan_depth
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.width import WidthTarget, plan_width
 
@@ -39,6 +42,7 @@ def main():
     parser.add_argument("--source", default="smollm2-135m")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
+    parser.add_argument("--analysis", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.precision]
@@ -93,6 +97,10 @@ def main():
         return plan_width(every, family, shape, WidthTarget(**sizes), scores_of(rule), rule)
 
     measure("source", None)
+    if args.analysis:
+        for each in json.loads(args.analysis.read_text())["suggestions"]:
+            measure(f"{each['by']}: {each['keep']}", lambda k=each["keep"]: plan_depth(total, keep=parse_keep(k)))
+        return
     for number in DROPPED:
         for strategy in STRATEGIES:
             measure(f"drop {number}: {strategy}", lambda s=strategy, n=number: by_depth(s, total - n))

@@ -156,7 +156,7 @@ def evaluate(
 
 
 def analyze(
-    model: "str | PreTrainedModel",
+    model: "str | Path | PreTrainedModel",
     tokens: "torch.Tensor | NDArray[Any] | None" = None,
     *,
     data: str | Path | None = None,
@@ -189,6 +189,7 @@ def analyze(
     from scionlm.recipes.analyze import analyze_folder, analyze_tokens
 
     chosen = options_of(options)
+    model = str(model) if isinstance(model, Path) else model
     if (tokens is None) == (data is None):
         raise UsageError("give either tokens, or data, the folder that they are drawn from")
     if tokens is not None:

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from scionlm.core.errors import ScionError
+from scionlm.core.errors import BrokenModelError, ScionError
 
 _NAME = "scion_seen"
 
@@ -55,6 +55,7 @@ class Attention:
         """Return the attention of some heads on one sequence, `[heads, T, T]`, float32: rows attend to columns.
 
         Raises:
+            BrokenModelError: It is not finite.
             ScionError: Times the values, it does not give the layer's output: this model computes something else.
         """
         groups = torch.arange(self.num_heads)[heads] // (self.num_heads // self.key.shape[1])
@@ -67,6 +68,8 @@ class Attention:
         expected = self.output[sequence].transpose(0, 1)[heads].float()
         difference = float((found @ self.value[sequence, groups].float() - expected).abs().max())
         largest = float(self.value[sequence, groups].abs().max())
+        if not difference < torch.inf:
+            raise BrokenModelError("attention is not finite: the model's weights are broken")
         if not difference <= _TOLERANCE[self.query.dtype] * max(largest, 1e-3):
             raise ScionError(
                 f"attention that was recomputed gives another output than the model's own ({difference:g} apart, of "

@@ -19,6 +19,8 @@ OnProgress = Callable[[float], None]
 
 # Tokens whose hidden states are compared between layers: their Gram matrices stay in memory, one a layer.
 _COMPARED = 512
+# What rounding leaves of a statistic that is zero, of the squares it is made of.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -145,5 +147,8 @@ class _Compared:
         total = rows.sum(-1)
         products = torch.stack([(grams * gram).sum((-2, -1)) for gram in self._grams])
         hsic = products + total[:, None] * total / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows @ rows.T
-        own = hsic.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-        return (hsic / (own[:, None] * own)).numpy()
+        # Hidden states that are all alike have none, but for rounding: they are like nothing but themselves.
+        own = hsic.diagonal()
+        varied = own > _ROUNDING * grams.square().sum((-2, -1))
+        scale = torch.where(varied, own, torch.inf).sqrt()
+        return (hsic / (scale[:, None] * scale)).clamp(-1.0, 1.0).fill_diagonal_(1.0).numpy()

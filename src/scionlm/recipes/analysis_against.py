@@ -5,7 +5,7 @@ from pathlib import Path
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.records import Record, read_json
 
-_SAME = ("seq_len", "num_sequences", "loss_sequences", "tau", "eta", "lazy_tolerance", "precision", "seed")
+_KEPT = ("model", "overall", "layers", "heads", "groups", "domains", "lengths", "lens")
 
 
 def is_analysis(name: str) -> bool:
@@ -13,34 +13,35 @@ def is_analysis(name: str) -> bool:
     return (Path(name) / "analysis.json").is_file()
 
 
-def read_other(name: str, record: Record) -> Record:
-    """Return the analysis in the folder `name`, which must be of the same text, in the same way, as `record`.
+def read_other(name: str, settings: Record) -> Record:
+    """Return the analysis in the folder `name`, which must be of the same text, made in the same way.
+
+    Args:
+        name: The folder.
+        settings: What decides the numbers here (`analysis_store`).
 
     Raises:
         UsageError: It is of other text, or was made otherwise.
         DataError: It is broken.
     """
-    path = Path(name) / "analysis.json"
-    other = read_json(path)
-    try:
-        told = [(key, other[key], record[key]) for key in _SAME]
-        told += [(f"data {key}", other["data"][key], record["data"][key]) for key in ("fingerprint", "split")]
-        theirs, ours = ([each["name"] for each in one["domains"]] for one in (other, record))
-        told.append(("domains", theirs, ours))
-        total = other["model"]["num_hidden_layers"]
-        if len(other["layers"]) != total:
-            raise DataError(f"{path} has {len(other['layers'])} layers, its model {total}")
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is broken: it lacks {error}") from error
-    for key, theirs, ours in told:
-        if theirs != ours:
+    path = Path(name)
+    theirs, other = read_json(path / "settings.json"), read_json(path / "analysis.json")
+    for key, ours in settings.items():
+        if key != "model" and theirs.get(key) != ours:
             raise UsageError(
-                f"{path} was made with another {key} ({theirs!r}, here {ours!r}); analyse that model with the same "
-                "settings, or give the model itself"
+                f"{path} was made with another {key} ({theirs.get(key)!r}, here {ours!r}); analyse that model with the "
+                "same settings, or give the model itself"
             )
-    return other
+    try:
+        kept = beside(other)
+        sound = len(kept["layers"]) == kept["model"]["num_hidden_layers"] and kept["layers"][0]["max_rank"] >= 0
+    except (KeyError, TypeError, IndexError) as error:
+        raise DataError(f"{path / 'analysis.json'} is not whole; analyse that model again") from error
+    if not sound:
+        raise DataError(f"{path / 'analysis.json'} does not fit its own model; analyse that model again")
+    return kept
 
 
 def beside(other: Record) -> Record:
-    """Return what is kept of the other analysis."""
-    return {key: other[key] for key in ("model", "overall", "layers", "heads", "groups", "domains", "lengths", "lens")}
+    """Return what is kept of another analysis."""
+    return {key: other[key] for key in _KEPT}

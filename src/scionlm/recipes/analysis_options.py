@@ -2,106 +2,101 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from scionlm.core.config import nearest
+from pydantic import Field
+
+from scionlm.core.config import Section, validate
 from scionlm.core.errors import UsageError
 from scionlm.core.records import Record
+from scionlm.data.folder import SPLITS
 from scionlm.families import ModelShape
 from scionlm.families.shape import context_length
 
+# Enough to tell layers apart; a pass without each layer costs half the depth squared.
+_LOSS_SEQUENCES = 20
 
-@dataclass(frozen=True)
-class AnalyzeOptions:
-    """What is measured, and on how much.
+Share = Annotated[float, Field(gt=0, le=1)]
 
-    Attributes:
-        split: Part of the data that is looked at. Differs: the paper takes its validation split; what is chosen here
-            must not have seen what it is judged on.
-        domains: Which domains; None takes all.
-        seq_len: Tokens of a sequence.
-        num_sequences: How many.
-        loss_sequences: The first so many of them are what losses without layers, lens and gradients are measured on.
-        tau: Share of the energy that defines the rank.
-        eta: Share of the mass that defines the minimal column mass.
-        lengths: Shorter lengths to count ranks for too; None takes a half and a quarter.
-        lazy_tolerance: A layer is lazy below a MaxRank of 1 and this.
-        layers: How many layers the suggestions keep; None takes half.
-        greedy: How many layers greedy removal takes out; 0 leaves it out, as it is the one part that takes long.
-        exact: Singular values in float64 instead of the faster way to the same integers.
-        precision: `fp32` or `bf16`, of the weights and products; attention itself is in float32.
-        stream: Read the weights layer by layer, for models larger than memory; None decides by size.
-        seed: Of the sample.
-    """
+
+class AnalyzeOptions(Section):
+    """What is measured, and on how much."""
 
     split: str = "train"
-    domains: tuple[str, ...] | None = None
-    seq_len: int = 100
-    num_sequences: int = 100
-    loss_sequences: int = 20
-    tau: float = 0.90
-    eta: float = 0.90
-    lengths: tuple[int, ...] | None = None
-    lazy_tolerance: float = 0.5
-    layers: int | None = None
-    greedy: int = 0
+    """Part of the data that is looked at. Differs: the paper takes its validation split; what is chosen here must not
+    have seen what it is judged on."""
+    domains: list[str] | None = Field(default=None, min_length=1)
+    """Which domains; None takes all."""
+    seq_len: int = Field(default=100, ge=2)
+    """Tokens of a sequence."""
+    num_sequences: int = Field(default=100, ge=1)
+    """How many."""
+    loss_sequences: int | None = Field(default=None, ge=1)
+    """The first so many of them are what losses without layers, lens and gradients are measured on; None takes 20."""
+    tau: Share = 0.90
+    """Share of the energy that defines the rank."""
+    eta: Share = 0.90
+    """Share of the mass that defines the minimal column mass."""
+    lengths: list[Annotated[int, Field(ge=2)]] | None = None
+    """Shorter lengths to count ranks for too; None takes a half and a quarter."""
+    lazy_tolerance: float = Field(default=0.5, ge=0, le=1e6)
+    """A layer is lazy below a MaxRank of 1 and this."""
+    layers: int | None = Field(default=None, ge=1)
+    """How many layers the suggestions keep; None takes half."""
+    greedy: int = Field(default=0, ge=0)
+    """How many layers greedy removal takes out; 0 leaves it out, as it is the one part that takes long."""
     exact: bool = False
-    precision: str = "fp32"
+    """Singular values in float64 instead of the faster way to the same integers."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Of the weights and products; attention itself is in float32."""
     stream: bool | None = None
-    seed: int = 0
+    """Read the weights layer by layer, for models larger than memory; None decides by size."""
+    seed: int = Field(default=0, ge=0)
+    """Of the sample."""
 
-    def check(self, config: dict[str, Any]) -> None:
+    def check(self, config: Record) -> None:
         """Refuse what cannot be measured on a model of this configuration.
 
         Raises:
             UsageError: A number is out of range.
         """
+        if self.split not in SPLITS:
+            raise UsageError(f"split {self.split!r} must be one of {', '.join(SPLITS)}")
         total, longest = ModelShape.of(config).num_hidden_layers, context_length(config)
-        ranges: list[tuple[str, float, float, float]] = [
+        ranges: list[tuple[str, float | None, float, float]] = [
             ("seq_len", self.seq_len, 2, longest or math.inf),
-            ("num_sequences", self.num_sequences, 1, math.inf),
             ("loss_sequences", self.loss_sequences, 1, self.num_sequences),
-            ("layers", self.layers or 1, 1, total),
+            ("layers", self.layers, 1, total),
             ("greedy", self.greedy, 0, total - 1),
-            ("lazy_tolerance", self.lazy_tolerance, 0, math.inf),
             *(("length", length, 2, self.seq_len) for length in self.lengths or ()),
         ]
         for name, value, least, most in ranges:
-            if not least <= value <= most:
+            if value is not None and not least <= value <= most:
                 raise UsageError(f"{name} {value}: it must lie between {least} and {most} for this model")
-        if self.layers == 0:
-            raise UsageError("layers 0: a model has at least one")
-        for name, share in (("tau", self.tau), ("eta", self.eta)):
-            if not 0 < share <= 1:
-                raise UsageError(f"{name} {share}: a share of the energy lies above 0 and is at most 1")
-        if self.precision not in ("fp32", "bf16", "auto"):
-            known = ["fp32", "bf16", "auto"]
-            raise UsageError(f"precision {self.precision!r}{nearest(self.precision, known)} must be fp32, bf16 or auto")
 
-    def decisive(self, domains: list[str]) -> Record:
+    def decisive(self) -> Record:
         """Return what decides the numbers: what else there is can be asked for later of the same analysis."""
-        free = ("layers", "greedy", "lazy_tolerance", "stream")
-        chosen = {key: value for key, value in asdict(self).items() if key not in free}
-        return chosen | {"domains": domains, "lengths": list(self.all_lengths)}
+        free = {"layers", "greedy", "lazy_tolerance", "stream", "domains"}
+        resolved = {"lengths": self.all_lengths, "loss_sequences": self.num_loss_sequences}
+        return self.model_dump(exclude=free) | resolved
 
     @property
-    def all_lengths(self) -> tuple[int, ...]:
+    def num_loss_sequences(self) -> int:
+        """How many sequences losses are measured on, resolved."""
+        return self.loss_sequences or min(_LOSS_SEQUENCES, self.num_sequences)
+
+    @property
+    def all_lengths(self) -> list[int]:
         """The shorter lengths, resolved."""
         if self.lengths is not None:
-            return self.lengths
-        return tuple(length for length in (self.seq_len // 4, self.seq_len // 2) if length >= 8)
+            return sorted(set(self.lengths))
+        return [length for length in (self.seq_len // 4, self.seq_len // 2) if length >= 8]
 
 
 def options_of(given: Mapping[str, Any]) -> AnalyzeOptions:
-    """Return options from keywords; lists stand for tuples, None for what is usual.
+    """Return options from keywords; None stands for what is usual.
 
     Raises:
-        UsageError: There is no such option.
+        UsageError: There is no such option, or a value is wrong.
     """
-    known = [each.name for each in fields(AnalyzeOptions)]
-    for name in given:
-        if name not in known:
-            raise UsageError(f"analyze has no option {name!r}{nearest(name, known)} (has: {', '.join(known)})")
-    chosen: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    return AnalyzeOptions(**{key: value for key, value in chosen.items() if value is not None})
+    return validate(AnalyzeOptions, {key: value for key, value in given.items() if value is not None}, "analyze")

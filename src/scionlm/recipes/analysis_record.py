@@ -33,7 +33,7 @@ def analysis_record(
     """
     shape, family = ModelShape.of(config), family_of(config)
     settings = CollapseSettings(
-        options.seq_len, options.tau, options.eta, lengths=options.all_lengths, exact=options.exact
+        options.seq_len, options.tau, options.eta, lengths=tuple(options.all_lengths), exact=options.exact
     )
     counts = HeadCounts(**{name: arrays["forward"][f"heads.{name}"] for name in HeadCounts.names()})
     collapse = Collapse(counts, settings, options.lazy_tolerance)
@@ -56,7 +56,7 @@ def analysis_record(
         },
         "seq_len": options.seq_len,
         "num_sequences": options.num_sequences,
-        "loss_sequences": options.loss_sequences,
+        "loss_sequences": options.num_loss_sequences,
         "tau": options.tau,
         "eta": options.eta,
         "lazy_tolerance": options.lazy_tolerance,

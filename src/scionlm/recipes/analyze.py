@@ -2,20 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scionlm.core.devices import this_machine
-from scionlm.core.files import folder_lock
+from scionlm.core.errors import DataError, StoppedError
 from scionlm.core.log import Progress, say
 from scionlm.core.records import Record
 from scionlm.core.signals import StopRequest
 from scionlm.families import ModelShape, count_parameters, family_of
 from scionlm.recipes.analysis_against import beside, is_analysis, read_other
 from scionlm.recipes.analysis_options import AnalyzeOptions
-from scionlm.recipes.analysis_record import analysis_record, write_analysis
 from scionlm.recipes.analysis_store import Arrays, Store, flatten
 from scionlm.sources import ModelFolder, resolve
 from scionlm.surgery.lineage import origins
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from scionlm.analysis.walk import Walk
     from scionlm.parallel.runtime import Runtime
+    from scionlm.recipes.sample import Sample
 
 # A model of more than this share of the memory is read from the disk layer by layer.
 _STREAM_FROM = 0.6
@@ -60,26 +62,42 @@ def analyze_tokens(
         UsageError: A number is out of range.
         DataError: The tokens cannot be used, or the model is broken.
     """
-    import torch
-
     from scionlm.analysis.walk import Walk, check_tokens
     from scionlm.parallel.runtime import start_runtime
+    from scionlm.recipes.analysis_record import analysis_record
 
     folder = resolve(model, allow_pickle=allow_pickle) if isinstance(model, str) else None
     config: dict[str, Any] = model.config.to_dict() if folder is None else folder.config  # pyright: ignore[reportAttributeAccessIssue]
-    ids = torch.as_tensor(tokens)
+    ids = _token_ids(tokens)
     check_tokens(ids, ModelShape.of(config).vocab_size)
-    count, length = ids.shape
-    options = replace(options, seq_len=length, num_sequences=count, loss_sequences=min(options.loss_sequences, count))
+    options = options.model_copy(update={"num_sequences": len(ids), "seq_len": ids.shape[1]})
     options.check(config)
+    store = Store(None, {})
     if folder is None:
         name = getattr(model.config, "name_or_path", "") or config["model_type"]  # pyright: ignore[reportAttributeAccessIssue]
         with _evaluating(model):  # pyright: ignore[reportArgumentType]
-            arrays = _measure(lambda: nullcontext(Walk(model)), ids, options, Store(None, {}))  # pyright: ignore[reportArgumentType]
+            arrays = _measure(lambda: nullcontext(Walk(model)), ids, options, store)  # pyright: ignore[reportArgumentType]
     else:
         name, runtime = folder.name, start_runtime(options.precision)
-        arrays = _measure(partial(_open_walk, folder, runtime, options.stream), ids, options, Store(None, {}))
-    return Analysis(analysis_record(config, {"name": name}, arrays, options, ["text"] * count), arrays)
+        arrays = _measure(partial(_open_walk, folder, runtime, options.stream), ids, options, store)
+    return Analysis(analysis_record(config, {"name": name}, arrays, options, ["text"] * len(ids)), arrays)
+
+
+def _token_ids(tokens: Any) -> "torch.Tensor":
+    """Return tokens, in whatever form of integers, as int64.
+
+    Raises:
+        DataError: They are no rectangle of integers.
+    """
+    import torch
+
+    try:
+        found = tokens.cpu().numpy() if isinstance(tokens, torch.Tensor) else np.asarray(tokens)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"tokens are no token ids [sequences, length]: {error}") from error
+    if found.dtype.kind not in "iu":
+        raise DataError(f"tokens are {found.dtype} {list(found.shape)}, not token ids [sequences, length]")
+    return torch.from_numpy(found.astype(np.int64))
 
 
 @contextmanager
@@ -116,6 +134,55 @@ def analyze_folder(
         DataError: Model and data do not fit, a domain is too short, or the model is broken.
         StoppedError: A signal came; the parts that are done are kept.
     """
+    request = _open_request(name, data, options, allow_pickle)
+    # Whatever is wrong is said before anything is measured, of the other model too.
+    other, other_out = None, None if out is None else out / "against"
+    if against is not None and is_analysis(against):
+        other = read_other(against, request.settings)
+    elif against is not None:
+        rest = options.model_copy(update={"greedy": 0, "layers": None})
+        other = _open_request(against, data, rest, allow_pickle)
+        Store(other_out, other.settings)
+    store = Store(out, request.settings)
+    with store.held():
+        found = _carry_out(request, store)
+        if isinstance(other, _Request):
+            other = beside(_carry_out(other, Store(other_out, other.settings)).record)
+        found.record["against"] = other
+        if out is not None:
+            from scionlm.recipes.analysis_record import write_analysis
+
+            write_analysis(found.record, found.arrays["forward"], out)
+    return found
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be analysed, opened and checked.
+
+    Attributes:
+        folder: The model.
+        model: What is written down of it.
+        data: What is written down of the text.
+        sample: The text.
+        options: What is measured.
+    """
+
+    folder: ModelFolder
+    model: Record
+    data: Record
+    sample: "Sample"
+    options: AnalyzeOptions
+
+    @property
+    def settings(self) -> Record:
+        """What decides the numbers."""
+        domains = list(dict.fromkeys(self.sample.domains))
+        text = {"data": self.data["fingerprint"], "domains": domains}
+        return {"model": self.model["weights_sha256"], **text, **self.options.decisive()}
+
+
+def _open_request(name: str, data: str, options: AnalyzeOptions, allow_pickle: bool) -> _Request:
     from scionlm.data import DataFolder
     from scionlm.recipes.inputs import check_tokenizer
     from scionlm.recipes.sample import draw_sample
@@ -134,34 +201,24 @@ def analyze_folder(
         "origins": origins(folder),
     }
     text = {"path": str(opened.path), "fingerprint": opened.fingerprint, "split": options.split}
-    domains = list(dict.fromkeys(sample.domains))
-    store = Store(out, {"model": model["weights_sha256"], "data": text["fingerprint"]} | options.decisive(domains))
-    say(f"{folder.name}: {options.num_sequences} sequences of {options.seq_len} tokens from {opened.path}")
+    return _Request(folder, model, text, sample, options)
 
+
+def _carry_out(request: _Request, store: Store) -> Analysis:
     import torch
 
     from scionlm.parallel.runtime import start_runtime
+    from scionlm.recipes.analysis_record import analysis_record
 
+    folder, options, sample = request.folder, request.options, request.sample
+    say(f"{folder.name}: {len(sample.ids)} x {options.seq_len} tokens from {request.data['path']}")
     runtime = start_runtime(options.precision)
-    with nullcontext() if out is None else folder_lock(out):
-        ids = torch.from_numpy(sample.ids)
-        arrays = _measure(partial(_open_walk, folder, runtime, options.stream), ids, options, store)
-        record = analysis_record(folder.config, model, arrays, options, sample.domains)
-        record |= {"data": text, "device": runtime.to_dict(), "seconds": store.seconds, "against": None}
-        if against is not None:
-            record["against"] = beside(_other(against, data, out, options, record, allow_pickle))
-        if out is not None:
-            write_analysis(record, arrays["forward"], out)
+    arrays = _measure(
+        partial(_open_walk, folder, runtime, options.stream), torch.from_numpy(sample.ids), options, store
+    )
+    record = analysis_record(folder.config, request.model, arrays, options, sample.domains)
+    record |= {"data": request.data, "device": runtime.to_dict(), "seconds": store.seconds}
     return Analysis(record, arrays)
-
-
-def _other(
-    name: str, data: str, out: Path | None, options: AnalyzeOptions, record: Record, allow_pickle: bool
-) -> Record:
-    if is_analysis(name):
-        return read_other(name, record)
-    folder = None if out is None else out / "against"
-    return analyze_folder(name, data, folder, replace(options, greedy=0), allow_pickle=allow_pickle).record
 
 
 @contextmanager
@@ -192,6 +249,11 @@ def _measure(
     opened: list[Walk] = []
     found: dict[str, Arrays] = {}
     with StopRequest() as stop, ExitStack() as stack:
+
+        def check() -> None:
+            if stop.requested:
+                raise StoppedError("stopped; the parts that were done are kept, and the same command goes on")
+
         for part in _parts(ids, options):
 
             def measure(part: _Part = part) -> Arrays:
@@ -201,11 +263,11 @@ def _measure(
 
                     def on_progress(done: float) -> None:
                         progress.update(done)
-                        stop.check()
+                        check()
 
                     return flatten(part.run(walk, on_progress))
 
-            stop.check()
+            check()
             found[part.name.partition("-")[0]] = store.get(part.name, measure)
     return found
 
@@ -227,7 +289,7 @@ def _parts(ids: "torch.Tensor", options: AnalyzeOptions) -> list[_Part]:
     from scionlm.analysis.gradients import gradient_pass
     from scionlm.analysis.removal import greedy_removal, lens_losses, removal_losses
 
-    few, lengths = ids[: options.loss_sequences], options.all_lengths
+    few, lengths = ids[: options.num_loss_sequences], tuple(options.all_lengths)
     settings = CollapseSettings(options.seq_len, options.tau, options.eta, lengths=lengths, exact=options.exact)
     parts = [
         _Part("forward", "attention and layers", lambda w, tell: forward_pass(w, ids, settings, options.seed, tell)),

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scionlm.core.errors import DataError, UsageError
+from scionlm.core.errors import DataError
 from scionlm.data import DataFolder
-from scionlm.data.folder import SPLITS
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,10 @@ def draw_sample(
         seed: Of the places.
 
     Raises:
-        UsageError: The split or a domain is not there.
-        DataError: A domain is too short for its share of windows.
+        UsageError: A domain is not there.
+        DataError: A domain is too short for its share of windows, or holds what is no token.
     """
-    if split not in SPLITS:
-        raise UsageError(f"split {split!r} must be one of {', '.join(SPLITS)}")
-    names = list(dict.fromkeys(domains or data.domains))
+    names = list(dict.fromkeys(domains or data.domains))[:num_sequences]
     taken = [names[number % len(names)] for number in range(num_sequences)]
     ids = np.empty((num_sequences, seq_len), dtype=np.int64)
     for index, name in enumerate(names):
@@ -58,4 +55,6 @@ def draw_sample(
         starts = rng.choice(stream.num_tokens - seq_len + 1, size=len(rows), replace=False)
         for row, start in zip(rows, starts.tolist(), strict=True):
             ids[row] = stream.read(start, seq_len)
+            if ids[row].max() >= data.tokenizer.vocab_size:
+                raise DataError(f"domain {name!r} of {data.path} is damaged; prepare the data again")
     return Sample(ids, taken)
