@@ -21,7 +21,7 @@ from scionlm.core.errors import BrokenModelError, ScionError
 _NAME = "scion_seen"
 
 # Of the largest output; the kernels round differently, the more the coarser the type.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class GradientFindings:
     key_gradient: NDArray[np.float64]
 
 
+@torch.inference_mode(False)  # a caller may be in it, and nothing that was made there can be differentiated
 def gradient_pass(walk: Walk, ids: torch.Tensor, on_progress: OnProgress = lambda layers: None) -> GradientFindings:
     """Return what the gradient of the mean next-token loss says about each layer.
 
@@ -100,19 +101,21 @@ def _through(
     weights = _query_key_weights(walk, index)
     totals = [torch.zeros_like(weight) for _, weight in weights]
     into, change = torch.empty_like(before), 0.0
-    for _, weight in weights:
-        weight.requires_grad_(True)
-    for rows in walk.batches(ids):
-        read = before[rows].detach().requires_grad_()
-        made = walk.layer(index, ids[rows], read)
-        parts = torch.autograd.grad(made, [read, *(weight for _, weight in weights)], gradient[rows])
-        into[rows] = parts[0]
-        added = (made.detach() - read.detach()).float() * gradient[rows].float()
-        change += float(added.double().sum((1, 2)).abs().sum())
-        for total, part in zip(totals, parts[1:], strict=True):
-            total.add_(part)
-    for _, weight in weights:
-        weight.requires_grad_(False)
+    try:
+        for _, weight in weights:
+            weight.requires_grad_(True)
+        for rows in walk.batches(ids):
+            read = before[rows].detach().requires_grad_()
+            made = walk.layer(index, ids[rows], read)
+            parts = torch.autograd.grad(made, [read, *(weight for _, weight in weights)], gradient[rows])
+            into[rows] = parts[0]
+            added = (made.detach() - read.detach()).float() * gradient[rows].float()
+            change += float(added.double().sum((1, 2)).abs().sum())
+            for total, part in zip(totals, parts[1:], strict=True):
+                total.add_(part)
+    finally:
+        for _, weight in weights:
+            weight.requires_grad_(False)
     squares = [0.0, 0.0]
     for (spec, _), total in zip(weights, totals, strict=True):
         for number, part in _query_key_parts(spec, total, walk.shape):

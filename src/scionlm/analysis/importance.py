@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from scionlm.analysis.points import Point, hook_points, watched
-from scionlm.core.errors import DataError
+from scionlm.core.errors import BrokenModelError, DataError
 from scionlm.families import ModelShape, family_of
 
 Scores = dict[str, NDArray[np.float64]]
@@ -224,9 +224,9 @@ def finite(scores: Scores) -> Scores:
     """Return scores, checked.
 
     Raises:
-        DataError: One is not finite.
+        BrokenModelError: One is not finite.
     """
     for name, values in scores.items():
         if not np.isfinite(values).all():
-            raise DataError(f"scores of {name} are not finite: the model's weights or activations are broken")
+            raise BrokenModelError(f"{name}: numbers that are not finite; the model's weights are broken")
     return scores

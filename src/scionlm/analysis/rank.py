@@ -90,7 +90,8 @@ _Both = tuple[Counts, Counts]
 
 def _in_threads(work: Callable[[torch.Tensor], _Both], chunks: Sequence[torch.Tensor]) -> list[_Both]:
     """Do the work in as many threads as torch would use: a small matrix is too little for more than one of them."""
-    threads = min(torch.get_num_threads(), len(chunks))
+    threads_before = torch.get_num_threads()
+    threads = min(threads_before, len(chunks))
     if threads == 1 or chunks[0].device.type != "cpu":
         return [work(chunk) for chunk in chunks]
 
@@ -98,8 +99,11 @@ def _in_threads(work: Callable[[torch.Tensor], _Both], chunks: Sequence[torch.Te
     def each(chunk: torch.Tensor) -> _Both:
         return work(chunk)
 
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(each, chunks))
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(each, chunks))
+    finally:
+        torch.set_num_threads(threads_before)  # what threads set is also what later threads begin with
 
 
 def _exact(matrices: torch.Tensor, taus: Sequence[float], etas: Sequence[float]) -> _Both:
@@ -116,6 +120,9 @@ def _exact(matrices: torch.Tensor, taus: Sequence[float], etas: Sequence[float])
 
 
 def _certified(matrices: torch.Tensor, taus: Sequence[float], etas: Sequence[float]) -> _Both:
+    # Counts are of shares: the scale is chosen so that squares of squares stay within float32.
+    largest = matrices.abs().amax((-2, -1), keepdim=True)
+    matrices = matrices / torch.where(largest > 0, largest, 1.0)
     single = matrices.float()
     gram = single.mT @ single
     energies = gram.diagonal(dim1=-2, dim2=-1).clone()
@@ -201,7 +208,8 @@ def _ritz_bounds(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     ritz = torch.linalg.eigvalsh(basis.mT @ (gram @ basis)).flip(-1).double().clamp_min(0)
     tiny = torch.finfo(torch.float32).tiny
     total = gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float64, keepdim=True).clamp_min(tiny)
-    squares = gram.square().sum((-2, -1)).double()[:, None]
+    # Divided by a small t_k below, what rounding took from it would count for more than the margin allows.
+    squares = gram.square().sum((-2, -1)).double()[:, None] * (1.0 + _rounding(gram))
     lower = ritz.cumsum(-1)
     by_trace = total - lower[:, -1:]
     by_norm = (squares - ritz.square().sum(-1, keepdim=True)).clamp_min(0) / (2 * ritz.clamp_min(tiny))

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 
+# What the mean of a few ranks may lose to rounding.
+_ROUNDING = 1e-9
+
 CRITERIA: dict[str, str] = {
     "removal": "loss without the layer, less the loss with it (nats)",
     "taylor": "the same to first order (nats)",
@@ -72,13 +75,16 @@ def lazy_layers(max_rank: Vector, tolerance: float) -> list[int]:
 
 def is_lazy_group(max_rank: Vector) -> bool:
     """Return whether a group of layers is lazy: the floor of its AvgRank, the mean of their MaxRank, is 1."""
-    return bool(len(max_rank)) and int(np.floor(max_rank.mean())) == 1
+    return bool(len(max_rank)) and int(np.floor(max_rank.mean() + _ROUNDING)) == 1
 
 
 def layers_before_lazy_group(max_rank: Vector) -> int:
-    """Return how many layers stand before the longest lazy group at the end; all of them where there is none."""
+    """Return how many layers stand before the longest lazy group at the end; all of them where there is none.
+
+    A group is of two layers or more.
+    """
     return next(
-        (first for first in range(1, len(max_rank)) if is_lazy_group(max_rank[first:])),
+        (first for first in range(1, len(max_rank) - 1) if is_lazy_group(max_rank[first:])),
         len(max_rank),
     )
 
@@ -111,7 +117,7 @@ def suggest(
     greedy: Sequence[int] | None,
     tolerance: float,
 ) -> list[Suggestion]:
-    """Return which `number` layers each criterion would keep, and how many the ranks of attention speak for.
+    """Return which `number` layers each criterion would keep, and how many the ranks of attention speak for, if any.
 
     Args:
         scores: Criterion to one number a layer.
@@ -132,11 +138,11 @@ def suggest(
         found.append(Suggestion("greedy", [index for index in range(total) if index not in gone], why))
     ranks = scores.get("max_rank")
     if ranks is not None:
-        depth = layers_before_lazy_group(ranks)
-        lazy = f"layers {depth} to {total - 1} are a lazy group" if depth < total else "there is no lazy group"
-        found.append(Suggestion("before_lazy_group", list(range(depth)), f"{lazy}: this is how many are potent"))
-        prefix = potent_prefix(ranks, tolerance)
-        lazy = f"layer {prefix} is lazy" if prefix < total else "no layer is lazy"
-        if 0 < prefix != depth:
-            found.append(Suggestion("potent_prefix", list(range(prefix)), f"{lazy}: the layers before it"))
+        depth, prefix = layers_before_lazy_group(ranks), potent_prefix(ranks, tolerance)
+        if depth < total:
+            why = f"layers {depth} to {total - 1} are a lazy group: the layers before it"
+            found.append(Suggestion("before_lazy_group", list(range(depth)), why))
+        if prefix not in (0, depth, total):
+            why = f"layer {prefix} is lazy: the layers before it"
+            found.append(Suggestion("potent_prefix", list(range(prefix)), why))
     return found

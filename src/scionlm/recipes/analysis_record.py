@@ -98,7 +98,7 @@ def _layers(layers: list[Record], arrays: dict[str, Arrays]) -> list[Record]:
         "removal": paired.mean(1),
         "removal_error": _errors(paired),
         "lens": lens[:-1] - lens[1:],
-        **arrays["gradients"],
+        **{name: arrays["gradients"][name] for name in ("taylor", "query_gradient", "key_gradient")},
     }
     return [layer | {name: float(values[layer["index"]]) for name, values in more.items()} for layer in layers]
 

@@ -147,13 +147,19 @@ def analyze_folder(
     with store.held():
         found = _carry_out(request, store)
         if isinstance(other, _Request):
-            other = beside(_carry_out(other, Store(other_out, other.settings)).record)
+            theirs = _carry_out(other, Store(other_out, other.settings))
+            other = beside(theirs.record)
+            _write(theirs, other_out)
         found.record["against"] = other
-        if out is not None:
-            from scionlm.recipes.analysis_record import write_analysis
-
-            write_analysis(found.record, found.arrays["forward"], out)
+        _write(found, out)
     return found
+
+
+def _write(analysis: Analysis, out: Path | None) -> None:
+    if out is not None:
+        from scionlm.recipes.analysis_record import write_analysis
+
+        write_analysis(analysis.record, analysis.arrays["forward"], out)
 
 
 @dataclass(frozen=True)
@@ -217,7 +223,7 @@ def _carry_out(request: _Request, store: Store) -> Analysis:
         partial(_open_walk, folder, runtime, options.stream), torch.from_numpy(sample.ids), options, store
     )
     record = analysis_record(folder.config, request.model, arrays, options, sample.domains)
-    record |= {"data": request.data, "device": runtime.to_dict(), "seconds": store.seconds}
+    record |= {"data": request.data, "device": runtime.to_dict(), "seconds": store.seconds, "against": None}
     return Analysis(record, arrays)
 
 

@@ -29,6 +29,7 @@ h1 { font-size: 1.15rem; font-weight: 650; line-height: 1.35; }
 h2 { font-size: 1.3rem; font-weight: 650; line-height: 1.3; letter-spacing: -0.01em; margin-bottom: .35rem; }
 h3 { font-size: 1rem; font-weight: 650; }
 .columns + h3 { margin-top: 1.6rem; }
+h3.sub { font-size: 1.1rem; margin-top: 2.25rem; }
 section { margin-top: 3.25rem; }
 section > p, .note { max-width: 46rem; text-wrap: pretty; }
 .note { color: var(--soft); font-size: .9rem; line-height: 1.55; margin-top: .75rem; }
@@ -100,6 +101,11 @@ tbody b { font-weight: 650; }
 .texts > .control { border-color: var(--control); } .texts > .control h4 { color: var(--control); }
 .texts > .source { border-color: var(--source); } .texts > .source h4 { color: var(--source); }
 .words { white-space: pre-wrap; font-size: .95rem; line-height: 1.55; max-height: 30rem; overflow-y: auto; }
+.multiples.maps { grid-template-columns: repeat(auto-fill, minmax(min(100%, 12.5rem), 1fr)); }
+.multiples .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .7rem; }
+.pair figcaption { font-size: .8rem; color: var(--soft); line-height: 1.35; margin-top: .3rem; }
+ul.note { padding-left: 1.2rem; } :is(th, td):has(> .left) { text-align: left; } td code.left { white-space: nowrap; }
+.plot > h3 { margin-bottom: .45rem; }
 details { margin-top: 1rem; }
 summary { cursor: pointer; color: var(--soft); font-size: .92rem; }
 summary:hover { color: var(--ink); }
@@ -131,6 +137,15 @@ svg :is(.line, .reference, .pin).source { stroke: var(--source); }
 svg .marker { stroke: var(--card); stroke-width: 1.5; fill: var(--plain); }
 svg :is(.marker, .fill).child { fill: var(--child); } svg :is(.marker, .fill).control { fill: var(--control); }
 svg :is(.marker, .fill).source { fill: var(--source); } svg .fill.plain { fill: var(--plain); }
+svg .heat { fill: var(--child); } svg .heat.negative { fill: var(--control); }
+svg .ground { fill: var(--card); stroke: var(--rule); } svg .missing { stroke: var(--soft); opacity: .6; }
+svg .on-cell { fill: var(--ink); }
+svg .pixels { image-rendering: pixelated; }
+svg .line.slim { stroke-width: 1.8; }
+svg .band { fill: var(--plain); opacity: .2; } svg .band.child { fill: var(--child); }
+svg .band.source { fill: var(--source); } svg .band.control { fill: var(--control); }
+svg .marked { fill: var(--control); opacity: .18; } svg .whisker { stroke: var(--ink); stroke-width: 1.2; }
+svg .cut { stroke: var(--card); stroke-width: 3; }
 .sprout { fill: none; stroke: var(--child); stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round; }
 """
 

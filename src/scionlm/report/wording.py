@@ -81,7 +81,7 @@ def percent(share: float) -> str:
         >>> percent(0.767), percent(0.999), percent(0.001), percent(1.0)
         ('77%', 'over 99%', 'under 1%', '100%')
     """
-    if not math.isfinite(share):
+    if not math.isfinite(share * 100):
         return NOT_FINITE
     if 0.995 <= share < 1:
         return "over 99%"
