@@ -9,8 +9,11 @@ from factories import tiny_model
 from scionlm.core.config import load_yaml
 from scionlm.core.records import read_json, read_jsonl
 from scionlm.data import DataFolder
+from scionlm.recipes.analysis_against import beside
+from scionlm.recipes.analysis_store import Store
 from scionlm.recipes.config import Recipe
 from scionlm.report import render_report
+from scionlm.report.analysis_page import write_analysis_page
 from scionlm.train.checkpoint import CheckpointStore
 from scionlm.train.guard import Guard
 from scionlm.train.learner import Learner
@@ -57,3 +60,21 @@ def test_a_checkpoint_of_version_1_is_loaded(which, tmp_path):
     learner.load(checkpoint)
     assert not torch.equal(before, model.model.norm.weight)
     assert learner.optimizer.tensors()["model.norm.weight/exp_avg"].abs().sum() > 0
+
+
+def test_an_analysis_of_version_1_is_read(tmp_path):
+    import shutil
+
+    folder = tmp_path / "analysis"
+    shutil.copytree(V1 / "analysis", folder)
+    record = read_json(folder / "analysis.json")
+    page = write_analysis_page(folder).read_text()
+    assert f"{record['overall']['nll']:.2f}" in page
+
+    settings = read_json(folder / "settings.json")
+    assert settings.pop("format_version") == 1
+    store = Store(folder, settings)
+    for name in ("forward", "gradients", "removal", "lens", "greedy-1"):
+        arrays = store.get(name, lambda: pytest.fail("it is there"))
+        assert arrays
+    assert beside(record)["layers"] == record["layers"]
