@@ -1,5 +1,6 @@
 """Approximate rank and minimal column mass: the paper's numbers, their laws, and float64 without any shortcut."""
 
+import contextlib
 import threading
 
 import numpy as np
@@ -585,3 +586,25 @@ def test_thresholds_that_are_no_shares_are_refused(wrong):
     with pytest.raises(UsageError, match=r"^share"):
         check_thresholds(wrong, "share")
     check_thresholds([1e-9, 1.0], "share")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_products_are_of_full_precision_and_the_callers_choice_comes_back(fails, monkeypatch):
+    seen = []
+
+    def work(*args, **kwargs):
+        seen.append(torch.get_float32_matmul_precision())
+        if fails:
+            raise ValueError
+        return certified(*args, **kwargs)
+
+    certified = rank._certified
+    monkeypatch.setattr(rank, "_certified", work)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(ValueError) if fails else contextlib.nullcontext():
+            ranks_and_masses(torch.eye(4)[None], (0.9,), (0.9,))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == ["highest"]

@@ -77,7 +77,12 @@ def ranks_and_masses(
     check_thresholds(etas, "eta")
     size = max(1, _CHUNK_ELEMENTS // max(1, matrices.shape[-2] * matrices.shape[-1]))
     work = partial(_exact if exact or 1.0 in taus else _certified, taus=tuple(taus), etas=tuple(etas))
-    ranks, masses = zip(*_in_threads(work, matrices.split(size)), strict=True)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # bounds on rounding are those of float32, not of TF32 or bfloat16
+    try:
+        ranks, masses = zip(*_in_threads(work, matrices.split(size)), strict=True)
+    finally:
+        torch.set_float32_matmul_precision(precision)
     return _together(ranks), _together(masses)
 
 
