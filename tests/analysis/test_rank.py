@@ -595,14 +595,14 @@ def test_products_are_of_full_precision_and_the_callers_choice_comes_back(fails,
     def work(*args, **kwargs):
         seen.append(torch.get_float32_matmul_precision())
         if fails:
-            raise ValueError
+            raise ValueError("on purpose")
         return certified(*args, **kwargs)
 
     certified = rank._certified
     monkeypatch.setattr(rank, "_certified", work)
     torch.set_float32_matmul_precision("medium")
     try:
-        with pytest.raises(ValueError) if fails else contextlib.nullcontext():
+        with pytest.raises(ValueError, match="on purpose") if fails else contextlib.nullcontext():
             ranks_and_masses(torch.eye(4)[None], (0.9,), (0.9,))
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
