@@ -43,6 +43,7 @@ def look_of(layers: int, heads: int, lazy: tuple[int, ...] = (), name: str = "ti
             "num_attention_heads": heads,
         },
         "overall": {
+            "lazy_group_from": None,
             **{key: counted[key] for key in ("lazy_layers", "rank1_head_ratio", "mean_rank")},
             "num_heads": layers * heads,
             "sink_at_first_token": 0.86,
@@ -122,7 +123,7 @@ def record_of(layers: int = 4, heads: int = 2, lazy: tuple[int, ...] = (), **cha
         "suggestions": [
             {"by": "first", "keep": keep, "num_layers": max(1, layers // 2), "why": "the first layers"},
             {"by": "removal", "keep": str(layers - 1), "num_layers": 1, "why": "what it costs"},
-            {"by": "before_lazy_group", "keep": f"0-{layers - 1}", "num_layers": layers, "why": "no lazy group"},
+            {"by": "potent_prefix", "keep": f"0-{layers - 1}", "num_layers": layers, "why": "the layers before it"},
         ],
         "layer_scores_by": "removal",
         "data": {"path": "corpus/mine", "fingerprint": "cd" * 32, "split": "train"},

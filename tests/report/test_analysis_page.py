@@ -79,7 +79,7 @@ def test_the_lead_says_what_was_found(case: str) -> None:
 
 def test_a_lazy_group_at_the_end_is_said_where_no_half_is_one() -> None:
     record = record_of(12, 2, lazy=(9, 10, 11))
-    record["suggestions"][-1] |= {"keep": "0-8", "num_layers": 9}
+    record["overall"]["lazy_group_from"] = 9
     assert "; layers 9 to 11 are a lazy group." in lead_of(analysis_page(record, {}, "out"))
 
 

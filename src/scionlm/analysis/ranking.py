@@ -83,10 +83,8 @@ def layers_before_lazy_group(max_rank: Vector) -> int:
 
     A group is of two layers or more.
     """
-    return next(
-        (first for first in range(1, len(max_rank) - 1) if is_lazy_group(max_rank[first:])),
-        len(max_rank),
-    )
+    starts = range(1, len(max_rank) - 1)
+    return next((first for first in starts if is_lazy_group(max_rank[first:])), len(max_rank))
 
 
 def potent_prefix(max_rank: Vector, tolerance: float) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scionlm.analysis.collapse import CollapseSettings, HeadCounts
-from scionlm.analysis.ranking import is_lazy_group, lazy_layers
+from scionlm.analysis.ranking import is_lazy_group, layers_before_lazy_group, lazy_layers
 
 Record = dict[str, Any]
 Vector = NDArray[np.float64]
@@ -146,8 +146,10 @@ class Collapse:
         length = settings.all_lengths.index(settings.seq_len)
         tau, eta = settings.all_taus.index(settings.tau), settings.all_etas.index(settings.eta)
         ranks = self.ranks()
+        before = layers_before_lazy_group(max_rank(ranks))
         return {
             **self._lazy(ranks),
+            "lazy_group_from": before if before < len(ranks) else None,
             "num_heads": int(ranks.shape[0] * ranks.shape[1]),
             "sink_at_first_token": float((self.counts.sink == 0).mean()),
             "sink_mass": float(self.counts.sink_mass.mean()),

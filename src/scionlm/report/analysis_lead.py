@@ -56,11 +56,12 @@ def _group(look: Look) -> str:
         ranks = listing([nats(finite(group, "avg_rank")) for group in lazy])
         verb = "is a lazy group" if len(lazy) == 1 else "are lazy groups"
         return f"; {names} of the layers {verb} (AvgRank {ranks})"
-    found = [each for each in rows(look.record, "suggestions") if text(each, "by") == "before_lazy_group"]
-    first = integer(found[0], "num_layers") if found else None
+    if "lazy_group_from" not in look.overall:
+        return ""
+    first = integer(look.overall, "lazy_group_from")
     if first is not None and 0 < first < look.num_layers - 1:
         return f"; layers {first} to {look.num_layers - 1} are a lazy group"
-    return "; there is no lazy group" if found and first == look.num_layers else ""
+    return "; there is no lazy group"
 
 
 def _worth(look: Look) -> Content:
