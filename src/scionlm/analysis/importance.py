@@ -228,5 +228,5 @@ def finite(scores: Scores) -> Scores:
     """
     for name, values in scores.items():
         if not np.isfinite(values).all():
-            raise BrokenModelError(f"{name}: numbers that are not finite; the model's weights are broken")
+            raise BrokenModelError(f"scores of {name} are not finite: the model's weights or activations are broken")
     return scores
