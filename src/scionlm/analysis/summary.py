@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from scionlm.analysis.collapse import CollapseSettings, HeadCounts
 from scionlm.analysis.ranking import is_lazy_group, layers_before_lazy_group, lazy_layers
+from scionlm.core.records import Record
 
-Record = dict[str, Any]
 Vector = NDArray[np.float64]
 
 

@@ -19,6 +19,12 @@ from scionlm.recipes.analysis_store import Arrays
 from scionlm.surgery.indices import format_indices
 
 
+def collapse_settings(options: AnalyzeOptions) -> CollapseSettings:
+    """Return what is counted of attention."""
+    lengths = tuple(options.all_lengths)
+    return CollapseSettings(options.seq_len, options.tau, options.eta, lengths=lengths, exact=options.exact)
+
+
 def analysis_record(
     config: dict[str, Any], model: Record, arrays: dict[str, Arrays], options: AnalyzeOptions, domains: Sequence[str]
 ) -> Record:
@@ -32,9 +38,7 @@ def analysis_record(
         domains: The domain of each sequence.
     """
     shape, family = ModelShape.of(config), family_of(config)
-    settings = CollapseSettings(
-        options.seq_len, options.tau, options.eta, lengths=tuple(options.all_lengths), exact=options.exact
-    )
+    settings = collapse_settings(options)
     counts = HeadCounts(**{name: arrays["forward"][f"heads.{name}"] for name in HeadCounts.names()})
     collapse = Collapse(counts, settings, options.lazy_tolerance)
     layers = _layers(collapse.layers(), arrays)

@@ -290,13 +290,12 @@ class _Part:
 
 
 def _parts(ids: "torch.Tensor", options: AnalyzeOptions) -> list[_Part]:
-    from scionlm.analysis.collapse import CollapseSettings
     from scionlm.analysis.forward import forward_pass
     from scionlm.analysis.gradients import gradient_pass
     from scionlm.analysis.removal import greedy_removal, lens_losses, removal_losses
+    from scionlm.recipes.analysis_record import collapse_settings
 
-    few, lengths = ids[: options.num_loss_sequences], tuple(options.all_lengths)
-    settings = CollapseSettings(options.seq_len, options.tau, options.eta, lengths=lengths, exact=options.exact)
+    few, settings = ids[: options.num_loss_sequences], collapse_settings(options)
     parts = [
         _Part("forward", "attention and layers", lambda w, tell: forward_pass(w, ids, settings, options.seed, tell)),
         _Part("gradients", "gradients", lambda w, tell: gradient_pass(w, few, tell), passes=2),
