@@ -50,7 +50,7 @@ SETTINGS: dict[str, Any] = {
 CLOCKS = {
     "time/elapsed_s", "time/evaluation_s", "speed/tokens_per_s", "speed/data_share", "speed/mfu", "memory/peak_bytes",
     "seconds", "tokens_per_s", "peak_memory_bytes", "checkpoint_seconds", "evaluation_seconds", "saving_seconds",
-    "samples", "peak_flops",
+    "samples", "peak_flops", "teacher_seconds", "speed/teacher_share",
 }  # fmt: skip
 """What may differ between a run that was stopped and one that was not; and what `quicken` leaves out."""
 

@@ -279,6 +279,6 @@ def test_the_best_so_far_is_a_reference_that_only_falls():
 
 def test_a_domain_that_does_not_occur_in_a_step_has_no_loss_instead_of_nan():
     samples = [Sample("a", 0), Sample("b", 0), Sample("a", 1), Sample("c", 5)]
-    result = StepResult(0.0, 1.0, 30, [6.0, 8.0, 10.0, 0.0], [4, 8, 4, 0], True)
+    result = StepResult(0.0, 1.0, 30, [6.0, 8.0, 10.0, 0.0], [4, 8, 4, 0], {}, True)
     means = _domain_means(samples, result)
     assert means == {"train/a/nll_nats": 2.0, "train/b/nll_nats": 1.0}  # c: nothing in it was predicted

@@ -143,6 +143,15 @@ FEATURES = {
     "stages of other lengths": {"stages": stages_with("keep", data={"seq_len": 12}, train={"steps": 3})},
     "stages with dropout": {"stages": stages_with("moments"), "source": "GPT2", "inherit.layers": 3},
     "stages with a control": {"stages": stages_with("keep", reweight=MOVING), "control": True},
+    "distill": {"distill": {"weight": 0.7, "temperature": 2.0}, "train.z_loss": 1e-3},
+    "distill, fading": {"distill": {"loss": "reverse_kl", "top_k": 5, "schedule": "linear", "until": 5}},
+    "distill from a wider teacher": {"distill": {"teacher": "WIDE", "hidden": {"loss": "cosine"}},
+                                     "train.precision": "bf16", "train.micro_batch_size": 3},
+    "distill hidden states": {"distill": {"weight": 0.0, "hidden": {"layers": "same"}, "schedule": "cosine"},
+                              "source": "GPT2", "inherit.layers": 3},
+    "distill in stages with a control": {"distill": {"loss": "jensen_shannon", "schedule": "linear", "until": 6},
+                                         "stages": stages_with("keep"), "control": True},
+    "distill documents": {"distill": {"hidden": {}}, "data.document_mask": True},
     "branch": {"branch": {"run": "EARLIER"}, "schedule": {"name": "linear", "warmup": 0}},
     "branch with the moments": {"branch": {"run": "EARLIER", "step": 6}, "optimizer_state": "moments"},
     "branch of stages": {"branch": {"run": "EARLIER", "step": 3}, "stages": stages_with("keep")},
@@ -150,11 +159,11 @@ FEATURES = {
 
 
 @pytest.fixture
-def make(tiny_folder, data_folder, with_dropout, earlier):
+def make(tiny_folder, data_folder, with_dropout, wide_folder, earlier):
     """Return a recipe by the name of its feature, or by its settings."""
 
     def filled(value):
-        words = {"EARLIER": earlier, "DATA": data_folder.path, "GPT2": with_dropout}
+        words = {"EARLIER": earlier, "DATA": data_folder.path, "GPT2": with_dropout, "WIDE": wide_folder}
         if isinstance(value, dict):
             return {key: filled(inner) for key, inner in value.items()}
         return str(words.get(value, value)) if isinstance(value, str) else value
@@ -218,7 +227,19 @@ def test_stopped_twice_and_gone_on_with_is_never_stopped(make, go, whole, featur
 def test_the_features_do_what_they_are_called(make, whole):
     """Not that two runs agree because nothing of it happened."""
     found = {}
-    for feature in ("plain", "ramp", "reweight", "exhausted", "muon", "ema", "uniform", "dropout", "bf16", "branch"):
+    for feature in (
+        "plain",
+        "ramp",
+        "reweight",
+        "exhausted",
+        "muon",
+        "ema",
+        "uniform",
+        "dropout",
+        "bf16",
+        "branch",
+        "distill",
+    ):
         found[feature] = whole(make(feature))
     assert len({weights_of(out) for out, _ in found.values()}) == len(found)
     alphas = {
@@ -364,24 +385,20 @@ def test_what_a_resume_forgets_shows(make, whole, tmp_path, monkeypatch, lost, f
 
 def poison(patch, watch, steps, what="loss") -> None:
     """Make the loss, a gradient or (from then on) a weight not finite at some steps, counted over all runs."""
-    token_nll, done = Objective.token_nll, set()
+    forward, done = Objective.forward, set()
 
     def poisoned(self, *arguments):
-        nll = token_nll(self, *arguments)
         step = len(watch.batches)
-        if not torch.is_grad_enabled() or step not in steps:
-            return nll
-        if what == "weight" and step not in done:
+        if step in steps and what == "weight" and step not in done:
             done.add(step)
             with torch.no_grad():
                 next(self.model.parameters()).view(-1)[0] = float("nan")
-            return token_nll(self, *arguments)
-        if what == "gradient":
-            nll.register_hook(lambda gradient: gradient * float("inf"))
-            return nll
-        return nll * float("nan")
+        loss, *rest = forward(self, *arguments)
+        if step in steps and what == "gradient":
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss * float("nan") if step in steps and what == "loss" else loss, *rest
 
-    patch.setattr(Objective, "token_nll", poisoned)
+    patch.setattr(Objective, "forward", poisoned)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

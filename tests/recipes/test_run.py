@@ -259,12 +259,13 @@ def test_random_initialization_alone_is_the_control(finished, settings, tmp_path
 
 
 def test_a_diverged_run_says_so_and_exits_three(settings, tmp_path, monkeypatch):
-    original = training_module.Objective.token_nll
+    original = training_module.Objective.forward
 
-    def broken(self, input_ids, labels, position_ids=None):
-        return original(self, input_ids, labels, position_ids) * (float("nan") if torch.is_grad_enabled() else 1.0)
+    def broken(self, *arguments):
+        loss, *rest = original(self, *arguments)
+        return loss * float("nan"), *rest
 
-    monkeypatch.setattr(training_module.Objective, "token_nll", broken)
+    monkeypatch.setattr(training_module.Objective, "forward", broken)
     from scionlm.core.errors import DivergenceError
 
     with pytest.raises(DivergenceError, match=r"optimizer\.lr"):

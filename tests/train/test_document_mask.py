@@ -69,18 +69,20 @@ def test_the_parts_are_documents_behind_a_separator(packing):
 
 
 def logits(model, ids: np.ndarray) -> torch.Tensor:
+    """Return the logits before a family scales them."""
     with torch.no_grad():
-        return model(input_ids=torch.from_numpy(ids), use_cache=False).logits
+        last = model.base_model(input_ids=torch.from_numpy(ids), use_cache=False)[0]
+        return model.get_output_embeddings()(last)
 
 
 def trained_logits(model, batch: Batch) -> torch.Tensor:
-    """Return the logits that training sees: what the objective makes of a micro-batch."""
+    """Return the logits that training sees: what the objective makes of a micro-batch, and the head of that."""
     seen = []
-    hook = model.register_forward_hook(lambda module, arguments, output: seen.append(output.logits))
+    hook = model.base_model.register_forward_hook(lambda module, arguments, output: seen.append(output[0]))
     with torch.no_grad():
         Objective(model, torch.float32)(*next(micro_batches(batch, len(batch.labels))))
-    hook.remove()
-    return seen[0]
+        hook.remove()
+        return model.get_output_embeddings()(seen[0])
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

@@ -50,7 +50,5 @@ def _time(found: dict[str, Any]) -> str:
     how = found["seconds_known_from"]
     if how == "device table":
         how = f"{found['device']}, {100 * found['utilization']:.0f} % of {found['peak_flops']:.3g} FLOP/s assumed"
-    return (
-        f"{format_seconds(found['seconds'])} (training {format_seconds(parts['training'])}, evaluation "
-        f"{format_seconds(parts['evaluation'])}; {how})"
-    )
+    named = ", ".join(f"{part} {format_seconds(seconds)}" for part, seconds in parts.items())
+    return f"{format_seconds(found['seconds'])} ({named}; {how})"

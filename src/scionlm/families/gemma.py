@@ -21,10 +21,17 @@ GEMMA2 = FamilySpec(
     layers="model.layers",
     outside=ends("model.embed_tokens.weight", rms_norm("model.norm", "final_norm")),
     layer=_layer(),
-    defaults={"tie_word_embeddings": True, "num_key_value_heads": 4, "head_dim": 256, "attention_bias": False},
+    defaults={
+        "tie_word_embeddings": True,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "attention_bias": False,
+        "final_logit_softcapping": 30.0,
+    },
     per_layer_config=("layer_types",),
     embedding_scaled=True,
     norm_offset=1.0,
+    logits_capped_at="final_logit_softcapping",
 )
 
 GEMMA3 = FamilySpec(
@@ -34,8 +41,9 @@ GEMMA3 = FamilySpec(
     layer=_layer(
         *rms_norm("self_attn.q_norm", "query_norm", "head_dim"), *rms_norm("self_attn.k_norm", "key_norm", "head_dim")
     ),
-    defaults=GEMMA2.defaults,
+    defaults=GEMMA2.defaults | {"final_logit_softcapping": None},
     per_layer_config=("layer_types",),
     embedding_scaled=True,
     norm_offset=1.0,
+    logits_capped_at="final_logit_softcapping",
 )

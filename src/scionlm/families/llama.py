@@ -21,7 +21,7 @@ LLAMA = FamilySpec(
     layer=(*_BEFORE_ATTENTION, *attention("attention_bias", "attention_bias"), *_BEFORE_MLP, *glu("mlp_bias")),
     defaults={"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False},
 )
-GRANITE = replace(LLAMA, model_types=("granite",))
+GRANITE = replace(LLAMA, model_types=("granite",), logits_divided_by="logits_scaling")
 
 # transformers ignores bias keys here.
 MISTRAL = replace(
@@ -110,8 +110,9 @@ COHERE2 = replace(
     LLAMA,
     model_types=("cohere2",),
     layer=(*_BEFORE_ATTENTION, *attention("attention_bias", "attention_bias"), *glu()),
-    defaults={"tie_word_embeddings": True, "attention_bias": False},
+    defaults={"tie_word_embeddings": True, "attention_bias": False, "logit_scale": 0.0625},
     per_layer_config=("layer_types",),
+    logits_multiplied_by="logit_scale",
 )
 
 STABLELM = replace(

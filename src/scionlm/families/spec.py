@@ -88,6 +88,9 @@ class FamilySpec:
         embedding_scaled: Whether embeddings are multiplied by the root of hidden_size.
         norm_offset: What is added to a norm's weight to give its gain.
         inverse_layer_scale: Config key that divides attention scores by the number of the layer.
+        logits_multiplied_by: Config key of a factor of the logits.
+        logits_divided_by: Config key of a divisor of the logits.
+        logits_capped_at: Config key of what logits are softly kept below.
         stored_as: Full name of a tensor to the name that files give it, where the two differ.
         prefix: Start of names that files written by the bare decoder leave out.
         constants: Patterns of tensors in old files that hold no weights and are computed on loading.
@@ -110,6 +113,9 @@ class FamilySpec:
     embedding_scaled: bool = False
     norm_offset: float = 0.0
     inverse_layer_scale: str | None = None
+    logits_multiplied_by: str | None = None
+    logits_divided_by: str | None = None
+    logits_capped_at: str | None = None
     stored_as: dict[str, str] = field(default_factory=lambda: {})
     prefix: str = "model."
     constants: tuple[str, ...] = (r"(^|\.)rotary_emb\.inv_freq$",)

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from scionlm.families import FamilySpec, ModelShape, count_parameters
+from scionlm.families import FamilySpec, ModelShape, count_parameters, family_of
+from scionlm.families.logits import BLOCK_BYTES, CHUNK_BYTES
 from scionlm.families.shape import expected_tensors
 
 _LIBRARIES = {"cpu": 450 * 2**20, "cuda": 600 * 2**20}  # Python, torch and transformers themselves, as measured
-_LOGIT_COPIES = 3  # kept for the backward pass, its gradient, and one in the making
+_FLOAT32_COPIES = 4  # of a block of logits: scaled, as logarithms, as gradient, and one in the making
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,16 @@ class MemoryRequest:
     kind: str
 
 
-def training_memory(family: FamilySpec, hf_config: dict[str, Any], request: MemoryRequest) -> dict[str, int]:
+def training_memory(
+    family: FamilySpec, hf_config: dict[str, Any], request: MemoryRequest, teacher: dict[str, Any] | None = None
+) -> dict[str, int]:
     """Return the bytes of each part, and their `total`, at the height of a step on one device.
+
+    Args:
+        family: The model's family.
+        hf_config: Its `config.json`.
+        request: What else decides.
+        teacher: The `config.json` of a model that is learned from.
 
     Weights, gradients and optimizer state are exact. Activations are what autograd keeps in a layer of a Llama, fitted
     to what it was seen to keep (within a few percent there, within a third for other families); attention scores are
@@ -53,10 +62,22 @@ def training_memory(family: FamilySpec, hf_config: dict[str, Any], request: Memo
         "averages": 4 * parameters * request.averages,
         "compute_copies": 2 * parameters if width == 2 else 0,
         "activations": int(tokens * kept * shape.num_hidden_layers),
-        "logits": _LOGIT_COPIES * width * tokens * shape.vocab_size,
+        "logits": _head_bytes(shape, tokens, width, request.kind, 2 if teacher else 1),
         "libraries": _LIBRARIES[request.kind],
     }
+    if teacher:
+        taught = ModelShape.of(teacher)
+        passing = width * tokens * (4 * taught.hidden_size + 3 * taught.intermediate_size)  # of one layer at a time
+        parts["teacher"] = width * count_parameters(family_of(teacher), teacher)["total"] + passing
     return parts | {"total": sum(parts.values())}
+
+
+def _head_bytes(shape: ModelShape, tokens: int, width: int, kind: str, models: int) -> int:
+    """Return what the losses of the head take: a chunk of logits, a block of it in float32, the head's gradient."""
+    chunk = min(tokens * shape.vocab_size * width, CHUNK_BYTES)
+    block = chunk * 4 // width if kind == "cuda" else min(BLOCK_BYTES, chunk * 4 // width)
+    head = shape.vocab_size * shape.hidden_size * (4 + (width if width == 2 else 0))
+    return models * (chunk + _FLOAT32_COPIES * block) + head
 
 
 def optimizer_bytes(family: FamilySpec, hf_config: dict[str, Any], name: str) -> int:

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from scionlm.core.log import Progress
 from scionlm.core.records import Record
@@ -13,11 +14,15 @@ from scionlm.data import Batch
 from scionlm.families.models import random_model
 from scionlm.parallel.runtime import Runtime, start_runtime
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.inputs import plan_of
+from scionlm.recipes.distillation import layer_map, open_distillation
+from scionlm.recipes.inputs import open_teacher, plan_of
 from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.timing import resolve_times
-from scionlm.sources import resolve
+from scionlm.schedules import Piece, Schedule
+from scionlm.sources import ModelFolder, resolve
+from scionlm.surgery.lineage import plan_origins
 from scionlm.surgery.target import target_config
+from scionlm.train.distillation import Distillation
 from scionlm.train.objective import Objective
 from scionlm.train.optimizer import Optimizer, OptimizerSettings
 from scionlm.train.step import train_step
@@ -25,35 +30,54 @@ from scionlm.train.step import train_step
 _PASSES = 3  # measured, after one that is not
 
 
+class Speed(NamedTuple):
+    """What passes took.
+
+    Attributes:
+        seconds: Of a step in each stage, the teacher's part included.
+        teacher_seconds: The teacher's part.
+        runtime: Where that was measured.
+    """
+
+    seconds: list[float]
+    teacher_seconds: list[float]
+    runtime: Runtime
+
+
 def calibrated(recipe: Recipe) -> Record:
     """Return a plan with its time, and its memory, as measured here."""
-    seconds, runtime = measure_steps(recipe)
-    recipe = resolve_times(recipe, seconds)
+    speed = measure_steps(recipe)
+    recipe = resolve_times(recipe, speed.seconds)
     planned = plan_recipe(recipe)
-    return _with_seconds(recipe, planned, seconds) | {
-        "device": runtime.name,
-        "precision": runtime.precision,
+    return _with_seconds(recipe, planned, speed) | {
+        "device": speed.runtime.name,
+        "precision": speed.runtime.precision,
         "seconds_known_from": f"{_PASSES} passes measured here",
-        "memory_measured_bytes": runtime.peak_memory(),
+        "memory_measured_bytes": speed.runtime.peak_memory(),
     }
 
 
-def _with_seconds(recipe: Recipe, planned: Record, seconds_per_step: list[float]) -> Record:
-    """Return a plan whose times follow from the seconds of a step in each stage."""
-    steps = [stage.total_steps for stage in recipe.resolved_stages]
-    once = sum(number * seconds for number, seconds in zip(steps, seconds_per_step, strict=True))
+def _with_seconds(recipe: Recipe, planned: Record, speed: Speed) -> Record:
+    """Return a plan whose times follow from those of a step in each stage."""
+    training = taught = 0.0
+    asked = recipe.teacher_steps
+    for stage, seconds, teacher in zip(recipe.resolved_stages, speed.seconds, speed.teacher_seconds, strict=True):
+        training += stage.total_steps * (seconds - teacher)
+        taught += min(asked, stage.total_steps) * teacher
+        asked -= min(asked, stage.total_steps)
+    models, once = planned["models_trained"], training + taught
     slower = once / (planned["flops"] / (planned["peak_flops"] * planned["utilization"]))
-    training = once * planned["models_trained"]
-    evaluation = planned["seconds_by_part"]["evaluation"] * slower
+    parts = {"training": models * training} | ({"teacher": models * taught} if recipe.has_teacher else {})
+    parts["evaluation"] = planned["seconds_by_part"]["evaluation"] * slower
     return planned | {
-        "seconds": training + evaluation,
-        "seconds_by_part": {"training": training, "evaluation": evaluation},
+        "seconds": sum(parts.values()),
+        "seconds_by_part": parts,
         "tokens_per_s": planned["num_tokens"] / once,
     }
 
 
-def measure_steps(recipe: Recipe) -> tuple[list[float], Runtime]:
-    """Return the seconds of a step in each stage, and the device, from passes with random weights.
+def measure_steps(recipe: Recipe) -> Speed:
+    """Return the time of a step in each stage, from passes with random weights.
 
     A step is measured as micro-batches and an update apart, since a global batch may be many of the former.
     """
@@ -61,26 +85,43 @@ def measure_steps(recipe: Recipe) -> tuple[list[float], Runtime]:
     runtime = start_runtime(recipe.train.precision)
     target = target_config([source.config], plan_of(recipe, source))
     model: Any = random_model(target, recipe.seed).to(runtime.device)  # pyright: ignore[reportArgumentType]
-    objective = Objective(model, runtime.compute_dtype)
+    distillation = _distillation(recipe, source, model, runtime)
+    objective = Objective(model, runtime.compute_dtype, recipe.train.z_loss, distillation)
     if recipe.train.compile is True:
         objective.compile()
     optimizer = Optimizer(model, OptimizerSettings(name=recipe.optimizer.name))
-    found: list[float] = []
+    found, taught = [], []
     with Progress("calibrating", len(recipe.resolved_stages) * (_PASSES + 1)) as progress:
         for number, stage in enumerate(recipe.resolved_stages):
             rows = min(stage.train.micro_batch_size, stage.sequences_per_step)
             ids = np.random.default_rng(0).integers(0, int(target["vocab_size"]), (rows, stage.data.seq_len + 1))
             batch = Batch(ids[:, :-1], np.ascontiguousarray(ids[:, 1:]))
             passing, whole = [], []
+            before = 0.0
             for turn in range(_PASSES + 1):
+                before = objective.teacher_seconds if turn == 1 else before
                 passing.append(_seconds(lambda batch=batch: _pass(objective, optimizer, batch)))
                 whole.append(
                     _seconds(lambda batch=batch, rows=rows: train_step(objective, optimizer, batch, rows, 0.0, 1.0))
                 )
                 progress.update(number * (_PASSES + 1) + turn + 1)
             one, all_of_it = float(np.median(passing[1:])), float(np.median(whole[1:]))
-            found.append(one * stage.sequences_per_step / rows + max(all_of_it - one, 0.0))
-    return found, runtime
+            passes = stage.sequences_per_step / rows
+            found.append(one * passes + max(all_of_it - one, 0.0))
+            taught.append((objective.teacher_seconds - before) / (2 * _PASSES) * passes)
+    return Speed(found, taught, runtime)
+
+
+def _distillation(
+    recipe: Recipe, source: ModelFolder, student: PreTrainedModel, runtime: Runtime
+) -> Distillation | None:
+    teacher = open_teacher(recipe, source, weights=False)
+    if teacher is None or recipe.distill is None:
+        return None
+    layers = layer_map(recipe.distill, teacher, plan_origins([source], plan_of(recipe, source)))
+    taught = random_model(teacher.config, recipe.seed, runtime.compute_dtype)
+    always = Schedule((Piece("constant", "constant", 1, 1.0, 1.0),))
+    return open_distillation(recipe.distill, always, student, taught, layers, runtime)
 
 
 def _seconds(work: Callable[[], object]) -> float:

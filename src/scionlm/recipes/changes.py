@@ -8,7 +8,7 @@ from scionlm.core.records import Record
 
 # A change in these gives other numbers; in the rest of versions and device, other last bits at most.
 _DECISIVE = ("versions.torch", "versions.transformers", "device.kind", "device.precision", "branch")
-_INPUTS = {"source": "sha256", "data": "fingerprint"}
+_INPUTS = {"source": "sha256", "data": "fingerprint", "teacher": "sha256"}
 
 
 class Change(NamedTuple):
@@ -45,7 +45,7 @@ def judge_changes(before: Record, now: Record, out: str, allow_change: bool) -> 
         UsageError: Source or data are others; or something else that changes the result, and that is not allowed.
     """
     for what, key in _INPUTS.items():
-        if before[what][key] != now[what][key]:
+        if what in before and what in now and before[what][key] != now[what][key]:
             raise UsageError(f"{out} was started with another {what}: its {key} has changed; use another folder")
     changes = find_changes(before, now)
     decisive = [change for change in changes if change.key in _DECISIVE or change.key.startswith("stages.")]

@@ -8,9 +8,11 @@ from scionlm.core.config import Section
 from scionlm.core.duration import Duration
 from scionlm.core.quantities import Count, Length, Steps
 from scionlm.recipes.config_data import DataConfig, ReplayConfig, ReweightConfig
+from scionlm.recipes.config_distill import DistillConfig
 from scionlm.recipes.config_train import AverageConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from scionlm.recipes.lengths import has_times
 from scionlm.recipes.stages import OptimizerState, Stage, StageConfig, check_stages, resolve_stages
+from scionlm.schedules import Schedule
 
 
 class InheritConfig(Section):
@@ -94,8 +96,8 @@ class Recipe(Section):
     """Where to begin, instead of from the inherited weights."""
     average: AverageConfig | None = None
     """An average of the weights, exported in the place of the last ones."""
-    distill: None = None
-    """Learning from the teacher; not in this version."""
+    distill: DistillConfig | None = None
+    """Learning from a teacher beside the text; null does not."""
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     export: ExportConfig = ExportConfig()
@@ -108,7 +110,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        check_stages(self.resolved_stages, has_times(self.model_dump(mode="json")))
+        timed = has_times(self.model_dump(mode="json"))
+        check_stages(self.resolved_stages, timed)
+        if self.has_teacher and not timed:
+            _ = self.teacher_schedule
         if self.control and self.inherit.init == "random":
             raise ValueError("control: true compares with random initialization, but inherit.init is random already")
         if self.control and self.branch:
@@ -133,3 +138,26 @@ class Recipe(Section):
     def steps(self, length: int | float | str) -> int:
         """Return a duration of the whole run in steps."""
         return Duration.parse(length).in_steps(self.total_steps, self.total_tokens // self.total_steps)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether something is learned from a teacher."""
+        return self.distill is not None and (self.distill.weight > 0 or self.distill.hidden is not None)
+
+    @property
+    def teacher_schedule(self) -> Schedule:
+        """Multiplier of the teacher's weights by finished steps of the run.
+
+        Raises:
+            ValueError: It is longer than the run.
+        """
+        distill = self.distill or DistillConfig()
+        return distill.build_schedule(self.total_steps, self.total_tokens // self.total_steps)
+
+    @property
+    def teacher_steps(self) -> int:
+        """Steps of the run, from the first, in which the teacher is asked."""
+        if not self.has_teacher:
+            return 0
+        schedule = self.teacher_schedule
+        return schedule.pieces[0].steps if schedule.pieces[-1].end == 0 else self.total_steps

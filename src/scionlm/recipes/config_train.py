@@ -31,6 +31,8 @@ class TrainConfig(Section):
     """torch.compile; `auto` uses it where the run is long enough to repay it."""
     skip_nonfinite: int = Field(default=3, ge=0)
     """Updates in a row that are left out because their loss or gradient is not finite, before the run gives up."""
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of the squared logarithm of the softmax's normalizer in the loss, which keeps logits from drifting."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> "TrainConfig":

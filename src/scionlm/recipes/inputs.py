@@ -8,7 +8,9 @@ from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import sha256_file
 from scionlm.data import DataFolder
 from scionlm.families import ModelShape, family_of
+from scionlm.families.shape import context_length
 from scionlm.recipes.config import Recipe
+from scionlm.recipes.config_distill import SOURCE
 from scionlm.recipes.demo_data import prepare_demo_data
 from scionlm.recipes.order import Sampling, check_supply, replayed_data, sampling_of
 from scionlm.recipes.references import given_references
@@ -46,6 +48,7 @@ class Inputs:
         held_out: What is evaluated: name to data folder and domain.
         plan: The layers to keep.
         branched: The checkpoint that the run begins with, where it does and has not begun.
+        teacher: The model that is learned from, where one is.
     """
 
     recipe: Recipe
@@ -54,6 +57,7 @@ class Inputs:
     held_out: dict[str, tuple[DataFolder, str]]
     plan: SurgeryPlan
     branched: dict[str, Any] | None
+    teacher: ModelFolder | None = None
 
     @property
     def data(self) -> DataFolder:
@@ -78,9 +82,9 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
         DataError: Source and data were made with different tokenizers, or a domain is too short.
     """
     source = resolve(recipe.source)
-    family = family_of(source.config)
-    if any(stage.data.document_mask for stage in recipe.resolved_stages) and not family.packs_documents:
-        raise UsageError(f"data.document_mask: {source.config['model_type']} models do not keep documents apart")
+    teacher = open_teacher(recipe, source)
+    for model in (source, teacher or source):
+        _check_text(recipe, model)
     plan = plan_of(recipe, source)
     require_trackers(recipe.track)
     branched = None
@@ -100,6 +104,8 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
     folders += [earlier for inputs in stages if (earlier := replayed_data(inputs.sampling)) is not None]
     for folder in {folder.fingerprint: folder for folder in folders}.values():
         check_tokenizer(source, folder)
+        if teacher is not None and teacher is not source:
+            _check_teacher(teacher, folder)
     held_out = _held_out(stages)
     for data, domain in held_out.values():
         for split in ("train", "held_out"):
@@ -107,7 +113,33 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
     for folder in folders[len(stages) :]:
         for domain in folder.domains:
             folder.stream(domain, "train", verify=True)
-    return Inputs(recipe, source, stages, held_out, plan, branched)
+    return Inputs(recipe, source, stages, held_out, plan, branched, teacher)
+
+
+def open_teacher(recipe: Recipe, source: ModelFolder, weights: bool = True) -> ModelFolder | None:
+    """Return the model that a recipe learns from; None where it learns from text alone.
+
+    Args:
+        recipe: The recipe.
+        source: Its source, which is the teacher where it names no other.
+        weights: Bring its weights here too.
+    """
+    if recipe.distill is None or not recipe.has_teacher:
+        return None
+    name = recipe.distill.teacher
+    return source if name in (SOURCE, recipe.source) else resolve(name, weights=weights)
+
+
+def _check_text(recipe: Recipe, model: ModelFolder) -> None:
+    """Refuse sequences that a model cannot read."""
+    family = family_of(model.config)
+    learned = any(spec.role == "position" for spec in family.outside)
+    longest = context_length(model.config)
+    for stage in recipe.resolved_stages:
+        if stage.data.document_mask and not family.packs_documents:
+            raise UsageError(f"data.document_mask: {model.config['model_type']} models do not keep documents apart")
+        if learned and longest is not None and stage.data.seq_len > longest:
+            raise UsageError(f"data.seq_len {stage.data.seq_len}: {model.name} has {longest} positions")
 
 
 def plan_of(recipe: Recipe, source: ModelFolder) -> SurgeryPlan:
@@ -145,8 +177,7 @@ def _held_out(stages: list[StageInputs]) -> dict[str, tuple[DataFolder, str]]:
 
 def check_tokenizer(source: ModelFolder, data: DataFolder) -> None:
     """Check that the data's ids mean to the source what they meant to the tokenizer that made them."""
-    mine, theirs = load_tokenizer(source.path).get_vocab(), load_tokenizer(data.tokenizer_folder).get_vocab()
-    if mine != theirs:
+    if not _shares_tokenizer(source, data):
         raise DataError(
             f"the data in {data.path} was made with the tokenizer of {data.tokenizer.name!r}, which is not that of "
             f"{source.name!r}; prepare it again with tokenizer: {source.name}"
@@ -155,3 +186,15 @@ def check_tokenizer(source: ModelFolder, data: DataFolder) -> None:
         raise DataError(
             f"the tokenizer has {data.tokenizer.vocab_size} ids, the source only {source.config['vocab_size']}"
         )
+
+
+def _check_teacher(teacher: ModelFolder, data: DataFolder) -> None:
+    if not _shares_tokenizer(teacher, data) or data.tokenizer.vocab_size > int(teacher.config["vocab_size"]):
+        raise DataError(
+            f"distill.teacher {teacher.name!r} has another tokenizer than {data.tokenizer.name!r}, which made the data "
+            f"in {data.path}: their next tokens cannot be compared; choose a teacher that shares it"
+        )
+
+
+def _shares_tokenizer(model: ModelFolder, data: DataFolder) -> bool:
+    return load_tokenizer(model.path).get_vocab() == load_tokenizer(data.tokenizer_folder).get_vocab()

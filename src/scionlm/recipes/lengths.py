@@ -13,6 +13,7 @@ _LENGTHS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("average",): ("start", "every"),
     ("checkpoint",): ("keep_every",),
     ("data", "ramp"): ("over",),
+    ("distill",): ("until",),
 }
 
 

@@ -11,7 +11,7 @@ from scionlm.data import DataFolder
 from scionlm.families import count_parameters, family_of, flops_per_token
 from scionlm.planning.memory import MemoryRequest, checkpoint_bytes, training_memory
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.inputs import plan_of
+from scionlm.recipes.inputs import open_teacher, plan_of
 from scionlm.recipes.lengths import has_times
 from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import curve, describe
@@ -20,6 +20,7 @@ from scionlm.surgery.target import target_config
 
 _CURVE_POINTS = 200
 _FORWARD = 1 / 3  # of the operations of a training token
+Config = dict[str, Any]
 
 
 def plan_recipe(recipe: Recipe, device: str | None = None) -> Record:
@@ -36,19 +37,45 @@ def plan_recipe(recipe: Recipe, device: str | None = None) -> Record:
     source = resolve(recipe.source, weights=False)
     target = target_config([source.config], plan_of(recipe, source))
     found = find_device(device)
+    model = open_teacher(recipe, source, weights=False)
+    teacher = model and model.config
     if has_times(recipe.model_dump(mode="json")):
-        recipe = resolve_times(recipe, table_seconds(recipe, target, found))
-    return plan_model(recipe, source.config, target, found)
+        recipe = resolve_times(recipe, table_seconds(recipe, target, teacher, found))
+    return plan_model(recipe, source.config, target, found, teacher)
 
 
-def table_seconds(recipe: Recipe, target: dict[str, Any], device: Device) -> list[float]:
+def teacher_flops(teacher: Config, seq_len: int) -> float:
+    """Return the operations of a token's way through the teacher."""
+    return _FORWARD * flops_per_token(family_of(teacher), teacher, seq_len)
+
+
+def run_flops(recipe: Recipe, target: Config, teacher: Config | None) -> int:
+    """Return the operations that training a model by a recipe takes, its teacher's included."""
+    return sum(sum(parts) for parts in _stage_flops(recipe, target, teacher))
+
+
+def _stage_flops(recipe: Recipe, target: Config, teacher: Config | None) -> list[tuple[int, int]]:
+    """Return the operations of student and teacher in each stage."""
+    found: list[tuple[int, int]] = []
+    asked = recipe.teacher_steps if teacher else 0
+    for stage in recipe.resolved_stages:
+        tokens = stage.total_steps * stage.train.global_batch_tokens
+        mine = tokens * flops_per_token(family_of(target), target, stage.data.seq_len)
+        taught = min(asked, stage.total_steps) * stage.train.global_batch_tokens
+        asked -= min(asked, stage.total_steps)
+        found.append((mine, round(taught * teacher_flops(teacher, stage.data.seq_len)) if teacher else 0))
+    return found
+
+
+def table_seconds(recipe: Recipe, target: Config, teacher: Config | None, device: Device) -> list[float]:
     """Return the seconds of a step in each stage, by the device's entry in the table."""
     speed = device.peak(_precision(recipe, device)) * device.utilization
-    family = family_of(target)
-    return [
-        stage.train.global_batch_tokens * flops_per_token(family, target, stage.data.seq_len) / speed
-        for stage in recipe.resolved_stages
-    ]
+
+    def flops(seq_len: int) -> float:
+        mine = flops_per_token(family_of(target), target, seq_len)
+        return mine + (teacher_flops(teacher, seq_len) if teacher else 0.0)
+
+    return [stage.train.global_batch_tokens * flops(stage.data.seq_len) / speed for stage in recipe.resolved_stages]
 
 
 def _precision(recipe: Recipe, device: Device) -> str:
@@ -69,7 +96,7 @@ def find_device(name: str | None) -> Device:
     return GPUS[name.lower()]
 
 
-def plan_model(recipe: Recipe, source: dict[str, Any], target: dict[str, Any], device: Device) -> Record:
+def plan_model(recipe: Recipe, source: Config, target: Config, device: Device, teacher: Config | None = None) -> Record:
     """Return what training a model of a known configuration will take."""
     family = family_of(target)
     precision = _precision(recipe, device)
@@ -77,9 +104,9 @@ def plan_model(recipe: Recipe, source: dict[str, Any], target: dict[str, Any], d
     stages: list[Record] = []
     memory: dict[str, int] = {}
     first = 0
-    for stage in recipe.resolved_stages:
+    flops = _stage_flops(recipe, target, teacher)
+    for stage, parts in zip(recipe.resolved_stages, flops, strict=True):
         tokens = stage.total_steps * stage.train.global_batch_tokens
-        flops = tokens * flops_per_token(family, target, stage.data.seq_len)
         schedule = stage.build_schedule()
         request = MemoryRequest(
             stage.data.seq_len,
@@ -89,21 +116,21 @@ def plan_model(recipe: Recipe, source: dict[str, Any], target: dict[str, Any], d
             averages=int(recipe.average is not None),
             kind="cuda" if device in GPUS.values() else "cpu",
         )
-        needed = training_memory(family, target, request)
+        needed = training_memory(family, target, request, teacher)
         memory = max(memory, needed, key=lambda parts: parts.get("total", 0))
         stages.append({
             "name": stage.name,
             "steps": stage.total_steps,
             "tokens": tokens,
-            "flops": flops,
+            "flops": sum(parts),
             "lr": stage.optimizer.lr,
             "schedule": describe(schedule, stage.optimizer.lr),
             "curve": [[first + t, value * stage.optimizer.lr] for t, value in curve(schedule, _CURVE_POINTS)],
         })  # fmt: skip
         first += stage.total_steps
-    flops = sum(stage["flops"] for stage in stages)
     models = 1 + recipe.control
-    seconds = models * flops / speed
+    mine, taught = (sum(parts[k] for parts in flops) for k in (0, 1))
+    seconds = {"training": models * mine / speed} | ({"teacher": models * taught / speed} if teacher else {})
     evaluation = _evaluation_seconds(recipe, source, target, speed)
     return {
         "recipe": recipe.recipe,
@@ -112,15 +139,16 @@ def plan_model(recipe: Recipe, source: dict[str, Any], target: dict[str, Any], d
         "parameters_by_part": {k: n for k, n in count_parameters(family, target).items() if k != "total"},
         "num_tokens": recipe.total_tokens,
         "num_steps": recipe.total_steps,
-        "flops": flops,
+        "flops": mine + taught,
+        "teacher_flops": taught,
         "models_trained": models,
         "precision": precision,
         "device": device.name,
         "device_memory_bytes": device.memory_bytes,
         "peak_flops": device.peak(precision),
         "utilization": device.utilization,
-        "seconds": seconds + evaluation,
-        "seconds_by_part": {"training": seconds, "evaluation": evaluation},
+        "seconds": sum(seconds.values()) + evaluation,
+        "seconds_by_part": seconds | {"evaluation": evaluation},
         "seconds_known_from": "device table",
         "memory_bytes_per_device": memory["total"],
         "memory_by_part": {part: size for part, size in memory.items() if part != "total"},
@@ -131,13 +159,13 @@ def plan_model(recipe: Recipe, source: dict[str, Any], target: dict[str, Any], d
     }  # fmt: skip
 
 
-def _evaluation_seconds(recipe: Recipe, source: dict[str, Any], target: dict[str, Any], speed: float) -> float:
+def _evaluation_seconds(recipe: Recipe, source: Config, target: Config, speed: float) -> float:
     """Return what held-out losses cost: the child's on the way and at the end, the source's once."""
     budget = recipe.evaluate.tokens_per_domain * _num_domains(recipe)
     every = recipe.steps(recipe.evaluate.every)
     times = 2 + (math.ceil(recipe.total_steps / every) - 1 if every else 0) + len(recipe.resolved_stages) - 1
 
-    def forward(config: dict[str, Any]) -> float:
+    def forward(config: Config) -> float:
         return budget * flops_per_token(family_of(config), config, recipe.data.seq_len) * _FORWARD / speed
 
     return (1 + recipe.control) * times * forward(target) + forward(source)

@@ -60,7 +60,7 @@ def run_recipe(recipe: Recipe, out: Path, allow_change: bool = False) -> Record:
         if has_times(recipe.model_dump(mode="json")):
             from scionlm.recipes.calibrate import measure_steps
 
-            recipe = resolve_times(recipe, measure_steps(recipe)[0])
+            recipe = resolve_times(recipe, measure_steps(recipe).seconds)
         inputs = open_inputs(recipe, out)
         from scionlm.recipes.inheritune import run_inheritune  # and with it torch: only once the request is sound
 

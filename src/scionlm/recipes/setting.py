@@ -14,17 +14,15 @@ from scionlm.core.records import write_json
 from scionlm.core.signals import StopRequest
 from scionlm.evaluation.generate import write_samples
 from scionlm.evaluation.loss import TokenNll, domain_losses
-from scionlm.families import family_of, flops_per_token
 from scionlm.parallel.runtime import Runtime, resolve_compile, start_runtime
-from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs
-from scionlm.recipes.planning import plan_model
+from scionlm.recipes.planning import plan_model, run_flops
 from scionlm.recipes.run import write_config, write_manifest
-from scionlm.sources import load_tokenizer
+from scionlm.sources import ModelFolder, load_tokenizer
 from scionlm.surgery.target import target_config
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting(Inputs):
     """Inputs that are ready to run.
 
@@ -46,13 +44,14 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, allow_change: bool = Fa
     recipe, source = inputs.recipe, inputs.source
     runtime = start_runtime(recipe.train.precision)
     target = target_config([source.config], inputs.plan)
-    flops = flops_of(recipe, target)
+    teacher = inputs.teacher and inputs.teacher.config
+    flops = run_flops(recipe, target, teacher)
     train = {"precision": runtime.precision, "compile": resolve_compile(recipe.train.compile, runtime, flops)}
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
-    origin = {"name": source.name, "revision": source.revision, "sha256": source.weights_fingerprint()}
+    origin = _origin(source)
     data = inputs.data
     facts = {
-        "source": origin | source.facts,
+        "source": origin,
         "data": {"dir": str(data.path), "fingerprint": data.fingerprint, "tokenizer": data.tokenizer.sha256},
         "stages": {
             inputs.stage.name: {
@@ -66,23 +65,30 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, allow_change: bool = Fa
         "branch": inputs.branched,
         "device": runtime.to_dict(),
     }
+    if inputs.teacher is not None:
+        facts["teacher"] = origin if inputs.teacher is source else _origin(inputs.teacher)
     write_manifest(out, recipe, facts, allow_change)
     write_config(recipe, out)
     if not (out / "plan.json").exists():
-        write_json(out / "plan.json", plan_model(recipe, source.config, target, this_machine()))
+        write_json(out / "plan.json", plan_model(recipe, source.config, target, this_machine(), teacher))
     stop.check()
     return Setting(
-        recipe, source, inputs.stages, inputs.held_out, inputs.plan, inputs.branched, runtime, stop, out, allow_change
+        recipe,
+        source,
+        inputs.stages,
+        inputs.held_out,
+        inputs.plan,
+        inputs.branched,
+        inputs.teacher,
+        runtime=runtime,
+        stop=stop,
+        folder=out,
+        allow_change=allow_change,
     )
 
 
-def flops_of(recipe: Recipe, hf_config: dict[str, Any]) -> int:
-    """Return the floating-point operations that training a model by a recipe takes."""
-    family = family_of(hf_config)
-    return sum(
-        stage.total_steps * stage.train.global_batch_tokens * flops_per_token(family, hf_config, stage.data.seq_len)
-        for stage in recipe.resolved_stages
-    )
+def _origin(model: ModelFolder) -> dict[str, Any]:
+    return {"name": model.name, "revision": model.revision, "sha256": model.weights_fingerprint()} | model.facts
 
 
 def losses_of(

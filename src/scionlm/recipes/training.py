@@ -17,17 +17,19 @@ from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl, wri
 from scionlm.data import Ledger
 from scionlm.data.mixing.ledger import LEDGER
 from scionlm.data.mixing.plan import REPLAYED
-from scionlm.families import family_of, flops_per_token
+from scionlm.families import count_parameters, family_of, flops_per_token
 from scionlm.parallel.runtime import peak_flops
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_train import AverageConfig, OptimizerConfig
+from scionlm.recipes.distillation import layer_map, open_distillation
 from scionlm.recipes.inputs import StageInputs
 from scionlm.recipes.order import Sampling, stage_folder
+from scionlm.recipes.planning import run_flops, teacher_flops
 from scionlm.recipes.reweighting import EVALUATION_S, open_reweighting
 from scionlm.recipes.run import write_status
-from scionlm.recipes.setting import Setting, flops_of, losses_of, release
+from scionlm.recipes.setting import Setting, losses_of, release
 from scionlm.schedules import describe
-from scionlm.sources import ModelFolder
+from scionlm.sources import ModelFolder, load_hf_model
 from scionlm.sources.folder import stored_dtype
 from scionlm.surgery.depth import parse_keep
 from scionlm.surgery.export import save_model
@@ -37,6 +39,7 @@ from scionlm.surgery.proof import Proof
 from scionlm.surgery.verify import verify_export
 from scionlm.train.average import Average, AverageSettings
 from scionlm.train.checkpoint import CheckpointStore, find_checkpoint
+from scionlm.train.distillation import Distillation
 from scionlm.train.guard import Guard
 from scionlm.train.learner import Learner, Position
 from scionlm.train.loop import Session, Stage, fit, take_up
@@ -49,7 +52,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MANY_EPOCHS = 4
 MFU_FORMULA = (
     "tokens/s * (6 * multiplied parameters, the head once and the embedding not, "
-    "+ 12 * layers * heads * head_dim * seq_len) / peak FLOP/s"
+    "+ 12 * layers * heads * head_dim * seq_len, and a third of the teacher's) / peak FLOP/s"
 )
 
 
@@ -60,7 +63,7 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
     runtime.seed(recipe.seed)
     model: Any = make_model(setting)
     model.to(runtime.device)
-    objective = Objective(model, runtime.compute_dtype)
+    objective = Objective(model, runtime.compute_dtype, recipe.train.z_loss, _distillation(setting, model))
 
     def evaluate() -> Record:
         started = time.monotonic()
@@ -99,7 +102,7 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
         "tokens": recipe.total_tokens,
         "seconds": position.seconds,
         "tokens_per_s": recipe.total_tokens / position.seconds if position.seconds else None,
-        "flops": flops_of(recipe, hf_config),
+        "flops": run_flops(recipe, hf_config, setting.teacher and setting.teacher.config),
         "peak_flops": peak and {"flops_per_s": peak[0], "known_from": peak[1]},
         "mfu_formula": MFU_FORMULA,
         "seed": recipe.seed,
@@ -112,6 +115,7 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
         "skipped_updates": learner.guard.skipped,
         "loss_spikes": learner.guard.spikes,
         "checkpoint_seconds": position.saving_seconds,
+        "distill": _distill_facts(setting, position),
         "evaluation_seconds": sum(line.get(EVALUATION_S, 0.0) for line in read_jsonl(out / "metrics.jsonl")),
         "before": read_json(out / "before.json")["domains"],
     }
@@ -125,6 +129,29 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
         export(setting, out, model)
     del learner
     release(model)
+
+
+def _distillation(setting: Setting, model: PreTrainedModel) -> Distillation | None:
+    recipe, teacher = setting.recipe, setting.teacher
+    if teacher is None or recipe.distill is None:
+        return None
+    layers = layer_map(recipe.distill, teacher, plan_origins([setting.source], setting.plan))
+    taught = load_hf_model(teacher, setting.runtime.compute_dtype)
+    return open_distillation(recipe.distill, recipe.teacher_schedule, model, taught, layers, setting.runtime)
+
+
+def _distill_facts(setting: Setting, position: Position) -> Record | None:
+    """Return what learning from the teacher was and cost; None without one."""
+    recipe, teacher = setting.recipe, setting.teacher
+    if teacher is None or recipe.distill is None:
+        return None
+    parameters = count_parameters(family_of(teacher.config), teacher.config)["total"]
+    return recipe.distill.model_dump(mode="json") | {
+        "teacher": teacher.name,
+        "num_parameters": parameters,
+        "teacher_seconds": position.teacher_seconds,
+        "teacher_steps": recipe.teacher_steps,
+    }
 
 
 def _open_metrics(setting: Setting, out: Path) -> Metrics:
@@ -151,7 +178,7 @@ def _through_the_stages(
                 f"{out} is in stage {number + 1}, the recipe has {len(setting.stages)}; stages can be added only"
             )
         for inputs in setting.stages[number:]:
-            optimizer = Optimizer(model, _optimizer_settings(inputs.stage.optimizer))
+            optimizer = Optimizer(model, _optimizer_settings(inputs.stage.optimizer), objective.projections)
             begins = learner is None
             if learner is None:
                 learner = Learner(objective, optimizer, Guard(recipe.train.skip_nonfinite), _average(setting, model))
@@ -213,6 +240,7 @@ def _open_stage(
         seq_len=config.data.seq_len,
         micro_batch_size=min(config.train.micro_batch_size, config.sequences_per_step),
         flops_per_token=flops_per_token(family_of(hf_config), hf_config, config.data.seq_len),
+        teacher_flops_per_token=teacher_flops(setting.teacher.config, config.data.seq_len) if setting.teacher else 0.0,
         ledger=Ledger(folder / LEDGER, sampling.facts(start)),
         reweighting=open_reweighting(setting, inputs, plan, objective.token_nll, name, out, first_step),
     )

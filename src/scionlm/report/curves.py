@@ -13,6 +13,7 @@ from typing import Any
 from scionlm.report.values import number
 
 _TRAIN, _RATE = "train/nll_nats", "optim/lr"
+_PARTS = ("loss_nats", "divergence_nats", "z_loss_nats", "hidden_error_ratio")
 _MARKS = ("train/skipped_updates", "train/spike_sigmas")
 _PREFIX, _SUFFIX = "eval/", "/nll_nats"
 _MOVED = re.compile(r"reweight/(.+)/(weight|nll_nats|reference_nats)", re.DOTALL)
@@ -31,7 +32,8 @@ class Point:
 class Curves:
     """Training loss, held-out loss by domain, and the mean of the domains where all of them were measured.
 
-    Also how the weights of domains moved, the learning rate by step, and the steps at which something went wrong.
+    Also how the weights of domains moved, the learning rate by step, the steps at which something went wrong, and what
+    the training loss is made of beside cross-entropy.
     """
 
     train: tuple[Point, ...] = ()
@@ -42,6 +44,7 @@ class Curves:
     moves: Mapping[str, tuple["Move", ...]] = field(default_factory=dict)
     lr: tuple[tuple[float, float], ...] = ()
     marks: tuple[int, ...] = ()
+    parts: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
     moves: dict[str, dict[int, Move]] = {}
     rates: dict[int, float] = {}
     marks: set[int] = set()
+    parts: dict[str, dict[int, Point]] = {}
     last: tuple[int, float] | None = None
     for line in lines:
         place = _place(line)
@@ -73,6 +77,9 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
         rate = _loss(line, _RATE)
         if math.isfinite(rate):
             rates[place[0]] = rate
+        for name in _PARTS:
+            if f"train/{name}" in line:
+                parts.setdefault(name, {})[place[0]] = Point(*place, _loss(line, f"train/{name}"))
         if any(key in line for key in _MARKS):
             marks.add(place[0])
         for key in line:
@@ -91,6 +98,7 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
         moves={name: tuple(points[step] for step in sorted(points)) for name, points in moves.items()},
         lr=tuple((float(step), rates[step]) for step in sorted(rates)),
         marks=tuple(sorted(marks)),
+        parts={name: _ordered(points) for name, points in parts.items()},
     )
 
 

@@ -4,6 +4,7 @@
 """
 
 from scionlm.report.collect import Run
+from scionlm.report.distill import distill_section
 from scionlm.report.findings import find
 from scionlm.report.html import Markup, clip, join, name_of, page, tag
 from scionlm.report.schedule import schedule_section
@@ -36,6 +37,7 @@ def run_page(run: Run) -> str:
         result_section(run, finding),
         origin_section(run),
         curve_section(run),
+        distill_section(run),
         weight_section(run),
         schedule_section(run),
         loss_section(run),

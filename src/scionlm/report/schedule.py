@@ -84,7 +84,8 @@ def _events(run: Run) -> Markup | None:
 
 def _spent(run: Run) -> Markup | None:
     plan, training = run.plan, run.child.training
-    planned_s = number(mapping(plan.get("seconds_by_part")), "training")
+    parts = [number(mapping(plan.get("seconds_by_part")), part) for part in ("training", "teacher")]
+    planned_s = None if parts[0] is None else sum(part or 0.0 for part in parts)
     models = number(plan, "models_trained") or 1
     rows = [
         ("tokens", _show(exact, number(plan, "num_tokens")), _show(exact, number(training, "tokens"))),

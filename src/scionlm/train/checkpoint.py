@@ -4,6 +4,7 @@ RUN/checkpoints/step-00000120/
     weights.safetensors     float32 weights
     optimizer.safetensors   moments and step of each weight
     average.safetensors     averaged weights, where there are some
+    projections.safetensors what is trained beside the model, where there is something
     state.json              step, stage, schedule, tokens, cursors of the sample plan, random state
     manifest.json           SHA-256 of the others; whether it is kept for good
 """
@@ -53,12 +54,20 @@ class Checkpoint:
         Raises:
             DataError: They are of another model.
         """
-        weights, parameters = self.tensors("weights"), dict(model.named_parameters())
-        if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in parameters.items()}:
+        self.load_into(dict(model.named_parameters()), "weights")
+
+    def load_into(self, parameters: Mapping[str, torch.nn.Parameter], name: str) -> None:
+        """Put the tensors saved as `name` into parameters of the same names.
+
+        Raises:
+            DataError: They are of another model.
+        """
+        saved = self.tensors(name)
+        if {n: tensor.shape for n, tensor in saved.items()} != {n: p.shape for n, p in parameters.items()}:
             raise DataError(f"{self.path} is a checkpoint of another model")
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
+            for one, parameter in parameters.items():
+                parameter.copy_(saved[one])
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

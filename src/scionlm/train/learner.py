@@ -19,7 +19,8 @@ class Position:
     Attributes:
         step: Updates so far, over all stages.
         tokens: Predicted tokens so far.
-        seconds: Time spent training.
+        seconds: Time spent training, the teacher's included.
+        teacher_seconds: Time that the teacher took of it.
         evaluation_owed: Whether an evaluation is due, or was cut short by a signal.
         reweight_owed: The same of the domains' weights.
         saving_seconds: Time spent saving.
@@ -30,6 +31,7 @@ class Position:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    teacher_seconds: float = 0.0
     evaluation_owed: bool = True
     reweight_owed: bool = False
     saving_seconds: float = 0.0
@@ -71,7 +73,12 @@ class Learner:
         """Return what a checkpoint holds in safetensors."""
         weights = dict(self.objective.model.named_parameters())
         average = self.average.tensors() if self.average else {}
-        return {"weights": weights, "optimizer": self.optimizer.tensors(), "average": average}
+        return {
+            "weights": weights,
+            "projections": self.objective.projections,
+            "optimizer": self.optimizer.tensors(),
+            "average": average,
+        }
 
     def state(self) -> Record:
         """Return what a checkpoint holds beside them."""
@@ -85,6 +92,7 @@ class Learner:
             DataError: It is of another model or optimizer.
         """
         checkpoint.load_weights(self.objective.model)
+        checkpoint.load_into(self.objective.projections, "projections")
         self.optimizer.load(checkpoint.tensors("optimizer"))
         state: dict[str, Any] = checkpoint.state
         if self.average and checkpoint.tensors("average"):

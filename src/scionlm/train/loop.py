@@ -65,6 +65,7 @@ class Stage:
         ledger: Gets what has been consumed, at every checkpoint and at the end.
         reweighting: Moves the weights of the plan every so often.
         flops_per_token: Forward and backward, for the utilization.
+        teacher_flops_per_token: Of the teacher's forward pass.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Stage:
     ledger: Ledger
     reweighting: Reweighting | None = None
     flops_per_token: float = 0.0
+    teacher_flops_per_token: float = 0.0
 
     @property
     def last_step(self) -> int:
@@ -270,12 +272,16 @@ def _update(learner: Learner, stage: Stage, position: Position, session: Session
     batch = stage.plan.batch(samples)
     waited = time.monotonic() - started
     lr = stage.lr * stage.schedule(position.step - stage.first_step)
-    result = train_step(learner.objective, learner.optimizer, batch, stage.micro_batch_size, lr, stage.grad_clip)
+    objective, taught = learner.objective, learner.objective.teacher_seconds
+    objective.at_step(position.step)
+    result = train_step(objective, learner.optimizer, batch, stage.micro_batch_size, lr, stage.grad_clip)
     position.step += 1
     position.tokens += result.num_tokens
     notes = _judge(learner, position.step, result, samples)
     elapsed = time.monotonic() - started
     position.seconds += elapsed
+    taught = objective.teacher_seconds - taught
+    position.teacher_seconds += taught
     speed = stage.sequences_per_step * stage.seq_len / elapsed
     record = {
         "train/nll_nats": result.nll,
@@ -286,8 +292,12 @@ def _update(learner: Learner, stage: Stage, position: Position, session: Session
         "memory/peak_bytes": session.runtime.peak_memory(),
         "time/elapsed_s": position.seconds,
     }
+    if taught:
+        record["speed/teacher_share"] = taught / elapsed
     if session.peak_flops:
-        record["speed/mfu"] = speed * stage.flops_per_token / session.peak_flops
+        flops = stage.flops_per_token + (stage.teacher_flops_per_token if taught else 0.0)
+        record["speed/mfu"] = speed * flops / session.peak_flops
+    record |= {f"train/{name}": value for name, value in result.parts.items()}
     return record | notes | _domain_means(samples, result)
 
 
@@ -305,7 +315,7 @@ def _judge(learner: Learner, step: int, result: StepResult, samples: list[Sample
     where = ", ".join(f"{sample.domain}:{sample.draw}" for sample in samples[:4])
     where += ", ..." if len(samples) > 4 else ""
     if not result.applied:
-        learner.guard.left_out(step, result.nll, result.grad_norm, where)
+        learner.guard.left_out(step, result.parts.get("loss_nats", result.nll), result.grad_norm, where)
         return {_SKIPPED: learner.guard.skipped}
     if learner.average:
         learner.average.update(step)

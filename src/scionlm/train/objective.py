@@ -2,32 +2,77 @@
 
 The weights stay in float32. For a bf16 run each is cast on the way into the forward pass, inside the graph, so that
 gradients arrive at the float32 weights and add up there: the same arithmetic as FSDP2's mixed precision, and on a CPU
-faster than autocast, which leaves the residual stream in float32.
+faster than autocast, which leaves the residual stream in float32. The model's own head is not called: its weight is
+used where the losses are made, chunk by chunk (`head_loss`).
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from scionlm.data.mixing.windows import IGNORE
+from scionlm.families.logits import logit_scaling
+from scionlm.train.distillation import Distillation
+from scionlm.train.head_loss import HeadSettings, head_losses, head_of
+from scionlm.train.hidden_loss import States
+
+Extras = dict[str, torch.Tensor]
 
 
 class Objective(nn.Module):
-    """Next-token cross-entropy of a model.
+    """Next-token cross-entropy of a model, with what a teacher adds to it.
 
     Args:
         model: The model, with float32 weights.
         compute_dtype: Type of the forward and backward pass.
+        z_loss: Weight of the squared logarithm of the softmax's normalizer.
+        distillation: A teacher's part.
     """
 
-    def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        compute_dtype: torch.dtype,
+        z_loss: float = 0.0,
+        distillation: Distillation | None = None,
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.distillation = model, distillation
         self._compute_dtype = compute_dtype
+        self._settings = HeadSettings(logit_scaling(model.config.to_dict()), z_loss)
+        if distillation:
+            own = distillation.settings
+            self._settings = replace(
+                self._settings, divergence=own.divergence, temperature=own.temperature, top_k=own.top_k
+            )
+        self._pass = self._losses
+
+    @property
+    def projections(self) -> dict[str, nn.Parameter]:
+        """What is trained beside the model and is no part of it, by name."""
+        if self.distillation is None:
+            return {}
+        return {f"projections.{name}": p for name, p in self.distillation.projections.named_parameters()}
+
+    @property
+    def teacher_seconds(self) -> float:
+        """The time that the teacher has taken so far."""
+        return self.distillation.teacher.seconds if self.distillation else 0.0
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the passes of student and teacher, each on its own."""
+        self._pass = torch.compile(self._losses, *args, **kwargs)
+        if self.distillation:
+            self.distillation.teacher.compile()
+
+    def at_step(self, step: int) -> None:
+        """Take the weights of an update that `step` others came before."""
+        if self.distillation:
+            self.distillation.at_step(step)
 
     def token_nll(
         self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
@@ -36,28 +81,61 @@ class Objective(nn.Module):
 
         Where `position_ids` begin anew, transformers keeps attention inside each part.
         """
+        with torch.no_grad():
+            states = self._states(input_ids, position_ids)
+            labels = labels.to(states.last.device)
+            found = head_losses(states.last.flatten(0, 1), self._head, labels.flatten(), self._settings)
+        return found.nll.float().view_as(labels)
+
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, Extras]:
+        """Return the summed loss, the number of predicted tokens, and what else is worth knowing.
+
+        The extras: `sequence_nll`, the summed cross-entropy of each sequence, `[sequences]`; and, summed over tokens,
+        what there is of `divergence_nats`, `hidden_error_ratio`, `z_loss_nats`, and `loss_nats` where the loss is not
+        cross-entropy alone.
+        """
+        taught = None
+        if self.distillation and self.distillation.is_active:
+            taught = self.distillation.teacher(input_ids, position_ids)
+        return self._pass(input_ids, labels, position_ids, taught)
+
+    @property
+    def _head(self) -> torch.Tensor:
+        return head_of(self.model)
+
+    def _states(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> States:
+        body: Any = self.model.base_model
         arguments: dict[str, Any] = {"input_ids": input_ids.to(self.model.device), "use_cache": False}
         if position_ids is not None:
             arguments["position_ids"] = position_ids.to(self.model.device)
         if self._compute_dtype == torch.float32:
-            logits = self.model(**arguments).logits
+            last = body(**arguments).last_hidden_state
         else:
-            weights = {name: p.to(self._compute_dtype) for name, p in self.model.named_parameters()}
-            logits = functional_call(self.model, weights, kwargs=arguments).logits
-        # In training the kernel computes the softmax in float32 without a float32 copy of the logits, and rounds only
-        # the reported loss; in evaluation the loss itself is the result.
-        logits = logits if torch.is_grad_enabled() else logits.float()
-        nll = functional.cross_entropy(
-            logits.flatten(0, 1), labels.to(logits.device).flatten(), ignore_index=IGNORE, reduction="none"
-        )
-        return nll.float().view_as(labels)
+            weights = {name: p.to(self._compute_dtype) for name, p in body.named_parameters()}
+            last = functional_call(body, weights, kwargs=arguments).last_hidden_state
+        return States(last, self.distillation.outputs.take() if self.distillation else {})
 
-    def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the summed loss, the number of predicted tokens, and what else is worth knowing.
-
-        The extras: `sequence_nll`, the summed loss of each sequence, `[sequences]`.
-        """
-        nll = self.token_nll(input_ids, labels, position_ids)
-        return nll.sum(), (labels != IGNORE).sum(), {"sequence_nll": nll.detach().sum(dim=1)}
+    def _losses(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None, taught: States | None
+    ) -> tuple[torch.Tensor, torch.Tensor, Extras]:
+        mine = self._states(input_ids, position_ids)
+        labels = labels.to(mine.last.device)
+        targets = hidden = None
+        if self.distillation and taught:
+            targets = self.distillation.head_targets(taught)
+            hidden = self.distillation.hidden_loss(mine, taught, labels != IGNORE)
+        found = head_losses(mine.last.flatten(0, 1), self._head, labels.flatten(), self._settings, targets)
+        loss = found.loss
+        extras = {"sequence_nll": found.nll.view_as(labels).sum(dim=1)}
+        if targets:
+            extras["divergence_nats"] = found.divergence
+        if hidden:
+            loss = loss + hidden[0]
+            extras["hidden_error_ratio"] = hidden[1]
+        if self._settings.z_loss:
+            extras["z_loss_nats"] = found.z_loss
+        if len(extras) > 1:
+            extras["loss_nats"] = loss.detach()
+        return loss, (labels != IGNORE).sum(), extras

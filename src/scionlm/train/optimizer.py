@@ -62,17 +62,24 @@ class Optimizer:
     Args:
         model: The model.
         settings: The constants.
+        beside: What else is trained, by names that are none of the model's: by AdamW, without decay.
 
     Raises:
         UsageError: `lr_scales` names a layer or part that the model does not have.
     """
 
-    def __init__(self, model: PreTrainedModel, settings: OptimizerSettings) -> None:
-        self._names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters()}
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: OptimizerSettings,
+        beside: Mapping[str, torch.nn.Parameter] | None = None,
+    ) -> None:
+        trained = dict(model.named_parameters()) | dict(beside or {})
+        self._names: dict[torch.Tensor, str] = {p: name for name, p in trained.items()}
         places = _places(model)
         _check_scales(settings.lr_scales, places)
         groups: dict[_Group, list[torch.nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
+        for name, parameter in trained.items():
             groups.setdefault(_group_of(name, settings, places), []).append(parameter)
         self._facts = [
             {

@@ -17,11 +17,12 @@ class StepResult:
     """What a step measured.
 
     Attributes:
-        nll: Mean loss of its predicted tokens, nats.
+        nll: Mean cross-entropy of its predicted tokens, nats.
         grad_norm: Gradient norm before clipping.
         num_tokens: Predicted tokens.
-        sequence_nll: Summed loss of each sequence, nats.
+        sequence_nll: Summed cross-entropy of each sequence, nats.
         sequence_tokens: Predicted tokens of each.
+        parts: Means of what the loss is made of beside cross-entropy, over its predicted tokens, by name.
         applied: Whether the weights were updated: not where the loss or a gradient is not finite.
     """
 
@@ -30,6 +31,7 @@ class StepResult:
     num_tokens: int
     sequence_nll: list[float]
     sequence_tokens: list[int]
+    parts: dict[str, float]
     applied: bool
 
 
@@ -49,17 +51,22 @@ def train_step(
     """
     sequence_tokens = (batch.labels != IGNORE).sum(axis=1).tolist()
     num_tokens = sum(sequence_tokens)
-    loss_sum = torch.zeros((), dtype=torch.float32)
+    sums: dict[str, float] = {}
+    loss_sum = 0.0
     sequence_nll: list[torch.Tensor] = []
     for arrays in micro_batches(batch, micro_batch_size):
         loss, _, extras = objective(*arrays)
         (loss / num_tokens).backward()
-        loss_sum += loss.detach().cpu()
-        sequence_nll.append(extras["sequence_nll"])
+        loss_sum += float(loss.detach())
+        sequence_nll.append(extras.pop("sequence_nll"))
+        for name, part in extras.items():
+            sums[name] = sums.get(name, 0.0) + float(part)
     grad_norm = float(torch.nn.utils.clip_grad_norm_(optimizer.parameters, clip or math.inf))
-    nll = float(loss_sum) / num_tokens
-    applied = math.isfinite(nll) and math.isfinite(grad_norm)
+    applied = math.isfinite(loss_sum) and math.isfinite(grad_norm)
     if applied:
         optimizer.step(lr)
     optimizer.zero_grad()
-    return StepResult(nll, grad_norm, num_tokens, torch.cat(sequence_nll).tolist(), sequence_tokens, applied)
+    by_sequence = torch.cat(sequence_nll).tolist()
+    parts = {name: total / num_tokens for name, total in sums.items()}
+    nll = (sum(by_sequence) if parts else loss_sum) / num_tokens
+    return StepResult(nll, grad_norm, num_tokens, by_sequence, sequence_tokens, parts, applied)

@@ -1,0 +1,128 @@
+"""What was learned from a teacher: what from whom, the parts of the loss over training, and what the teacher cost."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scionlm.report.collect import Run
+from scionlm.report.curves import Point, averaged
+from scionlm.report.html import Content, Markup, RowGroup, facts, join, name_of, table, tag
+from scionlm.report.linechart import Chart, Series, line_chart
+from scionlm.report.svg import Caption, responsive
+from scionlm.report.values import mapping, number, text
+from scionlm.report.wording import NONE, duration, exact, percent, quantity, size
+
+_POINTS = 300
+_WORDS = {
+    "forward_kl": "KL divergence of the student from the teacher",
+    "reverse_kl": "KL divergence of the teacher from the student",
+    "jensen_shannon": "Jensen-Shannon divergence of the two",
+    "mse": "squared difference over the teacher's squared length",
+    "cosine": "one minus the cosine",
+}
+# Parts of the loss in nats: key of the metric, name, color.
+_NATS = (("loss_nats", "loss", "child"), ("divergence_nats", "divergence", "source"), ("z_loss_nats", "z-loss", "soft"))
+
+
+def distill_section(run: Run) -> Markup | None:
+    """Return what a teacher gave and took, and the parts of the loss; None where the loss is cross-entropy alone."""
+    settings, parts = mapping(run.config.get("distill")), run.child.curves.parts
+    if not settings and not parts:
+        return None
+    title = "Learning from the teacher" if settings else "Parts of the loss"
+    body = join(
+        _words(run, settings) if settings else None,
+        _nats_figure(run.child.curves.train, parts),
+        _hidden_figure(parts.get("hidden_error_ratio", ())),
+        _cost(run) if settings else None,
+    )
+    return tag("section", tag("h2", title, id="distill"), body, aria_labelledby="distill")
+
+
+def _words(run: Run, settings: Mapping[str, Any]) -> Markup:
+    teacher = text(mapping(run.manifest.get("teacher")), "name") or text(settings, "teacher") or NONE
+    weight, heat, top = (number(settings, key) for key in ("weight", "temperature", "top_k"))
+    hidden = mapping(settings.get("hidden"))
+    moves = text(settings, "schedule")
+    pairs: list[tuple[Content, Content] | None] = [
+        ("teacher", name_of(teacher)),
+        ("weight", _number(weight) + (f", {moves} to {_ratio(settings)}" if moves not in (None, "constant") else "")),
+        ("divergence", _WORDS.get(text(settings, "loss") or "", NONE)) if weight else None,
+        ("temperature", _number(heat)) if weight else None,
+        ("told apart", f"its {top:.0f} most likely tokens") if weight and top else None,
+        ("hidden states", f"{_WORDS.get(text(hidden, 'loss') or '', NONE)}, weight {_number(number(hidden, 'weight'))}")
+        if hidden
+        else None,
+    ]
+    return join(
+        tag(
+            "p",
+            "Beside the text, the student learned from what a teacher makes of it: the loss is cross-entropy and the "
+            "divergence from the teacher's distribution of the next token, mixed by weight.",
+        ),
+        facts([pair for pair in pairs if pair is not None]),
+    )
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:g}"
+
+
+def _ratio(settings: Mapping[str, Any]) -> str:
+    return f"{_number(number(settings, 'final_ratio'))} of it"
+
+
+def _nats_figure(train: Sequence[Point], parts: Mapping[str, Sequence[Point]]) -> Markup | None:
+    series = [Series("cross-entropy", _line(train), "control", end="cross-entropy")] if train else []
+    series += [Series(name, _line(parts[key]), tone, end=name) for key, name, tone in _NATS if parts.get(key)]
+    if len(series) < 2:
+        return None
+    return _figure(series, "parts", "Parts of the training loss", "nats per token", "The loss is what is trained on.")
+
+
+def _hidden_figure(points: Sequence[Point]) -> Markup | None:
+    if not points:
+        return None
+    series = [Series("hidden states", _line(points), "child", end="error")]
+    note = "0 where the student's layers give what the teacher's do."
+    return _figure(series, "hidden", "Error of the hidden states", "error", note)
+
+
+def _figure(series: Sequence[Series], ident: str, title: str, y_label: str, note: str) -> Markup:
+    chart = Chart(series, x_label="tokens trained on", y_label=y_label)
+    described = " ".join(f"{s.name}: from {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}." for s in series if s.points)
+    picture = responsive(
+        Caption(ident, title, described),
+        lambda named, width: line_chart(named, width, 300 if width > 600 else 260, chart),
+    )
+    return tag("figure", tag("h3", title), picture, tag("figcaption", note, class_="note"), class_="card")
+
+
+def _line(points: Sequence[Point]) -> list[tuple[float, float]]:
+    return [(point.tokens, point.nll) for point in averaged(points, _POINTS)]
+
+
+def _cost(run: Run) -> Markup | None:
+    training, plan = run.child.training, run.plan
+    distill = mapping(training.get("distill"))
+    seconds, whole = number(distill, "teacher_seconds"), number(training, "seconds")
+    models = number(plan, "models_trained") or 1
+    planned = number(mapping(plan.get("seconds_by_part")), "teacher")
+    rows: list[tuple[Content, ...]] = [
+        ("parameters", NONE, _shown(quantity, number(distill, "num_parameters"))),
+        ("steps that it was asked in", NONE, _shown(exact, number(distill, "teacher_steps"))),
+        ("time", duration(planned / models) if planned is not None else NONE, duration(seconds) or NONE),
+        ("of the training time", NONE, _shown(percent, seconds / whole if seconds is not None and whole else None)),
+        ("memory", size(number(mapping(plan.get("memory_by_part")), "teacher")) or NONE, NONE),
+    ]
+    if all(_is_empty(row) for row in rows):
+        return None
+    return table("teacher-cost", "What the teacher took, by model", ("", "planned", "spent"), [RowGroup(None, rows)])
+
+
+def _is_empty(row: Sequence[Content]) -> bool:
+    return all(cell == NONE for cell in row[1:])
+
+
+def _shown(how: Any, value: float | None) -> str:
+    return NONE if value is None or not math.isfinite(value) else how(value)

@@ -1,0 +1,220 @@
+"""The losses that need logits, without all of them being there at once.
+
+The head turns the last hidden states into logits a chunk of tokens at a time; while a chunk's are there, both the loss
+and its gradient are taken from them, and only the gradients of hidden states and head are kept. So memory grows with
+the chunk and not with the batch, and nothing is computed twice. What lies between the two matrix products goes by
+blocks of rows that a processor's cache holds.
+
+Each token's loss is
+
+    (1 - share) * nll + share * T**2 * divergence(p_T, q_T) + z_loss * log(Z)**2
+
+with p_T and q_T the softmax of student's and teacher's logits over the temperature T, and Z the normalizer of the
+student's own softmax. The squared T keeps the size of the gradient (Hinton et al., arXiv:1503.02531); the z-loss keeps
+logits from drifting (Chowdhery et al., PaLM, arXiv:2204.02311, section 5).
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from scionlm.data.mixing.windows import IGNORE
+from scionlm.families.logits import BLOCK_BYTES, CHUNK_BYTES, LogitScaling
+from scionlm.train.divergence import Name, divergence
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """What a token's loss is made of.
+
+    Attributes:
+        scaling: What the student does to its logits.
+        z_loss: Weight of the squared logarithm of the normalizer.
+        divergence: Between teacher and student.
+        temperature: Of both softmaxes in the divergence.
+        top_k: See `divergence.divergence`.
+    """
+
+    scaling: LogitScaling
+    z_loss: float = 0.0
+    divergence: Name = "forward_kl"
+    temperature: float = 1.0
+    top_k: int | None = None
+
+
+class HeadTargets(NamedTuple):
+    """The teacher's side.
+
+    Attributes:
+        hidden: Its last hidden states of the same tokens, `[tokens, its hidden size]`.
+        weight: Its head, `[its vocab, its hidden size]`.
+        scaling: What it does to its logits.
+        share: Of the divergence in the loss, a tensor of no dimension.
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    scaling: LogitScaling
+    share: torch.Tensor
+
+
+class HeadLosses(NamedTuple):
+    """What `head_losses` returns.
+
+    Attributes:
+        loss: Summed over tokens, what is trained on.
+        nll: Each token's, `[tokens]`, float32, without gradient; 0 where it is ignored.
+        divergence: Summed, times the squared temperature, without share and gradient; 0 without a teacher.
+        z_loss: Summed, weighted, without gradient.
+    """
+
+    loss: torch.Tensor
+    nll: torch.Tensor
+    divergence: torch.Tensor
+    z_loss: torch.Tensor
+
+
+def head_of(model: PreTrainedModel) -> torch.Tensor:
+    """Return the weight of a model's head, `[vocab, hidden]`."""
+    head: Any = model.get_output_embeddings()
+    return head.weight
+
+
+def head_losses(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    settings: HeadSettings,
+    targets: HeadTargets | None = None,
+) -> HeadLosses:
+    """Return the losses of tokens.
+
+    Args:
+        hidden: Last hidden states, `[tokens, hidden]`; their type is what is multiplied in.
+        weight: The head, `[vocab, hidden]`, in its own type, in which its gradient adds up.
+        labels: `[tokens]`.
+        settings: What the loss is made of.
+        targets: The teacher's side; without one the loss is cross-entropy.
+    """
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        return HeadLosses(*_HeadLosses.apply(hidden, weight, labels, settings, *(targets or (None,) * 4)))
+    found, _, _ = _through_chunks(hidden, weight, labels, settings, targets, gradients=(False, False))
+    return found
+
+
+class _HeadLosses(torch.autograd.Function):
+    """The losses, with gradients that are made on the way forward."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[torch.Tensor, ...]:
+        hidden, weight, labels, settings, *teacher = arguments
+        targets = None if teacher[0] is None else HeadTargets(*teacher)
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
+        found, of_hidden, of_weight = _through_chunks(hidden, weight, labels, settings, targets, wanted)
+        ctx.save_for_backward(of_hidden, of_weight)
+        ctx.mark_non_differentiable(found.nll, found.divergence, found.z_loss)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        of_hidden, of_weight = (saved if saved is None else saved * gradients[0] for saved in ctx.saved_tensors)
+        return of_hidden, of_weight, *(None,) * 6
+
+
+def _through_chunks(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    settings: HeadSettings,
+    targets: HeadTargets | None,
+    gradients: tuple[bool, bool],
+) -> tuple[HeadLosses, torch.Tensor | None, torch.Tensor | None]:
+    """Return the losses, and the gradients of hidden states and head where they are wanted."""
+    cast = weight.to(hidden.dtype)
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    of_hidden = torch.empty_like(hidden) if gradients[0] else None
+    of_weight = torch.zeros_like(weight) if gradients[1] else None
+    found: list[torch.Tensor] = []
+    rows = _even(len(hidden), CHUNK_BYTES // (len(weight) * hidden.element_size()))
+    for start in range(0, len(hidden), rows):
+        chunk = slice(start, start + rows)
+        logits = hidden[chunk] @ cast.T
+        teacher = None if targets is None else targets.hidden[chunk] @ targets.weight.T
+        block = rows if hidden.is_cuda or torch.compiler.is_compiling() else BLOCK_BYTES // (len(weight) * 4)
+        block = max(min(block, rows), 1)
+        for first in range(0, len(logits), block):
+            part = slice(first, first + block)
+            theirs = None if teacher is None else teacher[part]
+            losses, gradient = _losses_of(logits[part], labels[chunk][part], settings, targets, theirs, exact)
+            found.append(losses)
+            if gradients != (False, False):
+                logits[part] = gradient
+        if of_hidden is not None:
+            of_hidden[chunk] = logits @ cast
+        if of_weight is not None:
+            # In the head's own type: a sum of chunks in bfloat16 would lose what the first of them found.
+            of_weight += logits.T @ hidden[chunk]
+    nll, diverged, z_loss, loss = torch.cat(found, dim=1) if found else torch.zeros(4, 0, dtype=exact)
+    return HeadLosses(loss.sum(), nll, diverged.sum(), z_loss.sum()), of_hidden, of_weight
+
+
+def _even(total: int, most: int) -> int:
+    """Return how many rows a chunk has when they are of one size, of at most `most` rows."""
+    return -(-total // -(-total // max(most, 1))) if total else 1
+
+
+def _losses_of(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    settings: HeadSettings,
+    targets: HeadTargets | None,
+    teacher: torch.Tensor | None,
+    exact: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return nll, divergence, z-loss and loss of some rows, `[4, rows]`, and the gradient at the product."""
+    scaled = _scaled(logits.to(exact), settings.scaling)
+    log_p = torch.log_softmax(scaled, dim=-1)
+    index = labels.clamp(min=0)[:, None]
+    nll = -log_p.gather(1, index)[:, 0]
+    loss, diverged, z_loss = nll, torch.zeros_like(nll), torch.zeros_like(nll)
+    gradient, of_nll = log_p.exp(), torch.ones_like(nll[:1])
+    if targets is not None and teacher is not None:
+        share = targets.share.to(exact)
+        diverged, of_logits = _diverged(scaled, log_p, _scaled(teacher.to(exact), targets.scaling), settings)
+        of_nll = of_nll - share
+        loss = of_nll * nll + share * diverged
+        gradient *= of_nll
+        gradient[:, : of_logits.shape[1]] += share * of_logits
+    gradient.scatter_add_(1, index, -of_nll.expand(index.shape))
+    if settings.z_loss:
+        log_z = (scaled - log_p)[:, 0]
+        z_loss = settings.z_loss * log_z**2
+        loss = loss + z_loss
+        gradient += (2 * settings.z_loss * log_z)[:, None] * log_p.exp()
+    if settings.scaling.cap:
+        gradient *= 1 - (scaled / settings.scaling.cap) ** 2
+    counts = (labels != IGNORE).to(exact)
+    gradient *= (settings.scaling.scale * counts)[:, None]
+    return torch.stack([nll, diverged, z_loss, loss]) * counts, gradient
+
+
+def _scaled(product: torch.Tensor, scaling: LogitScaling) -> torch.Tensor:
+    scaled = product if scaling.scale == 1 else product * scaling.scale
+    return scaled if scaling.cap is None else scaling.cap * torch.tanh(scaled / scaling.cap)
+
+
+def _diverged(
+    student: torch.Tensor, log_p: torch.Tensor, teacher: torch.Tensor, settings: HeadSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the divergence and its gradient at the student's logits, over the tokens that both have a row for.
+
+    Rows beyond the smaller vocabulary are padding: a tokenizer that both share never gives them.
+    """
+    heat, both = settings.temperature, min(student.shape[1], teacher.shape[1])
+    if heat != 1 or both < student.shape[1]:
+        log_p = torch.log_softmax(student[:, :both] / heat, dim=-1)
+    log_q = torch.log_softmax(teacher[:, :both] / heat, dim=-1)
+    value, gradient = divergence(settings.divergence, log_p, log_q, settings.top_k)
+    return heat**2 * value, heat * gradient
