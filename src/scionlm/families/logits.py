@@ -8,7 +8,7 @@ from scionlm.families.registry import family_of
 
 CHUNK_BYTES = 192 * 2**20
 """Of the logits that are worked on at once: matrix products over fewer rows lose speed."""
-BLOCK_BYTES = 2**24
+BLOCK_BYTES = 2**22
 """Of those, in float32, what is worked on at once between the products: what a processor's cache holds."""
 
 

@@ -175,24 +175,27 @@ def _losses_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return nll, divergence, z-loss and loss of some rows, `[4, rows]`, and the gradient at the product."""
     scaled = _scaled(logits.to(exact), settings.scaling)
-    log_p = torch.log_softmax(scaled, dim=-1)
+    p, log_z = _softmax(scaled)
     index = labels.clamp(min=0)[:, None]
-    nll = -log_p.gather(1, index)[:, 0]
+    nll = log_z - scaled.gather(1, index)[:, 0]
     loss, diverged, z_loss = nll, torch.zeros_like(nll), torch.zeros_like(nll)
-    gradient, of_nll = log_p.exp(), torch.ones_like(nll[:1])
+    gradient, of_nll = p, torch.ones_like(nll[:1])
     if targets is not None and teacher is not None:
         share = targets.share.to(exact)
-        diverged, of_logits = _diverged(scaled, log_p, _scaled(teacher.to(exact), targets.scaling), settings)
         of_nll = of_nll - share
+        diverged, of_logits = _diverged(scaled, p, log_z, _scaled(teacher.to(exact), targets.scaling), settings)
         loss = of_nll * nll + share * diverged
-        gradient *= of_nll
-        gradient[:, : of_logits.shape[1]] += share * of_logits
+        both = of_logits.shape[1]
+        gradient = p.lerp(of_logits, share) if both == p.shape[1] else p * of_nll
+        if both < p.shape[1]:
+            gradient[:, :both] += share * of_logits
+    if settings.z_loss and gradient is p:
+        gradient = p.clone()
     gradient.scatter_add_(1, index, -of_nll.expand(index.shape))
     if settings.z_loss:
-        log_z = (scaled - log_p)[:, 0]
         z_loss = settings.z_loss * log_z**2
         loss = loss + z_loss
-        gradient += (2 * settings.z_loss * log_z)[:, None] * log_p.exp()
+        gradient.addcmul_(p, (2 * settings.z_loss * log_z)[:, None])
     if settings.scaling.cap:
         gradient *= 1 - (scaled / settings.scaling.cap) ** 2
     counts = (labels != IGNORE).to(exact)
@@ -205,8 +208,18 @@ def _scaled(product: torch.Tensor, scaling: LogitScaling) -> torch.Tensor:
     return scaled if scaling.cap is None else scaling.cap * torch.tanh(scaled / scaling.cap)
 
 
+def _softmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each row's softmax, and the logarithm of its normalizer, `[rows]`.
+
+    The normalizer is read off the largest of the row, where the softmax loses no digits: a second pass of exponentials
+    would take as long as the first.
+    """
+    p = torch.softmax(logits, dim=-1)
+    return p, logits.amax(-1) - p.amax(-1).log()
+
+
 def _diverged(
-    student: torch.Tensor, log_p: torch.Tensor, teacher: torch.Tensor, settings: HeadSettings
+    student: torch.Tensor, p: torch.Tensor, log_z: torch.Tensor, teacher: torch.Tensor, settings: HeadSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the divergence and its gradient at the student's logits, over the tokens that both have a row for.
 
@@ -214,7 +227,10 @@ def _diverged(
     """
     heat, both = settings.temperature, min(student.shape[1], teacher.shape[1])
     if heat != 1 or both < student.shape[1]:
-        log_p = torch.log_softmax(student[:, :both] / heat, dim=-1)
-    log_q = torch.log_softmax(teacher[:, :both] / heat, dim=-1)
-    value, gradient = divergence(settings.divergence, log_p, log_q, settings.top_k)
-    return heat**2 * value, heat * gradient
+        student = student[:, :both] / heat
+        p, log_z = _softmax(student)
+    teacher = teacher[:, :both] / heat if heat != 1 or both < teacher.shape[1] else teacher
+    q, their_log_z = _softmax(teacher)
+    r = (student - teacher).sub_((log_z - their_log_z)[:, None])
+    value, gradient = divergence(settings.divergence, p, q, r, settings.top_k)
+    return heat**2 * value, gradient if heat == 1 else gradient.mul_(heat)
