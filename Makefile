@@ -49,6 +49,7 @@ bench: setup
 	$(BIN)/python benchmarks/surgery.py
 	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/analysis.py
+	$(BIN)/python benchmarks/distillation.py
 
 docs: setup
 	$(BIN)/python tools/check_docs.py

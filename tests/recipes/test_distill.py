@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from factories import model_folder
 from scionlm.cli import main as cli
@@ -12,9 +13,9 @@ from scionlm.core.records import read_json, write_json
 from scionlm.recipes import training as training_module
 from scionlm.recipes.calibrate import calibrated
 from scionlm.recipes.config_distill import DistillConfig
-from scionlm.recipes.distillation import layer_map
 from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.run import run_recipe
+from scionlm.recipes.teacher_layers import layer_map
 from scionlm.report import write_report
 from scionlm.sources import open_folder
 from scionlm.surgery.depth import plan_depth
@@ -153,7 +154,36 @@ def test_layers_are_matched_by_where_they_came_from(wide_folder, tiny_folder, wa
         wrong = DistillConfig.model_validate({"hidden": {"layers": [pair]}})
         with pytest.raises(UsageError, match=r"distill\.hidden\.layers .* 0-2, the teacher 0-6"):
             layer_map(wrong, teacher, plan_origins([teacher], plan))
+    twice = DistillConfig.model_validate({"hidden": {"layers": [[0, 1], [0, 2]]}})
+    with pytest.raises(UsageError, match="twice"):
+        layer_map(twice, teacher, plan_origins([teacher], plan))
     assert layer_map(DistillConfig(), teacher, plan_origins([teacher], plan)) == {}
+
+
+def test_a_model_of_the_same_name_that_was_another_is_matched_by_depth(tiny_folder, capsys):
+    teacher = open_folder(tiny_folder)
+    config = DistillConfig.model_validate({"hidden": {}})
+    origins = [[{"name": teacher.name, "index": index, "of": 7}] for index in (0, 6)]
+    assert layer_map(config, teacher, origins) == {0: 1, 1: 4}
+    assert "matched by depth" in capsys.readouterr().err
+
+
+def test_the_source_by_another_name_is_the_source(recipe, tmp_path, tiny_folder):
+    settings = {"teacher": f"{tiny_folder}/../{tiny_folder.name}/", "hidden": {}}
+    run_recipe(recipe(settings), tmp_path / "other")
+    run_recipe(recipe({"hidden": {}}), tmp_path / "source")
+    assert weights_of(tmp_path / "other") == weights_of(tmp_path / "source")
+
+
+def test_a_teacher_with_broken_weights_is_named(recipe, tmp_path, wide_folder, capsys):
+    folder = tmp_path / "teacher"
+    shutil.copytree(wide_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match="teacher's weights are broken"):
+        run_recipe(recipe({"teacher": str(folder)}), tmp_path / "run")
+    assert read_json(tmp_path / "run" / "status.json")["exit_code"] == 65
 
 
 def test_a_stacked_layer_learns_what_it_can(tiny_folder):
@@ -186,6 +216,28 @@ def test_a_plan_counts_the_teacher(recipe, wide_folder):
     assert plan_recipe(recipe({"weight": 0.0}), "H100")["flops"] == plain["flops"]
 
 
+def test_a_plan_refuses_what_the_run_would(recipe, tmp_path):
+    with pytest.raises(UsageError, match=r"distill\.hidden\.layers \[0, 9\]"):
+        plan_recipe(recipe({"hidden": {"layers": [[0, 9]]}}))
+    short = model_folder(tmp_path / "short", model_type="gpt2", max_position_embeddings=16)
+    with pytest.raises(UsageError, match="16 positions"):
+        plan_recipe(recipe({"teacher": str(short)}))
+
+
+def test_a_plan_counts_what_hidden_states_and_projections_take(recipe, wide_folder):
+    def taken(**hidden):
+        found = plan_recipe(recipe({"teacher": str(wide_folder), "hidden": hidden or None}), "H100")
+        return found["memory_by_part"]["teacher"], found["checkpoint_bytes"]
+
+    bare, one = taken(), taken(layers=[[0, 0]])
+    tokens, width = 24 * 4, 4  # the recipe computes in float32
+    projection = 48 * 32
+    assert one[0] - bare[0] == tokens * 48 * (width + 4) + 16 * projection
+    assert one[1] - bare[1] == 12 * projection
+    assert taken(layers=[[0, 0]], loss="cosine")[0] - one[0] == tokens * 48 * 4
+    assert taken(layers=[[0, 0], [1, 1]])[0] - one[0] == one[0] - bare[0]
+
+
 def test_a_calibrated_plan_measures_the_teacher_apart(recipe, wide_folder):
     found = calibrated(recipe({"teacher": str(wide_folder)}))
     parts = found["seconds_by_part"]
@@ -200,6 +252,7 @@ def test_plan_prints_the_teacher(tiny_folder, data_folder, capsys):
                     "train.global_batch_tokens=48"]) == 0  # fmt: skip
     shown = capsys.readouterr().out
     assert ", teacher " in shown
+    assert "% on top of training; without it" in shown
     assert "teacher " in shown.partition("memory of a step")[2]
 
 
@@ -227,3 +280,19 @@ def test_broken_records_of_a_teacher_do_not_break_the_page(recipe, tmp_path):
         page = tmp_path / "report.html"
         write_report(out, page)
         assert "<script>alert" not in page.read_text()
+
+
+def test_a_branch_takes_projections_over_where_both_have_the_same(recipe, tmp_path, wide_folder):
+    taught = {"teacher": str(wide_folder), "hidden": {}}
+    first = tmp_path / "first"
+    run_recipe(recipe(taught), first)
+    branch = {"run": str(first)}
+    going_on = {"schedule": {"name": "constant", "warmup": 0}, "train__steps": 2, "branch": branch}
+    errors = {}
+    for name, settings in {"same": taught, "other": taught | {"hidden": {"layers": [[0, 1]]}}, "none": None}.items():
+        run_recipe(recipe(settings, **going_on), tmp_path / name)
+        errors[name] = column(tmp_path / name, "train/hidden_error_ratio")
+    last = column(first, "train/hidden_error_ratio")
+    assert errors["same"][0] < (last[0] + last[-1]) / 2  # they had learned, and go on
+    assert errors["other"][0] > 0.8  # drawn anew
+    assert errors["none"] == []

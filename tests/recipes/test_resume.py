@@ -151,6 +151,11 @@ FEATURES = {
                               "source": "GPT2", "inherit.layers": 3},
     "distill in stages with a control": {"distill": {"loss": "jensen_shannon", "schedule": "linear", "until": 6},
                                          "stages": stages_with("keep"), "control": True},
+    "distill, faded before a stage that resets": {
+        "distill": {"teacher": "WIDE", "hidden": {}, "schedule": "linear", "until": 4},
+        "stages": stages_with("reset")[:2] + stages_with("keep")[2:]},
+    "branch with a teacher of its own": {"branch": {"run": "EARLIER"},
+                                         "distill": {"teacher": "WIDE", "hidden": {}}},
     "distill documents": {"distill": {"hidden": {}}, "data.document_mask": True},
     "branch": {"branch": {"run": "EARLIER"}, "schedule": {"name": "linear", "warmup": 0}},
     "branch with the moments": {"branch": {"run": "EARLIER", "step": 6}, "optimizer_state": "moments"},

@@ -65,6 +65,12 @@ def test_errors_of_hidden_states_are_those_of_the_definition():
     for name in ("mse", "cosine"):
         assert hidden_error(name, theirs, theirs).abs().max() < 1e-6
         assert hidden_error(name, torch.zeros_like(theirs), torch.zeros_like(theirs)).isfinite().all()
+    nothing = torch.zeros(1, 1, 8, requires_grad=True)
+    for name in ("mse", "cosine"):  # a state without a length has an error and a gradient all the same
+        for pair in ((nothing, theirs[:1, :1]), (theirs[:1, :1], nothing)):
+            error = hidden_error(name, *pair).sum()
+            assert error.isfinite()
+            assert torch.autograd.grad(error, nothing)[0].abs().max() < 1e8
     giant = theirs.clone()
     giant[:, 0] *= 1e3  # a token with a giant state counts like any other
     torch.testing.assert_close(hidden_error("mse", giant * 0.9, giant), torch.full((2, 5), 0.01))

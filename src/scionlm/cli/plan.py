@@ -19,6 +19,8 @@ def print_plan(found: dict[str, Any]) -> None:
     also = f", trained {models} times (the control)" if models > 1 else ""
     add_row(table, "operations", f"{found['flops']:.3g} FLOPs{also}")
     add_row(table, "time", _time(found))
+    if "teacher" in found["seconds_by_part"]:
+        add_row(table, "teacher", _teacher(found))
     add_row(table, "checkpoint", format_bytes(found["checkpoint_bytes"]))
     show_table(table)
     memory = new_table(f"\nmemory of a step in {found['precision']}, one device", "part", "size")
@@ -52,3 +54,11 @@ def _time(found: dict[str, Any]) -> str:
         how = f"{found['device']}, {100 * found['utilization']:.0f} % of {found['peak_flops']:.3g} FLOP/s assumed"
     named = ", ".join(f"{part} {format_seconds(seconds)}" for part, seconds in parts.items())
     return f"{format_seconds(found['seconds'])} ({named}; {how})"
+
+
+def _teacher(found: dict[str, Any]) -> str:
+    """Return what the teacher costs, and what the same time would be without it."""
+    parts = found["seconds_by_part"]
+    more = parts["teacher"] / parts["training"]
+    tokens = format_count(round(found["num_tokens"] * (1 + more)))
+    return f"{100 * more:.0f} % on top of training; without it, {tokens} tokens in the same time"

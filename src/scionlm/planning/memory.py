@@ -8,6 +8,7 @@ from scionlm.families.logits import BLOCK_BYTES, CHUNK_BYTES
 from scionlm.families.shape import expected_tensors
 
 _LIBRARIES = {"cpu": 450 * 2**20, "cuda": 600 * 2**20}  # Python, torch and transformers themselves, as measured
+_KEPT_BY_ERROR = {"mse": 4, "cosine": 8}  # bytes a state, as autograd was seen to keep
 _FLOAT32_COPIES = 4  # of a block of logits: scaled, as logarithms, as gradient, and one in the making
 
 
@@ -32,8 +33,28 @@ class MemoryRequest:
     kind: str
 
 
+@dataclass(frozen=True)
+class Teaching:
+    """What decides the memory of a teacher.
+
+    Attributes:
+        config: Its `config.json`.
+        layers: Layers of the student that learn what its layers give out.
+        error: How that is measured, `mse` or `cosine`.
+    """
+
+    config: dict[str, Any]
+    layers: int = 0
+    error: str | None = None
+
+    def projections(self, student: ModelShape) -> int:
+        """Return the parameters of the projections between two widths; without them where the widths are the same."""
+        width = ModelShape.of(self.config).hidden_size
+        return self.layers * width * student.hidden_size if width != student.hidden_size else 0
+
+
 def training_memory(
-    family: FamilySpec, hf_config: dict[str, Any], request: MemoryRequest, teacher: dict[str, Any] | None = None
+    family: FamilySpec, hf_config: dict[str, Any], request: MemoryRequest, teaching: Teaching | None = None
 ) -> dict[str, int]:
     """Return the bytes of each part, and their `total`, at the height of a step on one device.
 
@@ -41,7 +62,7 @@ def training_memory(
         family: The model's family.
         hf_config: Its `config.json`.
         request: What else decides.
-        teacher: The `config.json` of a model that is learned from.
+        teaching: The teacher, where something is learned from one.
 
     Weights, gradients and optimizer state are exact. Activations are what autograd keeps in a layer of a Llama, fitted
     to what it was seen to keep (within a few percent there, within a third for other families); attention scores are
@@ -62,13 +83,16 @@ def training_memory(
         "averages": 4 * parameters * request.averages,
         "compute_copies": 2 * parameters if width == 2 else 0,
         "activations": int(tokens * kept * shape.num_hidden_layers),
-        "logits": _head_bytes(shape, tokens, width, request.kind, 2 if teacher else 1),
+        "logits": _head_bytes(shape, tokens, width, request.kind, 2 if teaching else 1),
         "libraries": _LIBRARIES[request.kind],
     }
-    if teacher:
-        taught = ModelShape.of(teacher)
+    if teaching:
+        taught = ModelShape.of(teaching.config)
+        own = width * count_parameters(family_of(teaching.config), teaching.config)["total"]
         passing = width * tokens * (4 * taught.hidden_size + 3 * taught.intermediate_size)  # of one layer at a time
-        parts["teacher"] = width * count_parameters(family_of(teacher), teacher)["total"] + passing
+        # Of each taught layer the teacher's states, and what the error keeps of both in float32.
+        states = tokens * taught.hidden_size * teaching.layers * (width + _KEPT_BY_ERROR.get(teaching.error or "", 0))
+        parts["teacher"] = own + passing + states + 16 * teaching.projections(shape)
     return parts | {"total": sum(parts.values())}
 
 
@@ -92,7 +116,10 @@ def optimizer_bytes(family: FamilySpec, hf_config: dict[str, Any], name: str) ->
     return total
 
 
-def checkpoint_bytes(family: FamilySpec, hf_config: dict[str, Any], optimizer: str, averages: int) -> int:
+def checkpoint_bytes(
+    family: FamilySpec, hf_config: dict[str, Any], optimizer: str, averages: int, teaching: Teaching | None = None
+) -> int:
     """Return the bytes of one checkpoint."""
     parameters = count_parameters(family, hf_config)["total"]
-    return 4 * parameters * (1 + averages) + optimizer_bytes(family, hf_config, optimizer)
+    beside = 12 * teaching.projections(ModelShape.of(hf_config)) if teaching else 0
+    return beside + 4 * parameters * (1 + averages) + optimizer_bytes(family, hf_config, optimizer)

@@ -14,13 +14,12 @@ from scionlm.data import Batch
 from scionlm.families.models import random_model
 from scionlm.parallel.runtime import Runtime, start_runtime
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.distillation import layer_map, open_distillation
-from scionlm.recipes.inputs import open_teacher, plan_of
+from scionlm.recipes.distillation import open_distillation
+from scionlm.recipes.inputs import match_layers, open_teacher, plan_of
 from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import Piece, Schedule
 from scionlm.sources import ModelFolder, resolve
-from scionlm.surgery.lineage import plan_origins
 from scionlm.surgery.target import target_config
 from scionlm.train.distillation import Distillation
 from scionlm.train.objective import Objective
@@ -118,7 +117,7 @@ def _distillation(
     teacher = open_teacher(recipe, source, weights=False)
     if teacher is None or recipe.distill is None:
         return None
-    layers = layer_map(recipe.distill, teacher, plan_origins([source], plan_of(recipe, source)))
+    layers = match_layers(recipe, source, teacher, plan_of(recipe, source))
     taught = random_model(teacher.config, recipe.seed, runtime.compute_dtype)
     always = Schedule((Piece("constant", "constant", 1, 1.0, 1.0),))
     return open_distillation(recipe.distill, always, student, taught, layers, runtime)

@@ -19,7 +19,7 @@ class HiddenConfig(Section):
     """Weight of the error, which is added to the loss."""
     loss: Literal["mse", "cosine"] = "mse"
     """`mse`: squared difference over the teacher's squared length; `cosine`: one minus the cosine."""
-    layers: Literal["next", "same", "uniform"] | list[tuple[int, int]] = "next"
+    layers: Literal["next", "same", "uniform"] | Annotated[list[tuple[int, int]], Field(min_length=1)] = "next"
     """Which layer learns from which, where the teacher is what the layers were taken from: `next` gives each what the
     layer that now follows it used to read, `same` what itself gave out. `uniform` goes by relative depth, which is what
     the two others do with another teacher. Or pairs `[layer, teacher's layer]`."""
@@ -32,7 +32,7 @@ class DistillConfig(Section):
     """MODEL with the same tokenizer; `source` is the one that is inherited from."""
     weight: float = Field(default=0.5, ge=0, le=1)
     """Share of the divergence in the loss; the rest is cross-entropy."""
-    temperature: float = Field(default=1.0, gt=0, le=100)
+    temperature: float = Field(default=1.0, gt=0, le=20)
     """Of both softmaxes in the divergence."""
     loss: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
     """The divergence: of the student from the teacher, of the teacher from the student, or of both from their mean."""
@@ -55,15 +55,22 @@ class DistillConfig(Section):
             raise ValueError("until and final_ratio are for schedule linear or cosine")
         return self
 
+    @property
+    def hidden_error(self) -> str | None:
+        """How the error of hidden states is measured; None where they are not learned."""
+        return self.hidden.loss if self.hidden else None
+
     def build_schedule(self, total_steps: int, tokens_per_step: int) -> Schedule:
         """Return the multiplier of both weights, by finished steps of the run.
 
         Raises:
-            ValueError: The way is longer than the run.
+            ValueError: The way is longer than the run, or shorter than a step.
         """
         if self.schedule == "constant":
             return Schedule((Piece("constant", "constant", total_steps, 1.0, 1.0),))
         way = total_steps if self.until is None else Duration.parse(self.until).in_steps(total_steps, tokens_per_step)
+        if way < 1:
+            raise ValueError(f"distill.until {self.until} is less than a step of {total_steps}")
         if way > total_steps:
             raise ValueError(f"distill.until {self.until} is longer than the run of {total_steps} steps")
         rest = Piece("constant", "constant", total_steps - way, self.final_ratio, self.final_ratio)

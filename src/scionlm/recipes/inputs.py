@@ -1,6 +1,6 @@
 """What every recipe starts from: source and data opened and checked against the recipe, before torch is loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from scionlm.recipes.demo_data import prepare_demo_data
 from scionlm.recipes.order import Sampling, check_supply, replayed_data, sampling_of
 from scionlm.recipes.references import given_references
 from scionlm.recipes.stages import Stage
+from scionlm.recipes.teacher_layers import layer_map
 from scionlm.sources import ModelFolder, load_tokenizer, resolve
 from scionlm.surgery.depth import parse_keep, plan_depth
+from scionlm.surgery.lineage import plan_origins
 from scionlm.surgery.plan import SurgeryPlan
 from scionlm.train.folders import checkpoint_folders
 from scionlm.train.metrics import require_trackers
@@ -49,6 +51,7 @@ class Inputs:
         plan: The layers to keep.
         branched: The checkpoint that the run begins with, where it does and has not begun.
         teacher: The model that is learned from, where one is.
+        taught_layers: Layer of the student to the layer of the teacher whose output it learns to give.
     """
 
     recipe: Recipe
@@ -58,6 +61,7 @@ class Inputs:
     plan: SurgeryPlan
     branched: dict[str, Any] | None
     teacher: ModelFolder | None = None
+    taught_layers: dict[int, int] = field(default_factory=lambda: {})
 
     @property
     def data(self) -> DataFolder:
@@ -84,8 +88,9 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
     source = resolve(recipe.source)
     teacher = open_teacher(recipe, source)
     for model in (source, teacher or source):
-        _check_text(recipe, model)
+        check_text(recipe, model)
     plan = plan_of(recipe, source)
+    taught_layers = match_layers(recipe, source, teacher, plan)
     require_trackers(recipe.track)
     branched = None
     if recipe.branch and not checkpoint_folders(out / "checkpoints"):
@@ -113,7 +118,7 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
     for folder in folders[len(stages) :]:
         for domain in folder.domains:
             folder.stream(domain, "train", verify=True)
-    return Inputs(recipe, source, stages, held_out, plan, branched, teacher)
+    return Inputs(recipe, source, stages, held_out, plan, branched, teacher, taught_layers)
 
 
 def open_teacher(recipe: Recipe, source: ModelFolder, weights: bool = True) -> ModelFolder | None:
@@ -127,10 +132,22 @@ def open_teacher(recipe: Recipe, source: ModelFolder, weights: bool = True) -> M
     if recipe.distill is None or not recipe.has_teacher:
         return None
     name = recipe.distill.teacher
-    return source if name in (SOURCE, recipe.source) else resolve(name, weights=weights)
+    found = source if name == SOURCE else resolve(name, weights=weights)
+    return source if found.path.resolve() == source.path.resolve() else found  # the same model by another name
 
 
-def _check_text(recipe: Recipe, model: ModelFolder) -> None:
+def match_layers(recipe: Recipe, source: ModelFolder, teacher: ModelFolder | None, plan: SurgeryPlan) -> dict[int, int]:
+    """Return which layer of the child learns from which of the teacher's; none where hidden states are not learned.
+
+    Raises:
+        UsageError: The recipe names a layer that is not there.
+    """
+    if teacher is None or recipe.distill is None:
+        return {}
+    return layer_map(recipe.distill, teacher, plan_origins([source], plan))
+
+
+def check_text(recipe: Recipe, model: ModelFolder) -> None:
     """Refuse sequences that a model cannot read."""
     family = family_of(model.config)
     learned = any(spec.role == "position" for spec in family.outside)

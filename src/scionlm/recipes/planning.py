@@ -9,9 +9,9 @@ from scionlm.core.errors import UsageError
 from scionlm.core.records import Record
 from scionlm.data import DataFolder
 from scionlm.families import count_parameters, family_of, flops_per_token
-from scionlm.planning.memory import MemoryRequest, checkpoint_bytes, training_memory
+from scionlm.planning.memory import MemoryRequest, Teaching, checkpoint_bytes, training_memory
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.inputs import open_teacher, plan_of
+from scionlm.recipes.inputs import check_text, match_layers, open_teacher, plan_of
 from scionlm.recipes.lengths import has_times
 from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import curve, describe
@@ -35,13 +35,24 @@ def plan_recipe(recipe: Recipe, device: str | None = None) -> Record:
         DataError: The source is broken or of an unknown family.
     """
     source = resolve(recipe.source, weights=False)
-    target = target_config([source.config], plan_of(recipe, source))
+    plan = plan_of(recipe, source)
+    target = target_config([source.config], plan)
     found = find_device(device)
     model = open_teacher(recipe, source, weights=False)
     teacher = model and model.config
+    layers = match_layers(recipe, source, model, plan)
+    for one in (source, model or source):
+        check_text(recipe, one)
     if has_times(recipe.model_dump(mode="json")):
         recipe = resolve_times(recipe, table_seconds(recipe, target, teacher, found))
-    return plan_model(recipe, source.config, target, found, teacher)
+    return plan_model(recipe, source.config, target, found, teaching_of(recipe, teacher, len(layers)))
+
+
+def teaching_of(recipe: Recipe, teacher: Config | None, layers: int) -> Teaching | None:
+    """Return what decides the memory of a teacher, by its `config.json` and how many layers learn from its own."""
+    if teacher is None or recipe.distill is None:
+        return None
+    return Teaching(teacher, layers, recipe.distill.hidden_error)
 
 
 def teacher_flops(teacher: Config, seq_len: int) -> float:
@@ -96,8 +107,19 @@ def find_device(name: str | None) -> Device:
     return GPUS[name.lower()]
 
 
-def plan_model(recipe: Recipe, source: Config, target: Config, device: Device, teacher: Config | None = None) -> Record:
-    """Return what training a model of a known configuration will take."""
+def plan_model(
+    recipe: Recipe, source: Config, target: Config, device: Device, teaching: Teaching | None = None
+) -> Record:
+    """Return what training a model of a known configuration will take.
+
+    Args:
+        recipe: The recipe.
+        source: The source's `config.json`.
+        target: The model's.
+        device: What it is trained on.
+        teaching: The teacher, where something is learned from one.
+    """
+    teacher = teaching and teaching.config
     family = family_of(target)
     precision = _precision(recipe, device)
     speed = device.peak(precision) * device.utilization
@@ -116,7 +138,7 @@ def plan_model(recipe: Recipe, source: Config, target: Config, device: Device, t
             averages=int(recipe.average is not None),
             kind="cuda" if device in GPUS.values() else "cpu",
         )
-        needed = training_memory(family, target, request, teacher)
+        needed = training_memory(family, target, request, teaching)
         memory = max(memory, needed, key=lambda parts: parts.get("total", 0))
         stages.append({
             "name": stage.name,
@@ -153,7 +175,7 @@ def plan_model(recipe: Recipe, source: Config, target: Config, device: Device, t
         "memory_bytes_per_device": memory["total"],
         "memory_by_part": {part: size for part, size in memory.items() if part != "total"},
         "checkpoint_bytes": checkpoint_bytes(
-            family, target, recipe.optimizer.name, averages=int(recipe.average is not None)
+            family, target, recipe.optimizer.name, int(recipe.average is not None), teaching
         ),
         "stages": stages,
     }  # fmt: skip

@@ -16,7 +16,7 @@ from scionlm.evaluation.generate import write_samples
 from scionlm.evaluation.loss import TokenNll, domain_losses
 from scionlm.parallel.runtime import Runtime, resolve_compile, start_runtime
 from scionlm.recipes.inputs import Inputs
-from scionlm.recipes.planning import plan_model, run_flops
+from scionlm.recipes.planning import plan_model, run_flops, teaching_of
 from scionlm.recipes.run import write_config, write_manifest
 from scionlm.sources import ModelFolder, load_tokenizer
 from scionlm.surgery.target import target_config
@@ -70,7 +70,8 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, allow_change: bool = Fa
     write_manifest(out, recipe, facts, allow_change)
     write_config(recipe, out)
     if not (out / "plan.json").exists():
-        write_json(out / "plan.json", plan_model(recipe, source.config, target, this_machine(), teacher))
+        teaching = teaching_of(recipe, teacher, len(inputs.taught_layers))
+        write_json(out / "plan.json", plan_model(recipe, source.config, target, this_machine(), teaching))
     stop.check()
     return Setting(
         recipe,
@@ -80,6 +81,7 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, allow_change: bool = Fa
         inputs.plan,
         inputs.branched,
         inputs.teacher,
+        inputs.taught_layers,
         runtime=runtime,
         stop=stop,
         folder=out,

@@ -21,7 +21,7 @@ from scionlm.families import count_parameters, family_of, flops_per_token
 from scionlm.parallel.runtime import peak_flops
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_train import AverageConfig, OptimizerConfig
-from scionlm.recipes.distillation import layer_map, open_distillation
+from scionlm.recipes.distillation import open_distillation
 from scionlm.recipes.inputs import StageInputs
 from scionlm.recipes.order import Sampling, stage_folder
 from scionlm.recipes.planning import run_flops, teacher_flops
@@ -135,9 +135,9 @@ def _distillation(setting: Setting, model: PreTrainedModel) -> Distillation | No
     recipe, teacher = setting.recipe, setting.teacher
     if teacher is None or recipe.distill is None:
         return None
-    layers = layer_map(recipe.distill, teacher, plan_origins([setting.source], setting.plan))
     taught = load_hf_model(teacher, setting.runtime.compute_dtype)
-    return open_distillation(recipe.distill, recipe.teacher_schedule, model, taught, layers, setting.runtime)
+    schedule, layers = recipe.teacher_schedule, setting.taught_layers
+    return open_distillation(recipe.distill, schedule, model, taught, layers, setting.runtime)
 
 
 def _distill_facts(setting: Setting, position: Position) -> Record | None:
@@ -256,8 +256,7 @@ def _branch(setting: Setting, learner: Learner, position: Position) -> None:
     branch, stage = setting.recipe.branch, setting.stages[0].stage
     assert branch is not None
     checkpoint = find_checkpoint(Path(branch.run), branch.step)
-    checkpoint.load_weights(learner.objective.model)
-    learner.optimizer.load(checkpoint.tensors("optimizer"), stage.optimizer_state)
+    learner.begin_with(checkpoint, stage.optimizer_state)
     position.cursors = _cursors_of(checkpoint.state.get("cursors", {}), checkpoint.state)
     say(f"branching off {checkpoint.path}, optimizer state: {stage.optimizer_state}")
     before = checkpoint.state.get("lr_now")

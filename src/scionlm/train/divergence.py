@@ -7,7 +7,7 @@ graph through the vocabulary would keep several copies of it.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -55,31 +55,53 @@ DIVERGENCES: Mapping[Name, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], 
 }
 
 
-def divergence(name: Name, p: torch.Tensor, q: torch.Tensor, r: torch.Tensor, top_k: int | None = None) -> Pair:
-    """Return a divergence and its gradient with respect to the student's logits.
+class Softmax(NamedTuple):
+    """A distribution over tokens.
+
+    Attributes:
+        logits: `[rows, tokens]`.
+        p: Their softmax.
+        log_z: Logarithm of its normalizer, `[rows]`, float64: what is subtracted from it is often nearly as large.
+    """
+
+    logits: torch.Tensor
+    p: torch.Tensor
+    log_z: torch.Tensor
+
+
+def softmax_of(logits: torch.Tensor) -> Softmax:
+    """Return the distribution of logits.
+
+    The normalizer is read off the largest of the row, where the softmax loses no digits: a second pass of exponentials
+    would take as long as the first.
+    """
+    p = torch.softmax(logits, dim=-1)
+    return Softmax(logits, p, logits.amax(-1).double() - p.amax(-1).double().log())
+
+
+def divergence(name: Name, student: Softmax, teacher: Softmax, top_k: int | None = None) -> Pair:
+    """Return a divergence, `[rows]`, and its gradient with respect to the student's logits, `[rows, tokens]`.
 
     Args:
         name: Which.
-        p: Student, `[rows, vocab]`.
-        q: Teacher, likewise.
-        r: log(p / q), likewise, exact also where p and q are too small to be told from 0.
+        student: p.
+        teacher: q.
         top_k: Look at the teacher's most likely tokens alone, and at all others as if they were one. It is never more
             than the divergence over all. Differs: other tools compare the two within the top tokens only, which does
             not see what the student gives to the rest.
     """
-    if top_k is None or top_k >= p.shape[-1]:
-        return DIVERGENCES[name](p, q, r)
-    top = q.topk(top_k, dim=-1).indices
-    rest_p, rest_q = (_rest(some, top) for some in (p, q))
-    coarse_p = torch.cat([p.gather(-1, top), rest_p], dim=-1)
-    coarse_q = torch.cat([q.gather(-1, top), rest_q], dim=-1)
-    coarse_r = torch.cat([r.gather(-1, top), (rest_p / rest_q).log()], dim=-1)
-    value, of_classes = DIVERGENCES[name](coarse_p, coarse_q, coarse_r)
+    if top_k is None or top_k >= student.p.shape[-1]:
+        shift = (student.log_z - teacher.log_z).to(student.p.dtype)
+        return DIVERGENCES[name](student.p, teacher.p, (student.logits - teacher.logits).sub_(shift[..., None]))
+    top = teacher.logits.topk(top_k, dim=-1).indices
+    coarse_student, rest = _coarse(student.logits, top)
+    value, of_classes = divergence(name, coarse_student, _coarse(teacher.logits, top)[0])
     # Inside the one class of all others, the gradient falls to each as its share of the class.
-    gradient = p * (of_classes[..., -1:] / rest_p)
-    return value, gradient.scatter_(-1, top, of_classes[..., :-1])
+    return value, (rest * of_classes[..., -1:]).scatter_(-1, top, of_classes[..., :-1])
 
 
-def _rest(p: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
-    """Return what all tokens but the top ones have, `[rows, 1]`: a sum, for 1 - the others would lose its digits."""
-    return p.scatter(-1, top, 0.0).sum(-1, keepdim=True).clamp_(min=torch.finfo(p.dtype).tiny)
+def _coarse(logits: torch.Tensor, top: torch.Tensor) -> tuple[Softmax, torch.Tensor]:
+    """Return the top tokens with all others as one, `[rows, top + 1]`, and each other's share of that one."""
+    rest = softmax_of(logits.scatter(-1, top, -math.inf))
+    as_one = rest.log_z.to(logits.dtype)[..., None]
+    return softmax_of(torch.cat([logits.gather(-1, top), as_one], dim=-1)), rest.p

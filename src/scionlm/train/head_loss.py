@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from scionlm.data.mixing.windows import IGNORE
 from scionlm.families.logits import BLOCK_BYTES, CHUNK_BYTES, LogitScaling
-from scionlm.train.divergence import Name, divergence
+from scionlm.train.divergence import Name, Softmax, divergence, softmax_of
 
 
 @dataclass(frozen=True)
@@ -175,15 +175,15 @@ def _losses_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return nll, divergence, z-loss and loss of some rows, `[4, rows]`, and the gradient at the product."""
     scaled = _scaled(logits.to(exact), settings.scaling)
-    p, log_z = _softmax(scaled)
-    index = labels.clamp(min=0)[:, None]
-    nll = log_z - scaled.gather(1, index)[:, 0]
+    own = softmax_of(scaled)
+    p, index = own.p, labels.clamp(min=0)[:, None]
+    nll = (own.log_z - scaled.gather(1, index)[:, 0]).to(exact)
     loss, diverged, z_loss = nll, torch.zeros_like(nll), torch.zeros_like(nll)
     gradient, of_nll = p, torch.ones_like(nll[:1])
     if targets is not None and teacher is not None:
         share = targets.share.to(exact)
         of_nll = of_nll - share
-        diverged, of_logits = _diverged(scaled, p, log_z, _scaled(teacher.to(exact), targets.scaling), settings)
+        diverged, of_logits = _diverged(own, _scaled(teacher.to(exact), targets.scaling), settings)
         loss = of_nll * nll + share * diverged
         both = of_logits.shape[1]
         gradient = p.lerp(of_logits, share) if both == p.shape[1] else p * of_nll
@@ -193,6 +193,7 @@ def _losses_of(
         gradient = p.clone()
     gradient.scatter_add_(1, index, -of_nll.expand(index.shape))
     if settings.z_loss:
+        log_z = own.log_z.to(exact)
         z_loss = settings.z_loss * log_z**2
         loss = loss + z_loss
         gradient.addcmul_(p, (2 * settings.z_loss * log_z)[:, None])
@@ -208,29 +209,14 @@ def _scaled(product: torch.Tensor, scaling: LogitScaling) -> torch.Tensor:
     return scaled if scaling.cap is None else scaling.cap * torch.tanh(scaled / scaling.cap)
 
 
-def _softmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return each row's softmax, and the logarithm of its normalizer, `[rows]`.
-
-    The normalizer is read off the largest of the row, where the softmax loses no digits: a second pass of exponentials
-    would take as long as the first.
-    """
-    p = torch.softmax(logits, dim=-1)
-    return p, logits.amax(-1) - p.amax(-1).log()
-
-
-def _diverged(
-    student: torch.Tensor, p: torch.Tensor, log_z: torch.Tensor, teacher: torch.Tensor, settings: HeadSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _diverged(student: Softmax, teacher: torch.Tensor, settings: HeadSettings) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the divergence and its gradient at the student's logits, over the tokens that both have a row for.
 
     Rows beyond the smaller vocabulary are padding: a tokenizer that both share never gives them.
     """
-    heat, both = settings.temperature, min(student.shape[1], teacher.shape[1])
-    if heat != 1 or both < student.shape[1]:
-        student = student[:, :both] / heat
-        p, log_z = _softmax(student)
+    heat, both = settings.temperature, min(student.logits.shape[1], teacher.shape[1])
+    if heat != 1 or both < student.logits.shape[1]:
+        student = softmax_of(student.logits[:, :both] / heat)
     teacher = teacher[:, :both] / heat if heat != 1 or both < teacher.shape[1] else teacher
-    q, their_log_z = _softmax(teacher)
-    r = (student - teacher).sub_((log_z - their_log_z)[:, None])
-    value, gradient = divergence(settings.divergence, p, q, r, settings.top_k)
+    value, gradient = divergence(settings.divergence, student, softmax_of(teacher), settings.top_k)
     return heat**2 * value, gradient if heat == 1 else gradient.mul_(heat)

@@ -11,6 +11,8 @@ from scionlm.families import family_of
 
 Name = Literal["mse", "cosine"]
 
+_SHORT = 1e-3  # a state shorter than this counts as of this length: its direction means nothing
+
 
 class States(NamedTuple):
     """What a model makes of a batch before its head.
@@ -38,8 +40,8 @@ def hidden_error(name: Name, student: torch.Tensor, teacher: torch.Tensor) -> to
     """
     mine, theirs = student.to(torch.float32), teacher.to(torch.float32)
     if name == "cosine":
-        return 1 - nn.functional.cosine_similarity(mine, theirs, dim=-1)
-    return (mine - theirs).square().sum(-1) / theirs.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+        return 1 - nn.functional.cosine_similarity(mine, theirs, dim=-1, eps=_SHORT)
+    return (mine - theirs).square().sum(-1) / theirs.square().sum(-1).clamp(min=_SHORT**2)
 
 
 class LayerOutputs:

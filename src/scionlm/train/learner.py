@@ -8,7 +8,7 @@ from scionlm.parallel.runtime import random_state, restore_random_state
 from scionlm.train.average import Average
 from scionlm.train.checkpoint import Checkpoint, Tensors
 from scionlm.train.guard import Guard
-from scionlm.train.objective import Objective
+from scionlm.train.objective import PROJECTIONS, Objective
 from scionlm.train.optimizer import Carry, Optimizer
 
 
@@ -84,6 +84,24 @@ class Learner:
         """Return what a checkpoint holds beside them."""
         averaged = {"average_count": self.average.count} if self.average else {}
         return averaged | {"guard": self.guard.state(), "random": random_state()}
+
+    def begin_with(self, checkpoint: Checkpoint, carry: Carry) -> None:
+        """Take the weights of another run, and of its optimizer's state what `carry` says.
+
+        Projections and their state are taken where both runs have the same; else they begin anew.
+
+        Raises:
+            UsageError: The state is of another optimizer.
+            DataError: The weights are of another model.
+        """
+        checkpoint.load_weights(self.objective.model)
+        mine, saved = self.objective.projections, checkpoint.tensors("projections")
+        state = checkpoint.tensors("optimizer")
+        if {name: p.shape for name, p in mine.items()} == {name: p.shape for name, p in saved.items()}:
+            checkpoint.load_into(mine, "projections")
+        else:
+            state = {key: value for key, value in state.items() if not key.startswith(PROJECTIONS)}
+        self.optimizer.load(state, carry)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint.

@@ -1,5 +1,6 @@
 """The training loop: take a batch, step, measure, evaluate, save. In the order in which things happen."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -315,6 +316,11 @@ def _judge(learner: Learner, step: int, result: StepResult, samples: list[Sample
     where = ", ".join(f"{sample.domain}:{sample.draw}" for sample in samples[:4])
     where += ", ..." if len(samples) > 4 else ""
     if not result.applied:
+        if math.isfinite(result.nll) and any(not math.isfinite(part) for part in result.parts.values()):
+            raise BrokenModelError(
+                f"at step {step} the loss is {result.nll:.3g}, but what the teacher adds to it is not finite: the "
+                "teacher's weights are broken, or its states are too large for the precision"
+            )
         learner.guard.left_out(step, result.parts.get("loss_nats", result.nll), result.grad_norm, where)
         return {_SKIPPED: learner.guard.skipped}
     if learner.average:

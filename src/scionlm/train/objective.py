@@ -21,6 +21,8 @@ from scionlm.train.head_loss import HeadSettings, head_losses, head_of
 from scionlm.train.hidden_loss import States
 
 Extras = dict[str, torch.Tensor]
+PROJECTIONS = "projections."
+"""Begins the name of what is trained beside the model."""
 
 
 class Objective(nn.Module):
@@ -56,7 +58,7 @@ class Objective(nn.Module):
         """What is trained beside the model and is no part of it, by name."""
         if self.distillation is None:
             return {}
-        return {f"projections.{name}": p for name, p in self.distillation.projections.named_parameters()}
+        return {f"{PROJECTIONS}{name}": p for name, p in self.distillation.projections.named_parameters()}
 
     @property
     def teacher_seconds(self) -> float:

@@ -74,6 +74,7 @@ class Optimizer:
         settings: OptimizerSettings,
         beside: Mapping[str, torch.nn.Parameter] | None = None,
     ) -> None:
+        self._beside = set(beside or {})
         trained = dict(model.named_parameters()) | dict(beside or {})
         self._names: dict[torch.Tensor, str] = {p: name for name, p in trained.items()}
         places = _places(model)
@@ -155,7 +156,8 @@ class Optimizer:
             return
         mine = {name: parameter for parameter, name in self._names.items()}
         states = {key.rpartition("/")[0] for key in tensors}
-        if states != set(mine):
+        # What is trained beside the model has no state before its first gradient, which may never come.
+        if states - set(mine) or set(mine) - states - self._beside:
             raise DataError(f"the optimizer's state is of another model: of {len(states)} weights, not of {len(mine)}")
         owner = {p: part for part in self._parts for group in part.param_groups for p in group["params"]}
         for key, value in tensors.items():
