@@ -70,6 +70,7 @@ seed: 0
         ("distill={schedule: linear, until: 1000000}", r"distill\.until 1000000 is longer than the run"),
         ("distill={schedule: linear, until: 0}", r"distill\.until 0 is less than a step"),
         ("distill.hidden.layers=[]", r"distill\.hidden\.layers"),
+        ("distill.hidden.layers=[[0, true]]", r"distill\.hidden\.layers"),
         ("distill={weight: 0.9, schedule: linear, final_ratio: 2}", "beyond 1"),
         ("distill.hidden.layers=other", r"distill\.hidden\.layers"),
         ("train.steps", "KEY=VALUE"),

@@ -43,6 +43,8 @@ def test_weight_zero_is_a_run_without_a_teacher_to_the_bit(recipe, tmp_path):
     assert weights_of(tmp_path / "zero") == weights_of(tmp_path / "plain") != weights_of(tmp_path / "half")
     assert metrics_of(tmp_path / "zero") == metrics_of(tmp_path / "plain")
     assert read_json(tmp_path / "zero" / "training.json")["distill"] is None
+    write_report(tmp_path / "zero", tmp_path / "zero.html")
+    assert "Learning from the teacher" not in (tmp_path / "zero.html").read_text()
     assert "teacher" not in read_json(tmp_path / "zero" / "manifest.json")
 
 
@@ -92,6 +94,10 @@ def test_any_model_with_the_same_tokenizer_can_teach(recipe, tmp_path, wide_fold
     assert manifest["teacher"]["sha256"] != manifest["source"]["sha256"]
     errors = column(out, "train/hidden_error_ratio")
     assert errors[-1] < errors[0]  # its projections learn
+    card = (out / "model" / "README.md").read_text()
+    assert f"Learned also from `{wide_folder}` (licence: mit)" in card
+    named = read_json(out / "model" / "provenance.json")["teacher"]
+    assert named == {"name": str(wide_folder), "revision": None, "license": "mit"}
 
 
 def test_a_teacher_with_another_tokenizer_is_refused_by_name(recipe, tmp_path, data_folder):
@@ -181,9 +187,10 @@ def test_a_teacher_with_broken_weights_is_named(recipe, tmp_path, wide_folder, c
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(DataError, match="teacher's weights are broken"):
+    with pytest.raises(DataError, match="what the teacher adds is not finite: its weights are broken"):
         run_recipe(recipe({"teacher": str(folder)}), tmp_path / "run")
     assert read_json(tmp_path / "run" / "status.json")["exit_code"] == 65
+    assert capsys.readouterr().err.count("not finite") == 3  # so many were left out before
 
 
 def test_a_stacked_layer_learns_what_it_can(tiny_folder):

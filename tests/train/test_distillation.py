@@ -117,6 +117,24 @@ def test_a_student_that_is_its_teacher_learns_nothing_from_it(dtype):
     assert max(gradient.abs().max() for gradient in found.values() if gradient is not None) > 1e-4
 
 
+@pytest.mark.parametrize(("model_type", "changes"), MODELS, ids=MODEL_IDS)
+def test_in_every_family_a_teacher_makes_what_the_same_student_makes(model_type, changes):
+    capped = {"final_logit_softcapping": 2.5} if model_type.startswith("gemma") else {}
+    student, teacher, other = (tiny_model(model_type, seed=seed, **changes, **capped) for seed in (1, 1, 2))
+    own = {"weight": 1.0, "hidden_weight": 1.0, "layers": {0: 0, 4: 4}}
+    assert float(objective_of(student.eval(), teacher, **own)(*batch())[0].detach()) == 0
+    assert float(objective_of(student, other, **own)(*batch())[0].detach()) > 1
+
+
+def test_no_pass_leaves_a_graph_behind():
+    objective = objective_of(tiny_model(seed=1), tiny_model(seed=2), hidden_weight=1.0, layers={1: 1})
+    ids, labels = batch()
+    objective(ids, labels)
+    objective.token_nll(ids, labels)
+    assert objective.distillation.outputs.take() == {}
+    assert objective.distillation.teacher(ids).layers.keys() == {1}
+
+
 def test_weight_zero_is_plain_training_to_the_bit():
     student, teacher = tiny_model(seed=1), tiny_model(seed=2)
     plain, _, bare = gradients(Objective(student, torch.float32), *batch())
@@ -141,7 +159,7 @@ def test_weight_zero_is_plain_training_to_the_bit():
 def test_projections_learn_where_widths_differ_and_are_no_part_of_the_model():
     student, teacher = tiny_model(seed=1), tiny_model(seed=2, hidden_size=48)
     objective = objective_of(student, teacher, hidden_weight=1.0, layers={1: 1, 4: 4})
-    assert objective.projections.keys() == {"projections.1", "projections.4"}
+    assert objective.projections.keys() == {"projections.1-1", "projections.4-4"}
     assert {tuple(p.shape) for p in objective.projections.values()} == {(48, 32)}
     _, _, found = gradients(objective, *batch())
     assert all(found[name].abs().max() > 0 for name in objective.projections)
@@ -185,6 +203,9 @@ def test_compiled_passes_give_the_loss_and_gradients_of_eager_ones():
         objective = objective_of(student, teacher, hidden_weight=1.0, layers={1: 1}, temperature=2.0, top_k=5)
         if compiled:
             objective.compile(backend="aot_eager")
+            assert hasattr(objective.distillation.teacher._body, "_torchdynamo_orig_callable") or isinstance(
+                objective.distillation.teacher._body, torch._dynamo.eval_frame.OptimizedModule
+            )
         objective.at_step(0)
         found.append(gradients(objective, *batch()))
     (loss, _, mine), (other, _, theirs) = found

@@ -39,6 +39,9 @@ def model_card(result: dict[str, Any], manifest: dict[str, Any], train_tokens: d
             f"A control: the shape of {len(inherit['keep'])} layers of **{source['name']}**, initialized at random; "
             "then trained."
         )
+    taught = training.get("distill")
+    if taught:
+        made += f" Learned also from `{cell(taught['teacher'])}` (licence: {taught['license'] or 'not stated'})."
     domains = result["domains"]
     rows = "\n".join(
         f"| {cell(name)} | {source['domains'][name]['nll']:.4f} | {result['before'][name]['nll']:.4f} "

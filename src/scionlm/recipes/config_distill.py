@@ -10,6 +10,7 @@ from scionlm.core.quantities import Steps
 from scionlm.schedules import Piece, Schedule
 
 SOURCE = "source"
+_Layer = Annotated[int, Field(strict=True)]
 
 
 class HiddenConfig(Section):
@@ -19,7 +20,7 @@ class HiddenConfig(Section):
     """Weight of the error, which is added to the loss."""
     loss: Literal["mse", "cosine"] = "mse"
     """`mse`: squared difference over the teacher's squared length; `cosine`: one minus the cosine."""
-    layers: Literal["next", "same", "uniform"] | Annotated[list[tuple[int, int]], Field(min_length=1)] = "next"
+    layers: Literal["next", "same", "uniform"] | Annotated[list[tuple[_Layer, _Layer]], Field(min_length=1)] = "next"
     """Which layer learns from which, where the teacher is what the layers were taken from: `next` gives each what the
     layer that now follows it used to read, `same` what itself gave out. `uniform` goes by relative depth, which is what
     the two others do with another teacher. Or pairs `[layer, teacher's layer]`."""

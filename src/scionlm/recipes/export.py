@@ -10,7 +10,7 @@ from scionlm.core.errors import UsageError
 from scionlm.core.files import staged_folder
 from scionlm.families.models import random_model
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.inputs import plan_of
+from scionlm.recipes.inputs import open_teacher, plan_of
 from scionlm.recipes.training import export_type, provenance_of
 from scionlm.sources import resolve
 from scionlm.surgery.export import save_model
@@ -43,8 +43,9 @@ def export_checkpoint(run: Path, out: Path, step: int | None, last: int, average
     card = _CARD.format(name=folder.name, steps=names, layers=len(plan.keep), source=source.name, weights=how)
     facts = {"run": folder.name, "steps": steps, "averaged": averaged}
     dtype = export_type(recipe, source)
+    provenance = provenance_of(recipe, source, plan, open_teacher(recipe, source, weights=False))
     with staged_folder(out) as stage:
-        save_model(model, stage, source, card, provenance_of(recipe, source, plan) | {"checkpoint": facts}, dtype)
+        save_model(model, stage, source, card, provenance | {"checkpoint": facts}, dtype)
         verify_export(model, stage, Proof(), dtype)
     return out
 

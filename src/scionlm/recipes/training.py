@@ -148,6 +148,7 @@ def _distill_facts(setting: Setting, position: Position) -> Record | None:
     parameters = count_parameters(family_of(teacher.config), teacher.config)["total"]
     return recipe.distill.model_dump(mode="json") | {
         "teacher": teacher.name,
+        "license": teacher.license,
         "num_parameters": parameters,
         "teacher_seconds": position.teacher_seconds,
         "teacher_steps": recipe.teacher_steps,
@@ -298,7 +299,7 @@ def _average(setting: Setting, model: PreTrainedModel) -> Average | None:
 def export(setting: Setting, out: Path, model: PreTrainedModel) -> None:
     """Write the model to RUN/model and prove that it reads back."""
     dtype = export_type(setting.recipe, setting.source)
-    provenance = provenance_of(setting.recipe, setting.source, setting.plan)
+    provenance = provenance_of(setting.recipe, setting.source, setting.plan, setting.teacher)
     with staged_folder(out / "model") as stage:
         save_model(model.cpu(), stage, setting.source, "", provenance, dtype)
         verify_export(model, stage, Proof(), dtype)
@@ -310,11 +311,14 @@ def export_type(recipe: Recipe, source: ModelFolder) -> torch.dtype:
     return stored_dtype(source.path) if asked == "source" else _DTYPES[asked]
 
 
-def provenance_of(recipe: Recipe, source: ModelFolder, plan: SurgeryPlan) -> Record:
+def provenance_of(recipe: Recipe, source: ModelFolder, plan: SurgeryPlan, teacher: ModelFolder | None = None) -> Record:
     """Return what a trained model was made from."""
-    return {
+    provenance = {
         "source": {"name": source.name, "revision": source.revision},
         "plan": plan.to_dict(),
         "origins": plan_origins([source], plan),
         "init": recipe.inherit.init,
     }
+    if teacher is not None:
+        provenance["teacher"] = {"name": teacher.name, "revision": teacher.revision, "license": teacher.license}
+    return provenance

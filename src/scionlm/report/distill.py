@@ -27,6 +27,8 @@ _NATS = (("loss_nats", "loss", "child"), ("divergence_nats", "divergence", "sour
 def distill_section(run: Run) -> Markup | None:
     """Return what a teacher gave and took, and the parts of the loss; None where the loss is cross-entropy alone."""
     settings, parts = mapping(run.config.get("distill")), run.child.curves.parts
+    if not (number(settings, "weight") or settings.get("hidden")):
+        settings = {}  # then nobody was asked
     if not settings and not parts:
         return None
     title = "Learning from the teacher" if settings else "Parts of the loss"

@@ -66,9 +66,9 @@ class Distillation(nn.Module):
         width = ModelShape.of(student.config.to_dict()).hidden_size
         self.projections = nn.ParameterDict()
         if width != teacher.hidden_size:
-            for index in layers:
+            for pair in layers.items():
                 empty = torch.empty(teacher.hidden_size, width)
-                self.projections[str(index)] = nn.Parameter(nn.init.orthogonal_(empty))
+                self.projections[_name(*pair)] = nn.Parameter(nn.init.orthogonal_(empty))
 
     def at_step(self, step: int) -> None:
         """Take the weights of an update that `step` others came before."""
@@ -98,8 +98,13 @@ class Distillation(nn.Module):
         errors: list[torch.Tensor] = []
         for index, taught in (self.settings.layers or {}).items():
             states = mine.layers[index]
-            if str(index) in self.projections:
-                states = nn.functional.linear(states, self.projections[str(index)].to(states.dtype))
+            if _name(index, taught) in self.projections:
+                states = nn.functional.linear(states, self.projections[_name(index, taught)].to(states.dtype))
             errors.append(hidden_error(self.settings.hidden_error, states, theirs.layers[taught]))
         error = (torch.stack(errors).mean(0) * counts).sum()
         return self.settings.hidden_weight * self.factor * error, error.detach()
+
+
+def _name(layer: int, taught: int) -> str:
+    """Return the name of a projection: learned for other layers, it is another one."""
+    return f"{layer}-{taught}"

@@ -17,7 +17,7 @@ from scionlm.train.checkpoint import Checkpoint
 from scionlm.train.guard import HOW_TO_CALM
 from scionlm.train.learner import Learner, Position
 from scionlm.train.metrics import Metrics
-from scionlm.train.objective import Objective
+from scionlm.train.objective import FROM_TEACHER, Objective
 from scionlm.train.saver import Saver
 from scionlm.train.step import StepResult, train_step
 
@@ -316,17 +316,31 @@ def _judge(learner: Learner, step: int, result: StepResult, samples: list[Sample
     where = ", ".join(f"{sample.domain}:{sample.draw}" for sample in samples[:4])
     where += ", ..." if len(samples) > 4 else ""
     if not result.applied:
-        if math.isfinite(result.nll) and any(not math.isfinite(part) for part in result.parts.values()):
-            raise BrokenModelError(
-                f"at step {step} the loss is {result.nll:.3g}, but what the teacher adds to it is not finite: the "
-                "teacher's weights are broken, or its states are too large for the precision"
-            )
-        learner.guard.left_out(step, result.parts.get("loss_nats", result.nll), result.grad_norm, where)
+        _leave_out(learner, step, result, where)
         return {_SKIPPED: learner.guard.skipped}
     if learner.average:
         learner.average.update(step)
     height = learner.guard.applied(step, result.nll, where)
     return {} if height is None else {_SPIKE: height}
+
+
+def _leave_out(learner: Learner, step: int, result: StepResult, where: str) -> None:
+    """Count an update that is not made.
+
+    Raises:
+        DivergenceError: There were too many in a row.
+        BrokenModelError: There were, and what is not finite comes from the teacher alone.
+    """
+    try:
+        learner.guard.left_out(step, result.parts.get("loss_nats", result.nll), result.grad_norm, where)
+    except DivergenceError as error:
+        taught = [result.parts.get(part, 0.0) for part in FROM_TEACHER]
+        if not math.isfinite(result.nll) or all(map(math.isfinite, taught)):
+            raise
+        raise BrokenModelError(
+            f"at step {step} the cross-entropy is {result.nll:.3g}, but what the teacher adds is not finite: its "
+            "weights are broken, or its states are too large for the precision"
+        ) from error
 
 
 def _domain_means(samples: list[Sample], result: StepResult) -> Record:

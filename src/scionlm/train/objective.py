@@ -21,6 +21,8 @@ from scionlm.train.head_loss import HeadSettings, head_losses, head_of
 from scionlm.train.hidden_loss import States
 
 Extras = dict[str, torch.Tensor]
+FROM_TEACHER = ("divergence_nats", "hidden_error_ratio")
+"""Parts of the loss that a teacher adds."""
 PROJECTIONS = "projections."
 """Begins the name of what is trained beside the model."""
 
