@@ -10,7 +10,7 @@ from scionlm.report.html import Content, Markup, RowGroup, facts, join, name_of,
 from scionlm.report.linechart import Chart, Series, line_chart
 from scionlm.report.svg import Caption, responsive
 from scionlm.report.values import mapping, number, text
-from scionlm.report.wording import NONE, duration, exact, percent, quantity, size
+from scionlm.report.wording import NONE, count, duration, exact, percent, size
 
 _POINTS = 300
 _WORDS = {
@@ -111,7 +111,7 @@ def _cost(run: Run) -> Markup | None:
     models = number(plan, "models_trained") or 1
     planned = number(mapping(plan.get("seconds_by_part")), "teacher")
     rows: list[tuple[Content, ...]] = [
-        ("parameters", NONE, _shown(quantity, number(distill, "num_parameters"))),
+        ("parameters", NONE, _shown(count, number(distill, "num_parameters"))),
         ("steps that it was asked in", NONE, _shown(exact, number(distill, "teacher_steps"))),
         ("time", duration(planned / models) if planned is not None else NONE, duration(seconds) or NONE),
         ("of the training time", NONE, _shown(percent, seconds / whole if seconds is not None and whole else None)),
