@@ -33,7 +33,7 @@ class DistillConfig(Section):
     """MODEL with the same tokenizer; `source` is the one that is inherited from."""
     weight: float = Field(default=0.5, ge=0, le=1)
     """Share of the divergence in the loss; the rest is cross-entropy."""
-    temperature: float = Field(default=1.0, gt=0, le=20)
+    temperature: float = Field(default=2.0, gt=0, le=20)
     """Of both softmaxes in the divergence."""
     loss: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
     """The divergence: of the student from the teacher, of the teacher from the student, or of both from their mean."""
