@@ -10,7 +10,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from a second thread, and two of them fight for cores
 
 from factories import VOCAB_SIZE, corpora_file, model_folder
+from features import FEATURES
 from scionlm.data import DataFolder, load_corpora, prepare
+from scionlm.recipes.run import run_recipe
+from whole_runs import quicken, recipe_of
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +36,36 @@ def data_folder(tmp_path_factory, tiny_folder) -> DataFolder:
     path = corpora_file(root, tiny_folder)
     prepare(load_corpora(path), root, root / "data")
     return DataFolder(root / "data")
+
+
+@pytest.fixture(scope="session")
+def with_dropout(tmp_path_factory):
+    return model_folder(tmp_path_factory.mktemp("dropout") / "gpt2", model_type="gpt2")
+
+
+@pytest.fixture(scope="session")
+def earlier(tmp_path_factory, tiny_folder, data_folder):
+    """A finished run, to be replayed and branched off."""
+    out = tmp_path_factory.mktemp("earlier") / "run"
+    schedule = {"name": "constant", "warmup": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch.setattr)
+        run_recipe(recipe_of(tiny_folder, data_folder.path, schedule=schedule, checkpoint__every=3), out)
+    return out
+
+
+@pytest.fixture
+def make(tiny_folder, data_folder, with_dropout, wide_folder, earlier):
+    """Return a recipe by the name of its feature, or by its settings."""
+
+    def filled(value):
+        words = {"EARLIER": earlier, "DATA": data_folder.path, "GPT2": with_dropout, "WIDE": wide_folder}
+        if isinstance(value, dict):
+            return {key: filled(inner) for key, inner in value.items()}
+        return str(words.get(value, value)) if isinstance(value, str) else value
+
+    def make(feature: str = "plain", **changes):
+        settings = {key.replace(".", "__"): filled(value) for key, value in FEATURES[feature].items()}
+        return recipe_of(tiny_folder, data_folder.path, **settings | changes)
+
+    return make

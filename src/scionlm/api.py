@@ -216,6 +216,8 @@ def plan(
     overrides: dict[str, Any] | list[str] | None = None,
     *,
     device: str | None = None,
+    devices: int = 1,
+    per_node: int | None = None,
     calibrate: bool = False,
 ) -> Record:
     """Return what a recipe will take: parameters, operations, memory, time.
@@ -224,6 +226,8 @@ def plan(
         recipe: Path of a YAML file, name of a preset or of a recipe.
         overrides: Dotted keys to values.
         device: Name of one in the table; None takes this machine's.
+        devices: How many of them.
+        per_node: How many in one machine; None puts all into one, up to eight.
         calibrate: Measure a few steps here instead of looking the speed up.
 
     Raises:
@@ -235,9 +239,9 @@ def plan(
 
     loaded = load_recipe(recipe, overrides or {})
     if not calibrate:
-        return plan_recipe(loaded, device)
-    if device is not None:
-        raise UsageError("--calibrate measures this machine; leave --device out")
+        return plan_recipe(loaded, device, devices, per_node)
+    if device is not None or devices > 1:
+        raise UsageError("--calibrate measures one device of this machine; leave --device and --devices out")
     from scionlm.recipes.calibrate import calibrated
 
     return calibrated(loaded)

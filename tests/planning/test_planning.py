@@ -198,5 +198,5 @@ def test_calibration_measures_here(overrides):
     assert measured["seconds"] > 0
     assert measured["memory_measured_bytes"] > 0
     assert {key: measured[key] for key in ("flops", "num_tokens")} == {k: looked_up[k] for k in ("flops", "num_tokens")}
-    with pytest.raises(UsageError, match="leave --device out"):
+    with pytest.raises(UsageError, match="leave --device and --devices out"):
         api.plan("inheritune-mini", overrides, device="h100", calibrate=True)

@@ -267,7 +267,7 @@ def test_a_time_can_be_the_length_of_the_way(recipe, tmp_path, monkeypatch):
     from scionlm.recipes import calibrate
 
     speed = calibrate.Speed([0.5], [0.1], None)
-    monkeypatch.setattr(calibrate, "measure_steps", lambda recipe: speed)
+    monkeypatch.setattr(calibrate, "measure_steps", lambda *_: speed)
     out = tmp_path / "run"
     run_recipe(recipe({"schedule": "cosine", "until": "2 s"}), out)
     assert len(column(out, "train/divergence_nats")) == 4

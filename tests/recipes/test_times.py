@@ -71,7 +71,7 @@ def test_a_time_must_be_one(settings, time):
 
 def test_a_run_measures_once_and_a_resumed_one_keeps_its_steps(settings, tmp_path, monkeypatch):
     speeds = iter([0.01])
-    monkeypatch.setattr(calibrate, "measure_steps", lambda recipe: calibrate.Speed([next(speeds)], [0.0], None))
+    monkeypatch.setattr(calibrate, "measure_steps", lambda *_: calibrate.Speed([next(speeds)], [0.0], None))
     settings |= {"train.time": "0.1 s", "schedule.warmup": "0.02 s"}
     checks = iter([False] * 9)
 

@@ -11,6 +11,7 @@ from torch import nn
 from scionlm.core.errors import StoppedError
 from scionlm.train.average import Average, AverageSettings
 from scionlm.train.checkpoint import CheckpointStore
+from scionlm.train.shards import InMemory
 
 quick = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 
@@ -152,7 +153,7 @@ def test_a_saved_average_goes_on_as_if_it_had_never_been_saved(tmp_path, method,
     for model in (second, other):
         model.load_state_dict(whole.state_dict())
     loaded, fresh = Average(second, settings), Average(other, settings)
-    loaded.load(checkpoint.tensors("average"), checkpoint.state["count"])
+    loaded.load(checkpoint.saved("average"), checkpoint.state["count"])
     for model, one in ((whole, average), (second, loaded), (other, fresh)):
         walk(model, one, range(cut + 1, 16))
     assert loaded.count == average.count
@@ -165,7 +166,7 @@ def test_loading_does_not_share_what_was_loaded():
     model = small_model()
     average = Average(model, AverageSettings("uniform", 0.9, 0, 1))
     source = {name: p.detach().clone() for name, p in model.named_parameters()}
-    average.load(source, 3)
+    average.load(InMemory(source), 3)
     before = bits(source.items())
     walk(model, average, range(1, 4))
     assert bits(source.items()) == before

@@ -15,6 +15,7 @@ from scionlm.train.guard import Guard
 from scionlm.train.learner import Learner
 from scionlm.train.objective import Objective
 from scionlm.train.optimizer import Optimizer, OptimizerSettings
+from scionlm.train.shards import InMemory
 
 LR = 3e-3
 UNTIED = {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
@@ -295,7 +296,7 @@ def test_a_step_after_loading_is_the_step_of_the_one_never_saved(name):
     loaded, fresh = Optimizer(second, settings), Optimizer(forgetful, settings)
     some_steps(second, loaded, range(90, 91), lr=0.0)  # a state of its own, which loading has to replace
     second.load_state_dict(whole.state_dict())
-    loaded.load(state)
+    loaded.load(InMemory(state))
     assert same_bits(loaded.tensors(), optimizer.tensors())
     for model, one in ((whole, optimizer), (second, loaded), (forgetful, fresh)):
         some_steps(model, one, range(3, 6))
@@ -309,7 +310,7 @@ def test_loading_copies_so_that_two_optimizers_never_share_a_state(name):
     model, other = tiny_model(), tiny_model()
     optimizer, loaded = (Optimizer(m, OptimizerSettings(name=name)) for m in (model, other))
     some_steps(model, optimizer, range(2))
-    loaded.load(optimizer.tensors())
+    loaded.load(InMemory(optimizer.tensors()))
     before = {key: value.clone() for key, value in optimizer.tensors().items()}
     some_steps(other, loaded, range(2, 4))
     assert same_bits(before, optimizer.tensors())
@@ -320,7 +321,7 @@ def test_a_state_is_empty_before_the_first_step_and_an_empty_one_can_be_loaded()
     optimizer = Optimizer(model, OptimizerSettings())
     assert optimizer.tensors() == {}
     some_steps(model, optimizer, range(1))
-    optimizer.load({})
+    optimizer.load(InMemory({}))
     assert optimizer.tensors() == {}
 
 
@@ -329,7 +330,7 @@ def test_a_reset_leaves_nothing_of_the_state(name):
     model = tiny_model()
     optimizer = Optimizer(model, OptimizerSettings(name=name))
     some_steps(model, optimizer, range(2))
-    optimizer.load(saved(optimizer), carry="reset")
+    optimizer.load(InMemory(saved(optimizer)), carry="reset")
     assert optimizer.tensors() == {}
 
 
@@ -339,7 +340,7 @@ def test_carrying_moments_keeps_the_second_and_the_count_and_forgets_the_first(n
     optimizer = Optimizer(model, OptimizerSettings(name=name))
     some_steps(model, optimizer, range(3))
     before = saved(optimizer)
-    optimizer.load(before, carry="moments")
+    optimizer.load(InMemory(before), carry="moments")
     after = optimizer.tensors()
     assert after.keys() == before.keys()
     kinds = set()
@@ -397,9 +398,9 @@ def test_the_state_of_another_optimizer_is_refused_with_what_to_do(before, now, 
     optimizer = Optimizer(model, OptimizerSettings(name=before))
     some_steps(model, optimizer, range(1))
     with pytest.raises(UsageError, match=r"another optimizer; set optimizer_state: reset, or keep optimizer\.name"):
-        Optimizer(model, OptimizerSettings(name=now)).load(saved(optimizer), carry)
+        Optimizer(model, OptimizerSettings(name=now)).load(InMemory(saved(optimizer)), carry)
     fresh = Optimizer(model, OptimizerSettings(name=now))
-    fresh.load(saved(optimizer), "reset")
+    fresh.load(InMemory(saved(optimizer)), "reset")
     assert fresh.tensors() == {}
 
 
@@ -414,7 +415,7 @@ def test_the_state_of_another_model_is_refused(name, other):
     optimizer = Optimizer(model, OptimizerSettings(name=name))
     some_steps(model, optimizer, range(1))
     with pytest.raises(DataError, match="another model"):
-        Optimizer(tiny_model(), OptimizerSettings(name=name)).load(saved(optimizer))
+        Optimizer(tiny_model(), OptimizerSettings(name=name)).load(InMemory(saved(optimizer)))
 
 
 def test_gradients_are_dropped_when_asked():

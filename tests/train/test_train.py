@@ -39,6 +39,9 @@ class Stop:
     def requested(self):
         return self._at is not None and self._plan.state()["slot"] >= self._at
 
+    def agreed(self):
+        return self.requested
+
     def check(self):
         pass
 

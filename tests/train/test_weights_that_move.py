@@ -47,6 +47,9 @@ class Stop:
         self.measured[kind] += 1
         self.requested |= (kind, self.measured[kind]) == self._inside
 
+    def agreed(self) -> bool:
+        return self.requested
+
     def check(self) -> None:
         if self.requested:
             raise StoppedError("stopped on request")

@@ -216,6 +216,8 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A preset, a recipe's name, or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")] = None,
     device: Annotated[str | None, typer.Option(help="Of the table, as h100; this machine's where left out.")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    per_node: Annotated[int | None, typer.Option(min=1, help="How many in one machine (all, up to 8 GPUs).")] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure a few steps here.")] = False,
     json: Json = False,
 ) -> None:
@@ -224,7 +226,7 @@ def plan(
     from scionlm.cli.plan import print_plan
     from scionlm.cli.tables import print_json
 
-    found = api.plan(recipe, overrides or [], device=device, calibrate=calibrate)
+    found = api.plan(recipe, overrides or [], device=device, devices=devices, per_node=per_node, calibrate=calibrate)
     print_json(found) if json else print_plan(found)
 
 

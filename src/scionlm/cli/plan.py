@@ -23,7 +23,13 @@ def print_plan(found: dict[str, Any]) -> None:
         add_row(table, "teacher", _teacher(found))
     add_row(table, "checkpoint", format_bytes(found["checkpoint_bytes"]))
     show_table(table)
-    memory = new_table(f"\nmemory of a step in {found['precision']}, one device", "part", "size")
+    layout = found["layout"]
+    if found["devices"] > 1:
+        print(f"\n{found['devices']} devices, {_layout(layout)}: {layout['why']}")
+    rows = found["micro_batch_size"]
+    memory = new_table(
+        f"\nmemory of a step in {found['precision']}, each device, {rows} sequences a pass", "part", "size"
+    )
     for part, size in found["memory_by_part"].items():
         if size:
             add_row(memory, part.replace("_", " "), format_bytes(size))
@@ -45,6 +51,16 @@ def print_plan(found: dict[str, Any]) -> None:
     print(f"{'0':>8} step 1 to {found['num_steps']:,}")
     for stage in found["stages"]:
         print(f"{stage['name']}: {stage['schedule']}")
+
+
+def _layout(layout: dict[str, Any]) -> str:
+    """Return how weights lie on several devices, in words."""
+    shards, replicas = layout["shards"], layout["replicas"]
+    if layout["name"] == "ddp":
+        return f"DDP, {replicas} copies"
+    if layout["name"] == "fsdp":
+        return f"FSDP2, one copy over {shards}"
+    return f"HSDP, {replicas} copies over {shards} each"
 
 
 def _time(found: dict[str, Any]) -> str:

@@ -81,7 +81,7 @@ def this_machine() -> Device:
     flags = cpu_facts().get("flags", "").split()
     _, bf16, fp32 = next(entry for entry in _CORES if not entry[0] or entry[0] in flags)
     name = cpu_facts().get("model name", "processor")
-    return Device(f"{name}, {cores} cores", cores * bf16, cores * fp32, _memory(), _CPU)
+    return Device(f"{name}, {cores} cores", cores * bf16, cores * fp32, memory_bytes(), _CPU)
 
 
 def cpu_facts() -> dict[str, str]:
@@ -93,7 +93,8 @@ def cpu_facts() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
-def _memory() -> int | None:
+def memory_bytes() -> int | None:
+    """Return the memory of this machine; None where that is not known."""
     path = Path("/proc/meminfo")
     if not path.exists():
         return None

@@ -38,6 +38,10 @@ class StorageError(ScionError):
     exit_code = 74
 
 
+class LostRankError(StorageError):
+    """Another process of the run is gone: killed, or on a machine that cannot be reached any more."""
+
+
 class StoppedError(ScionError):
     """A signal stopped the run after it was saved; the same command goes on."""
 

@@ -4,16 +4,32 @@ On a terminal progress is a bar; elsewhere it is a plain line now and then. Noth
 texts of users are printed as they are.
 """
 
+import contextlib
 import sys
 import time
+from collections.abc import Generator
 from types import TracebackType
 
 _PLAIN_EVERY_SECONDS = 10.0
 
+_silent = False
+
+
+@contextlib.contextmanager
+def silenced(silent: bool = True) -> Generator[None, None, None]:
+    """Print nothing for a while: one process of many speaks for all."""
+    global _silent  # noqa: PLW0603 - stderr is one for the whole process, too
+    before, _silent = _silent, silent or _silent
+    try:
+        yield
+    finally:
+        _silent = before
+
 
 def say(message: str) -> None:
     """Print one line about what is happening."""
-    print(message, file=sys.stderr, flush=True)
+    if not _silent:
+        print(message, file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
@@ -65,7 +81,7 @@ class Progress:
         self._bar = None
 
     def __enter__(self) -> "Progress":
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _silent:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 

@@ -91,22 +91,24 @@ class JsonlWriter:
     less must not end a run.
 
     Args:
-        path: The file; made with a header line when it is not there.
+        path: The file; made with a header line when it is not there. None writes nothing: another process does.
         kind: What the lines are, written into the header.
     """
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, kind: str) -> None:
+        self._path, self._file = path, None
+        self._waiting, self._warned = b"", False
+        if path is None:
+            return
         self._header = {"format_version": FORMAT_VERSION, "kind": kind}
         if not path.exists():
             write_text_atomic(path, json.dumps(self._header) + "\n")
         elif path.is_file() and not path.read_bytes().endswith(b"\n"):
             self._rewrite(read_jsonl(path))  # a kill tore the last line
         self._file = path.open("ab", buffering=0)
-        self._waiting = b""
-        self._warned = False
 
     def _rewrite(self, records: list[Record]) -> None:
+        assert self._path is not None
         write_text_atomic(self._path, "".join(json.dumps(line) + "\n" for line in [self._header, *records]))
 
     def rewind(self, step: int, keep: Callable[[Record], bool] = lambda record: True) -> None:
@@ -116,6 +118,8 @@ class JsonlWriter:
             step: The checkpoint's.
             keep: Which of the lines of this very step stay.
         """
+        if self._path is None or self._file is None:
+            return
         steps = [(record.get("step", 0), record) for record in read_jsonl(self._path)]
         kept = [record for at, record in steps if at < step or (at == step and keep(record))]
         self._file.close()
@@ -125,6 +129,8 @@ class JsonlWriter:
 
     def write(self, record: Record) -> None:
         """Append one record; NaN and infinity are written as null, which JSON has."""
+        if self._path is None:
+            return
         self._waiting += json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
         try:
             self.flush()
@@ -140,6 +146,8 @@ class JsonlWriter:
         Raises:
             StorageError: There is still no room.
         """
+        if self._path is None or self._file is None:
+            return
         try:
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]  # what a full disk took of it is there
@@ -155,7 +163,8 @@ class JsonlWriter:
         try:
             self.flush()
         finally:
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
 
 
 def _finite(value: Any) -> Any:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from scionlm.core.errors import BrokenModelError, DataError
 from scionlm.data import DataFolder, TokenStream
+from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.sources import load_tokenizer
 
 _LOGIT_BYTES = 2**28  # how much the logits of one forward pass may take
@@ -91,21 +92,35 @@ def held_out_span(stream: TokenStream, max_tokens: int | None, tokenizer: Tokeni
 
 @torch.no_grad()
 def stream_loss(
-    token_nll: TokenNll, stream: TokenStream, seq_len: int, vocab_size: int, num_tokens: int
+    token_nll: TokenNll, stream: TokenStream, seq_len: int, vocab_size: int, num_tokens: int, ranks: Ranks = ALONE
 ) -> Iterator[tuple[int, float]]:
-    """Yield (predictions made, summed nll) while going through the first `num_tokens` tokens of a stream."""
-    rows = max(1, _LOGIT_BYTES // (4 * seq_len * vocab_size))
+    """Yield (predictions made, summed nll) while going through the first `num_tokens` tokens of a stream.
+
+    Ranks take turns and add up in the stream's order, so that the sum does not depend on how many there are.
+    """
+    pieces = list(_pieces(seq_len, max(1, _LOGIT_BYTES // (4 * seq_len * vocab_size)), num_tokens))
     total = 0.0
+    for first in range(0, len(pieces), ranks.world):
+        turn = pieces[first : first + ranks.world]
+        # Where there are more ranks than pieces left, all compute all the same: weights may be shared out.
+        position, count, length = turn[min(ranks.rank, len(turn) - 1)]
+        ids = torch.from_numpy(stream.read(position, count * length + 1))
+        nll = token_nll(ids[:-1].view(count, length), ids[1:].view(count, length))
+        for value in ranks.gather(float(nll.double().sum()))[: len(turn)]:
+            total += value
+        position, count, length = turn[-1]
+        yield position + count * length, total
+
+
+def _pieces(seq_len: int, rows: int, num_tokens: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (position, windows, tokens that are predicted in each) of what goes through a model at once."""
     position = 0
     while position < num_tokens - 1:
         full = min(rows, (num_tokens - 1 - position) // seq_len)
         length = seq_len if full else num_tokens - 1 - position
         count = max(full, 1)
-        ids = torch.from_numpy(stream.read(position, count * length + 1))
-        nll = token_nll(ids[:-1].view(count, length), ids[1:].view(count, length))
-        total += float(nll.double().sum())
+        yield position, count, length
         position += count * length
-        yield position, total
 
 
 def domain_losses(
@@ -115,6 +130,7 @@ def domain_losses(
     seq_len: int,
     max_tokens: int | None = None,
     on_progress: Callable[[int], None] = lambda tokens: None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, DomainLoss]:
     """Return the held-out loss of each domain.
 
@@ -125,6 +141,7 @@ def domain_losses(
         seq_len: Tokens that are predicted in one window.
         max_tokens: Budget a domain; None takes the whole held-out split.
         on_progress: Told the number of tokens done, over all domains.
+        ranks: The processes that share the work.
 
     Raises:
         DataError: A domain has no held-out text, or a loss is not finite.
@@ -138,7 +155,8 @@ def domain_losses(
         if span[0] < 2:
             raise DataError(f"domain {domain!r} of {data.path} has no held-out text to predict")
         loss = DomainLoss(0.0, 0, span[1])
-        for done, nll_sum in stream_loss(token_nll, stream, seq_len, data.tokenizer.vocab_size, span[0]):
+        vocab_size = data.tokenizer.vocab_size
+        for done, nll_sum in stream_loss(token_nll, stream, seq_len, vocab_size, span[0], ranks):
             loss = DomainLoss(nll_sum, done, span[1])
             on_progress(before + done)
         if not math.isfinite(loss.nll_sum):

@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from scionlm.core.errors import DataError
+from scionlm.families.registry import family_of
 from scionlm.sources.quiet import quiet_transformers
 
 
@@ -26,6 +28,11 @@ def empty_model(config: dict[str, Any], dtype: torch.dtype, attn_implementation:
             ).eval()
     except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         raise DataError(f"config.json: transformers refuses it: {' '.join(str(error).split())[:300]}") from error
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers of a model, in order."""
+    return list(model.get_submodule(family_of(model.config.to_dict()).layers).children())
 
 
 def random_model(config: dict[str, Any], seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -1,16 +1,17 @@
-"""Where a run computes: CPU or one GPU, in float32 or bfloat16."""
+"""Where a process computes: its CPU cores or its GPU, in float32 or bfloat16, alone or with others."""
 
 import platform
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
 import torch
 
-from scionlm.core.devices import cpu_facts, gpu_by_name
+from scionlm.core.devices import cpu_facts, gpu_by_name, memory_bytes
 from scionlm.core.machine import peak_memory_bytes, usable_cores
+from scionlm.parallel.ranks import ALONE, Ranks
 
 Precision = Literal["fp32", "bf16"]
 
@@ -29,17 +30,28 @@ class Runtime:
         name: The processor's own name.
         threads: CPU threads that torch uses.
         precision: What matrix products are computed in; weights and optimizer stay float32.
+        ranks: This process and the others of the run.
+        shards: How many devices hold one copy of the weights between them.
     """
 
     kind: str
     name: str
     threads: int
     precision: Precision
+    ranks: Ranks = ALONE
+    shards: int = 1
+
+    @property
+    def layout(self) -> str:
+        """How weights lie on the devices: `single`, `ddp`, `fsdp` or `hsdp`."""
+        if self.ranks.world == 1:
+            return "single"
+        return "ddp" if self.shards == 1 else "fsdp" if self.shards == self.ranks.world else "hsdp"
 
     @property
     def device(self) -> torch.device:
-        """The torch device."""
-        return torch.device(self.kind)
+        """The torch device of this process."""
+        return torch.device(self.kind, self.ranks.local_rank) if self.kind == "cuda" else torch.device(self.kind)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -47,30 +59,43 @@ class Runtime:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, for manifests."""
-        return asdict(self)
+        """Return what manifests say of it."""
+        others = {"world": self.ranks.world, "layout": self.layout} if self.ranks.world > 1 else {}
+        return {key: getattr(self, key) for key in ("kind", "name", "threads", "precision")} | others
 
     def seed(self, seed: int) -> None:
-        """Seed every generator of this process."""
-        torch.manual_seed(seed)
+        """Seed every generator of this process; those of other ranks draw other numbers."""
+        torch.manual_seed(seed + self.ranks.rank)
+
+    def memory(self) -> int | None:
+        """Return the memory that this process can have; None where that is not known."""
+        if self.kind == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        whole = memory_bytes()
+        return whole and whole // self.ranks.local_world
 
     def peak_memory(self) -> int:
         """Return the most bytes that were in use: of the GPU where there is one, else of the process."""
         return torch.cuda.max_memory_allocated() if self.kind == "cuda" else peak_memory_bytes()
 
 
-def start_runtime(precision: str = "auto") -> Runtime:
+def start_runtime(precision: str = "auto", ranks: Ranks = ALONE) -> Runtime:
     """Choose the device, set torch's threads, and settle the precision.
 
     `auto` is bf16 where the hardware multiplies it: a GPU since Ampere, a CPU with AVX512-BF16 or AMX or Arm's BF16.
     """
-    threads = usable_cores()
+    threads = max(usable_cores() // ranks.local_world, 1)
     torch.set_num_threads(threads)
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":
         precision = "bf16" if _has_bf16(kind) else "fp32"
     name = torch.cuda.get_device_name() if kind == "cuda" else _cpu_name()
-    return Runtime(kind, name, threads, "bf16" if precision == "bf16" else "fp32")
+    return Runtime(kind, name, threads, "bf16" if precision == "bf16" else "fp32", ranks)
+
+
+def reseed(step: int, rank: int) -> None:
+    """Seed the generators of a rank that goes on at a step without a state of its own."""
+    torch.manual_seed(step * 1_000_003 + rank)
 
 
 def random_state() -> dict[str, str]:

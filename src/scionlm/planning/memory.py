@@ -1,6 +1,7 @@
 """How much memory training takes, part by part."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from scionlm.families import FamilySpec, ModelShape, count_parameters, family_of
@@ -23,6 +24,8 @@ class MemoryRequest:
         optimizer: `adamw` or `muon`.
         averages: Averaged copies of the weights.
         kind: `cpu` or `cuda`.
+        checkpointing: What of the activations is made again: `none`, `selective` or `full`.
+        shards: Devices that hold one copy of the weights between them.
     """
 
     seq_len: int
@@ -31,6 +34,8 @@ class MemoryRequest:
     optimizer: str
     averages: int
     kind: str
+    checkpointing: str = "none"
+    shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,22 @@ def training_memory(
     # In each layer: two norms, the residual stream, four of the heads' size, four of the MLP's.
     kept = width * (4.7 * shape.hidden_size + 4 * heads + 4 * shape.intermediate_size)
     kept += 4 * shape.hidden_size if width == 2 else 0  # the norms compute in float32
+    layers = shape.num_hidden_layers
+    kv = shape.num_key_value_heads * shape.head_dim
+    again = {  # what stays of each layer, beside all of the one that is made again
+        "full": width * shape.hidden_size,
+        "selective": width * (3 * shape.hidden_size + 2 * heads + 2 * kv + 2 * shape.intermediate_size),
+    }
+    stays = again.get(request.checkpointing)
+    activations = kept * layers if stays is None else stays * layers + kept
+    share = request.shards
     parts = {
-        "weights": 4 * parameters,
-        "gradients": 4 * parameters,
-        "optimizer": optimizer_bytes(family, hf_config, request.optimizer),
-        "averages": 4 * parameters * request.averages,
-        "compute_copies": 2 * parameters if width == 2 else 0,
-        "activations": int(tokens * kept * shape.num_hidden_layers),
+        "weights": 4 * parameters // share,
+        "gradients": 4 * parameters // share,
+        "optimizer": optimizer_bytes(family, hf_config, request.optimizer) // share,
+        "averages": 4 * parameters * request.averages // share,
+        "compute_copies": _gathered(family, hf_config, width) if share > 1 else 2 * parameters if width == 2 else 0,
+        "activations": int(tokens * activations),
         "logits": _head_bytes(shape, tokens, width, request.kind, 2 if teaching else 1),
         "libraries": _LIBRARIES[request.kind],
     }
@@ -92,8 +106,17 @@ def training_memory(
         passing = width * tokens * (4 * taught.hidden_size + 3 * taught.intermediate_size)  # of one layer at a time
         # Of each taught layer the teacher's states, and what the error keeps of both in float32.
         states = tokens * taught.hidden_size * teaching.layers * (width + _KEPT_BY_ERROR.get(teaching.error or "", 0))
+        own = own // share + (_gathered(family_of(teaching.config), teaching.config, width) if share > 1 else 0)
         parts["teacher"] = own + passing + states + 16 * teaching.projections(shape)
     return parts | {"total": sum(parts.values())}
+
+
+def _gathered(family: FamilySpec, hf_config: dict[str, Any], width: int) -> int:
+    """Return what is whole at a time of shared weights: what is outside the layers, two layers, gradients of one."""
+    by_part = count_parameters(family, hf_config)
+    inside = sum(prod(p.shape) for p in expected_tensors(family, hf_config) if p.layer is not None)
+    one = inside // ModelShape.of(hf_config).num_hidden_layers
+    return width * (by_part["total"] - inside + 2 * one) + 4 * one
 
 
 def _head_bytes(shape: ModelShape, tokens: int, width: int, kind: str, models: int) -> int:

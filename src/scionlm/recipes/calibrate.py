@@ -2,20 +2,23 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from scionlm.core.log import Progress
+from scionlm.core.log import Progress, say
 from scionlm.core.records import Record
 from scionlm.data import Batch
 from scionlm.families.models import random_model
+from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.parallel.runtime import Runtime, start_runtime
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.distillation import open_distillation
 from scionlm.recipes.inputs import match_layers, open_teacher, plan_of
+from scionlm.recipes.layout import with_rows
 from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import Piece, Schedule
@@ -27,6 +30,7 @@ from scionlm.train.optimizer import Optimizer, OptimizerSettings
 from scionlm.train.step import train_step
 
 _PASSES = 3  # measured, after one that is not
+_WORTH_IT = 0.98  # of the time: a larger pass has to save so much
 
 
 class Speed(NamedTuple):
@@ -45,6 +49,8 @@ class Speed(NamedTuple):
 
 def calibrated(recipe: Recipe) -> Record:
     """Return a plan with its time, and its memory, as measured here."""
+    if any(stage.train.micro_batch_size == "auto" for stage in recipe.resolved_stages):
+        recipe = with_rows(recipe, plan_recipe(recipe)["micro_batch_size"])
     speed = measure_steps(recipe)
     recipe = resolve_times(recipe, speed.seconds)
     planned = plan_recipe(recipe)
@@ -75,26 +81,54 @@ def _with_seconds(recipe: Recipe, planned: Record, speed: Speed) -> Record:
     }
 
 
-def measure_steps(recipe: Recipe) -> Speed:
-    """Return the time of a step in each stage, from passes with random weights.
+def choose_rows(recipe: Recipe, sizes: list[int], runtime: Runtime) -> int:
+    """Return the sequences in a pass at which a device is fastest.
+
+    Where weights are shared out no device can try alone: then the largest size that is expected to fit is taken.
+
+    Args:
+        recipe: The recipe.
+        sizes: Those that are expected to fit, smallest first.
+        runtime: The device.
+    """
+    if runtime.shards > 1 or len(sizes) == 1:
+        return sizes[-1]
+    objective = _objective(recipe, replace(runtime, ranks=ALONE))
+    longest = max(stage.data.seq_len for stage in recipe.resolved_stages)
+    optimizer = Optimizer(objective.model, OptimizerSettings(name=recipe.optimizer.name))
+    best, fastest = sizes[0], float("inf")
+    with Progress("choosing the micro-batch", len(sizes)) as progress:
+        for number, rows in enumerate(sizes):
+            batch = _batch(objective.model, rows, longest)
+            try:
+                times = [_seconds(lambda batch=batch: _pass(objective, optimizer, batch)) for _ in range(_PASSES)]
+            except torch.OutOfMemoryError:
+                optimizer.zero_grad()
+                break
+            each = min(times[1:]) / rows
+            if each < _WORTH_IT * fastest:
+                best = rows
+            elif each > fastest / _WORTH_IT:
+                break  # past the best size
+            fastest = min(fastest, each)
+            progress.update(number + 1, f"{rows} sequences: {longest / each:.0f} tokens/s")
+    say(f"micro_batch_size: {best}, the fastest of those that fit ({longest / fastest:.0f} tokens/s)")
+    return best
+
+
+def measure_steps(recipe: Recipe, ranks: Ranks = ALONE) -> Speed:
+    """Return the time of a step in each stage on one device, from passes with random weights.
 
     A step is measured as micro-batches and an update apart, since a global batch may be many of the former.
     """
-    source = resolve(recipe.source, weights=False)
-    runtime = start_runtime(recipe.train.precision)
-    target = target_config([source.config], plan_of(recipe, source))
-    model: Any = random_model(target, recipe.seed).to(runtime.device)  # pyright: ignore[reportArgumentType]
-    distillation = _distillation(recipe, source, model, runtime)
-    objective = Objective(model, runtime.compute_dtype, recipe.train.z_loss, distillation)
-    if recipe.train.compile is True:
-        objective.compile()
-    optimizer = Optimizer(model, OptimizerSettings(name=recipe.optimizer.name))
+    runtime = replace(start_runtime(recipe.train.precision, ranks), ranks=ALONE)
+    objective = _objective(recipe, runtime)
+    optimizer = Optimizer(objective.model, OptimizerSettings(name=recipe.optimizer.name))
     found, taught = [], []
     with Progress("calibrating", len(recipe.resolved_stages) * (_PASSES + 1)) as progress:
         for number, stage in enumerate(recipe.resolved_stages):
-            rows = min(stage.train.micro_batch_size, stage.sequences_per_step)
-            ids = np.random.default_rng(0).integers(0, int(target["vocab_size"]), (rows, stage.data.seq_len + 1))
-            batch = Batch(ids[:, :-1], np.ascontiguousarray(ids[:, 1:]))
+            rows = stage.rows()
+            batch = _batch(objective.model, rows, stage.data.seq_len)
             passing, whole = [], []
             before = 0.0
             for turn in range(_PASSES + 1):
@@ -109,6 +143,25 @@ def measure_steps(recipe: Recipe) -> Speed:
             found.append(one * passes + max(all_of_it - one, 0.0))
             taught.append((objective.teacher_seconds - before) / (2 * _PASSES) * passes)
     return Speed(found, taught, runtime)
+
+
+def _objective(recipe: Recipe, runtime: Runtime) -> Objective:
+    """Return the objective of a recipe on one device, with random weights."""
+    source = resolve(recipe.source, weights=False)
+    target = target_config([source.config], plan_of(recipe, source))
+    model = random_model(target, recipe.seed)
+    distillation = _distillation(recipe, source, model, runtime)
+    train = recipe.train
+    again = train.activation_checkpointing
+    objective = Objective(model, runtime.compute_dtype, train.z_loss, distillation, again, runtime)
+    if train.compile is True:
+        objective.compile()
+    return objective
+
+
+def _batch(model: PreTrainedModel, rows: int, seq_len: int) -> Batch:
+    ids = np.random.default_rng(0).integers(0, int(model.config.vocab_size), (rows, seq_len + 1))
+    return Batch(ids[:, :-1], np.ascontiguousarray(ids[:, 1:]))
 
 
 def _distillation(

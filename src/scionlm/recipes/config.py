@@ -54,6 +54,9 @@ class CheckpointConfig(Section):
     """How many of the newest stay; those at the end of a stage stay for good."""
     keep_every: Steps | None = None
     """Between two others that stay for good."""
+    background: bool | Literal["auto"] = "auto"
+    """Write while training goes on, from a copy in the processor's memory; `auto` does where that is not the one that
+    is trained in: on GPUs."""
 
 
 class ExportConfig(Section):

@@ -23,12 +23,16 @@ class TrainConfig(Section):
     """Budget in time spent training, as `6 hours`: measured and turned into steps when the run begins."""
     global_batch_tokens: Count = 131072
     """Tokens in one optimizer step, whatever the number of devices."""
-    micro_batch_size: int = Field(default=8, ge=1)
-    """Sequences per device and pass."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
+    """Sequences per device and pass; `auto` takes the fastest of those that fit."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What matrix products are computed in; `auto` is bf16 where the hardware has it."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile; `auto` uses it where the run is long enough to repay it."""
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
+    """How weights lie on several devices; `auto` by what a device can hold, and anew where a run goes on on others."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What of the activations is made again on the way back instead of kept: all, or all but products and attention."""
     skip_nonfinite: int = Field(default=3, ge=0)
     """Updates in a row that are left out because their loss or gradient is not finite, before the run gives up."""
     z_loss: float = Field(default=0.0, ge=0)

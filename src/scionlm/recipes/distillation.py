@@ -1,7 +1,6 @@
 """The teacher of a run, made a part of the objective."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -25,12 +24,11 @@ def open_distillation(
     Args:
         config: Says what is learned.
         schedule: Multiplier of its weights by finished steps.
-        student: The model that learns, on its device.
+        student: The model that learns.
         teacher: The model that it learns from, in the type to compute in.
         layers: Layer of the student to the layer of the teacher, for what layers give out.
         runtime: Where both compute.
     """
-    model: Any = teacher
     settings = DistillSettings(
         weight=config.weight,
         schedule=schedule,
@@ -41,5 +39,5 @@ def open_distillation(
         hidden_error=config.hidden.loss if config.hidden else "mse",
         layers=layers,
     )
-    taught = Teacher(model.to(runtime.device), sorted(set(layers.values())))
-    return Distillation(student, taught, settings).to(runtime.device)
+    taught = Teacher(teacher, sorted(set(layers.values())), runtime)
+    return Distillation(student, taught, settings)

@@ -14,19 +14,22 @@ from scionlm.core.log import say
 from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl, write_json
 from scionlm.core.signals import StopRequest
 from scionlm.evaluation.loss import model_token_nll
-from scionlm.families.models import random_model
+from scionlm.families.models import assemble, random_model
+from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.recipes.inputs import Inputs
 from scionlm.recipes.result import add_control, best_losses, describe, write_card
-from scionlm.recipes.setting import Setting, losses_of, release, samples_of, settle
+from scionlm.recipes.setting import Setting, losses_of, open_model, release, samples_of, settle
 from scionlm.recipes.training import train_model
-from scionlm.sources import load_hf_model, open_folder
+from scionlm.sources import open_folder
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.target import target_config
 
 
-def run_inheritune(inputs: Inputs, out: Path, stop: StopRequest, allow_change: bool = False) -> Record:
+def run_inheritune(
+    inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, allow_change: bool = False
+) -> Record:
     """Run one round into `out`; each finished phase is kept, so that the same call goes on after a stop."""
-    setting = settle(inputs, out, stop, allow_change)
+    setting = settle(inputs, out, stop, ranks, allow_change)
     recipe = setting.recipe
     source_losses = evaluate_source(setting, out)
     result = train_one(setting, out, source_losses, name="control" if recipe.inherit.init == "random" else "child")
@@ -37,24 +40,31 @@ def run_inheritune(inputs: Inputs, out: Path, stop: StopRequest, allow_change: b
         control = train_one(control_setting, out / "control", source_losses, name="control")
         keys = ("name", "before", "domains", "best", "training")
         result = add_control(result, {key: control[key] for key in keys} | {"num_seeds": 1}, control["samples"])
-        write_json(out / "result.json", result)
-    return read_json(out / "result.json")
+        ranks.on_main(lambda: write_json(out / "result.json", result))
+    return ranks.on_main(lambda: read_json(out / "result.json"))
 
 
 def evaluate_source(setting: Setting, out: Path) -> Record:
     """Return the source's losses and sample texts, in float32, evaluated once and kept in RUN/source.json."""
-    path = out / "source.json"
-    if not path.exists():
-        model = load_hf_model(setting.source, torch.float32)
+
+    def evaluate() -> Record:
+        model = open_model(setting, setting.source, torch.float32)
         domains = losses_of(setting, model_token_nll(model), f"evaluating {setting.source.name}")
-        write_json(path, {"domains": domains, "samples": samples_of(setting, model)})
+        found = {"domains": domains, "samples": samples_of(setting, model)}
         release(model)
-    return read_json(path)
+        return found
+
+    return setting.kept(out / "source.json", evaluate)
 
 
 def make_model(setting: Setting) -> PreTrainedModel:
-    """Return the model to train, with float32 weights: inherited and proven, or the control."""
+    """Return the model to train, with float32 weights: inherited and proven, or the control.
+
+    The main rank makes it; that of the others has the same shape, and gets its weights when it is placed.
+    """
     recipe, source = setting.recipe, setting.source
+    if not setting.ranks.is_main:
+        return assemble(target_config([source.config], setting.plan), {}, torch.float32)
     if recipe.inherit.init == "random":
         return random_model(target_config([source.config], setting.plan), recipe.seed)
     with open_surgery([source], setting.plan) as surgery:
@@ -67,13 +77,24 @@ def make_model(setting: Setting) -> PreTrainedModel:
 
 def train_one(setting: Setting, out: Path, source: Record, name: str) -> Record:
     """Train one model into `out` and return its result; a finished one is read back."""
-    if (out / "result.json").exists():
-        return read_json(out / "result.json")
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / "model").exists():
-        train_model(setting, make_model, out, name)
-    exported = load_hf_model(open_folder(out / "model"), torch.float32)
-    domains = losses_of(setting, model_token_nll(exported), f"evaluating {name}")
+
+    def train_and_measure() -> Record:
+        if not setting.ranks.on_main((out / "model").exists):
+            train_model(setting, make_model, out, name)
+        exported = open_model(setting, open_folder(out / "model"), torch.float32)
+        domains = losses_of(setting, model_token_nll(exported), f"evaluating {name}")
+        samples = samples_of(setting, exported)
+        release(exported)
+        return setting.ranks.on_main(lambda: _result_of(setting, out, source, name, domains, samples))
+
+    setting.ranks.on_main(lambda: out.mkdir(parents=True, exist_ok=True))
+    return setting.kept(out / "result.json", train_and_measure)
+
+
+def _result_of(
+    setting: Setting, out: Path, source: Record, name: str, domains: Record, samples: list[Record]
+) -> Record:
+    """Return the result of a trained model, after writing its card and the last of its metrics."""
     lines = read_jsonl(out / "metrics.jsonl")
     evaluations = [line for line in lines if any(key.startswith("eval/") for key in line)]
     final_line = {f"eval/{d}/nll_nats": loss["nll"] for d, loss in domains.items()}
@@ -87,9 +108,7 @@ def train_one(setting: Setting, out: Path, source: Record, name: str) -> Record:
     result["before"] = training["before"]
     result["domains"] = domains
     result["best"] = best_losses(evaluations, setting.domains)
-    texts = zip(source["samples"], samples_of(setting, exported), strict=True)
+    texts = zip(source["samples"], samples, strict=True)
     result["samples"] = [{"prompt": s["prompt"], "texts": {"source": s["text"], name: own["text"]}} for s, own in texts]
-    release(exported)
     write_card(setting, out, result)
-    write_json(out / "result.json", result)
-    return read_json(out / "result.json")
+    return result

@@ -74,12 +74,13 @@ class Inputs:
         return list(self.held_out)
 
 
-def open_inputs(recipe: Recipe, out: Path) -> Inputs:
+def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
     """Open source and data and check that they fit the recipe and each other.
 
     Args:
         recipe: What is asked for.
         out: The run folder, where the demo's data is prepared when the recipe names none.
+        check: Look at everything; else at what has to be there, since another process has looked at the rest.
 
     Raises:
         UsageError: The layers or domains asked for are not there.
@@ -104,6 +105,19 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
         prepare_demo_data(source.name, out / "data")
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": str(out / "data")})})
     stages = [_open_stage(stage, recipe.seed, out) for stage in recipe.resolved_stages]
+    held_out = _held_out(stages)
+    if check:
+        _check(source, teacher, stages, held_out)
+    return Inputs(recipe, source, stages, held_out, plan, branched, teacher, taught_layers)
+
+
+def _check(
+    source: ModelFolder,
+    teacher: ModelFolder | None,
+    stages: list[StageInputs],
+    held_out: dict[str, tuple[DataFolder, str]],
+) -> None:
+    """Check that there is enough data, whole, and made with the models' tokenizer."""
     check_supply([(inputs.stage, inputs.sampling) for inputs in stages])
     folders = [inputs.data for inputs in stages]
     folders += [earlier for inputs in stages if (earlier := replayed_data(inputs.sampling)) is not None]
@@ -111,14 +125,12 @@ def open_inputs(recipe: Recipe, out: Path) -> Inputs:
         check_tokenizer(source, folder)
         if teacher is not None and teacher is not source:
             _check_teacher(teacher, folder)
-    held_out = _held_out(stages)
     for data, domain in held_out.values():
         for split in ("train", "held_out"):
             data.stream(domain, split, verify=True)
     for folder in folders[len(stages) :]:
         for domain in folder.domains:
             folder.stream(domain, "train", verify=True)
-    return Inputs(recipe, source, stages, held_out, plan, branched, teacher, taught_layers)
 
 
 def open_teacher(recipe: Recipe, source: ModelFolder, weights: bool = True) -> ModelFolder | None:

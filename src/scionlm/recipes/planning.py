@@ -9,9 +9,10 @@ from scionlm.core.errors import UsageError
 from scionlm.core.records import Record
 from scionlm.data import DataFolder
 from scionlm.families import count_parameters, family_of, flops_per_token
-from scionlm.planning.memory import MemoryRequest, Teaching, checkpoint_bytes, training_memory
+from scionlm.planning.memory import Teaching, checkpoint_bytes
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import check_text, match_layers, open_teacher, plan_of
+from scionlm.recipes.layout import Devices, Training, with_rows
 from scionlm.recipes.lengths import has_times
 from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import curve, describe
@@ -19,19 +20,22 @@ from scionlm.sources import resolve
 from scionlm.surgery.target import target_config
 
 _CURVE_POINTS = 200
+_PER_NODE = 8  # GPUs in a machine, as they are usually sold
 _FORWARD = 1 / 3  # of the operations of a training token
 Config = dict[str, Any]
 
 
-def plan_recipe(recipe: Recipe, device: str | None = None) -> Record:
+def plan_recipe(recipe: Recipe, device: str | None = None, world: int = 1, per_node: int | None = None) -> Record:
     """Return what a recipe will take.
 
     Args:
         recipe: The recipe.
         device: Name of one in the table; None takes this machine's.
+        world: How many of them.
+        per_node: How many in one machine; None puts all into one, up to eight.
 
     Raises:
-        UsageError: The device is not known, or the layers asked for are not there.
+        UsageError: The device is not known, or the layers asked for are not there; machines would not be alike.
         DataError: The source is broken or of an unknown family.
     """
     source = resolve(recipe.source, weights=False)
@@ -44,8 +48,10 @@ def plan_recipe(recipe: Recipe, device: str | None = None) -> Record:
     for one in (source, model or source):
         check_text(recipe, one)
     if has_times(recipe.model_dump(mode="json")):
-        recipe = resolve_times(recipe, table_seconds(recipe, target, teacher, found))
-    return plan_model(recipe, source.config, target, found, teaching_of(recipe, teacher, len(layers)))
+        count = devices_of(found, "", world, per_node).processors
+        recipe = resolve_times(recipe, [s / count for s in table_seconds(recipe, target, teacher, found)])
+    teaching = teaching_of(recipe, teacher, len(layers))
+    return plan_model(recipe, source.config, target, found, teaching, world, per_node)
 
 
 def teaching_of(recipe: Recipe, teacher: Config | None, layers: int) -> Teaching | None:
@@ -108,7 +114,13 @@ def find_device(name: str | None) -> Device:
 
 
 def plan_model(
-    recipe: Recipe, source: Config, target: Config, device: Device, teaching: Teaching | None = None
+    recipe: Recipe,
+    source: Config,
+    target: Config,
+    device: Device,
+    teaching: Teaching | None = None,
+    world: int = 1,
+    per_node: int | None = None,
 ) -> Record:
     """Return what training a model of a known configuration will take.
 
@@ -118,28 +130,25 @@ def plan_model(
         target: The model's.
         device: What it is trained on.
         teaching: The teacher, where something is learned from one.
+        world: On how many of these.
+        per_node: How many of them are in one machine; None puts all into one, up to eight.
     """
+    devices = devices_of(device, _precision(recipe, device), world, per_node)
+    layout = Training(recipe, target, teaching).layout(devices)
+    if Training(recipe, target, teaching).is_open:
+        rows = Training(recipe, target, teaching).fitting(devices, layout.shards)[-1]
+        recipe = with_rows(recipe, rows)
+    memory = Training(recipe, target, teaching).memory(devices, layout.shards)
     teacher = teaching and teaching.config
     family = family_of(target)
     precision = _precision(recipe, device)
-    speed = device.peak(precision) * device.utilization
+    speed = device.peak(precision) * device.utilization * devices.processors
     stages: list[Record] = []
-    memory: dict[str, int] = {}
     first = 0
     flops = _stage_flops(recipe, target, teacher)
     for stage, parts in zip(recipe.resolved_stages, flops, strict=True):
         tokens = stage.total_steps * stage.train.global_batch_tokens
         schedule = stage.build_schedule()
-        request = MemoryRequest(
-            stage.data.seq_len,
-            min(stage.train.micro_batch_size, stage.sequences_per_step),
-            precision,
-            stage.optimizer.name,
-            averages=int(recipe.average is not None),
-            kind="cuda" if device in GPUS.values() else "cpu",
-        )
-        needed = training_memory(family, target, request, teaching)
-        memory = max(memory, needed, key=lambda parts: parts.get("total", 0))
         stages.append({
             "name": stage.name,
             "steps": stage.total_steps,
@@ -166,7 +175,10 @@ def plan_model(
         "models_trained": models,
         "precision": precision,
         "device": device.name,
-        "device_memory_bytes": device.memory_bytes,
+        "device_memory_bytes": devices.memory_bytes,
+        "devices": world,
+        "layout": {"name": layout.name, "shards": layout.shards, "replicas": layout.replicas, "why": layout.why},
+        "micro_batch_size": max(stage.rows(world) for stage in recipe.resolved_stages),
         "peak_flops": device.peak(precision),
         "utilization": device.utilization,
         "seconds": sum(seconds.values()) + evaluation,
@@ -179,6 +191,22 @@ def plan_model(
         ),
         "stages": stages,
     }  # fmt: skip
+
+
+def devices_of(device: Device, precision: str, world: int, per_node: int | None) -> Devices:
+    """Return devices of one kind; processes on one processor share its memory.
+
+    Raises:
+        UsageError: Machines would not be alike.
+    """
+    on_gpu = device in GPUS.values()
+    each = per_node or min(world, _PER_NODE if on_gpu else world)
+    if world < 1 or world % each:
+        raise UsageError(f"{world} devices do not make machines of {each}")
+    memory = device.memory_bytes
+    return Devices(
+        "cuda" if on_gpu else "cpu", precision, memory if on_gpu or not memory else memory // each, world, each
+    )
 
 
 def _evaluation_seconds(recipe: Recipe, source: Config, target: Config, speed: float) -> float:

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import torch
 
-from scionlm.core.records import Record, read_json, read_jsonl, write_json
+from scionlm.core.records import Record, read_jsonl
 from scionlm.data import SamplePlan
 from scionlm.data.mixing.reweight import Losses, RuleSettings, normalized, reweight
 from scionlm.evaluation.loss import TokenNll, model_token_nll
 from scionlm.recipes.config_data import ReweightConfig
 from scionlm.recipes.inputs import StageInputs
 from scionlm.recipes.references import given_references
-from scionlm.recipes.setting import Setting, losses_of, release
-from scionlm.sources import load_hf_model
+from scionlm.recipes.setting import Setting, losses_of, open_model, release
 
 EVALUATION_S = "time/evaluation_s"
 """Metric: what a held-out measurement cost."""
@@ -171,9 +170,11 @@ def source_losses(setting: Setting, budget: int) -> Losses:
     """Return the source's own losses within a budget, measured once and kept in RUN/references.json."""
     same = budget == setting.recipe.evaluate.tokens_per_domain  # then it was measured when the run began
     path = setting.folder / ("source.json" if same else f"references-{budget}.json")
-    if not path.exists():
-        model = load_hf_model(setting.source, torch.float32)
+
+    def measure() -> Record:
+        model = open_model(setting, setting.source, torch.float32)
         losses = losses_of(setting, model_token_nll(model), f"evaluating {setting.source.name}", budget)
         release(model)
-        write_json(path, {"of": setting.source.name, "domains": losses})
-    return {name: loss["nll"] for name, loss in read_json(path)["domains"].items()}
+        return {"of": setting.source.name, "domains": losses}
+
+    return {name: loss["nll"] for name, loss in setting.kept(path, measure)["domains"].items()}

@@ -17,6 +17,7 @@ from scionlm.core.log import say, warn
 from scionlm.core.machine import git_commit, versions
 from scionlm.core.records import Record, read_json, write_json
 from scionlm.core.signals import StopRequest
+from scionlm.parallel.ranks import Ranks, joined, naming_losses
 from scionlm.recipes.changes import judge_changes
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs, open_inputs
@@ -29,12 +30,17 @@ _STATES = ("running", "stopped", "done", "failed")
 # What may change while a run goes on; everything else decides what its finished phases measured.
 _CHANGEABLE = ("train.", "optimizer", "schedule.", "stages", "average", "evaluate.every", "export.")
 # What may change without a word, for it changes no result.
-_FREE = ("checkpoint.", "track")
+_FREE = ("checkpoint.", "track", "train.parallel")
 
 # What a run resolves when it starts: section, key, and the value that leaves it open.
-_AUTOMATIC = (("data", "dir", None), ("train", "precision", "auto"), ("train", "compile", "auto"))
+_AUTOMATIC = (
+    ("data", "dir", None),
+    ("train", "precision", "auto"),
+    ("train", "compile", "auto"),
+    ("train", "micro_batch_size", "auto"),
+)
 
-Work = Callable[[Inputs, Path, StopRequest, bool], Record]
+Work = Callable[[Inputs, Path, StopRequest, Ranks, bool], Record]
 
 
 def run_recipe(recipe: Recipe, out: Path, allow_change: bool = False) -> Record:
@@ -50,21 +56,44 @@ def run_recipe(recipe: Recipe, out: Path, allow_change: bool = False) -> Record:
         StoppedError: A signal came; the run is saved.
         ScionError: Whatever the work raises; it stands in status.json too.
     """
-    with claimed_folder(out), StopRequest() as stop:
-        if not (out / "status.json").exists():
-            write_status(out, "running", 0, "")  # from here on the folder is known as a run's
-        recipe = settle_recipe(recipe, out, allow_change)
-        if is_done(out):
-            say(f"{out} is finished already; nothing to do")
-            return read_json(out / "result.json")
-        if has_times(recipe.model_dump(mode="json")):
-            from scionlm.recipes.calibrate import measure_steps
+    with joined() as ranks, contextlib.ExitStack() as held:
+        stop = StopRequest(None if ranks.world == 1 else lambda mine: any(ranks.gather(mine)))
+        opened: list[Inputs] = []
 
-            recipe = resolve_times(recipe, measure_steps(recipe).seconds)
-        inputs = open_inputs(recipe, out)
+        def begin() -> Record | None:
+            held.enter_context(claimed_folder(out))
+            held.enter_context(stop)
+            return _begin(recipe, out, allow_change, ranks, opened)
+
+        settled = ranks.on_main(begin)
+        if settled is None:
+            return ranks.on_main(lambda: read_json(out / "result.json"))
+        if not ranks.is_main:
+            held.enter_context(stop)
+        own = opened[0] if opened else None
+        inputs = ranks.together(lambda: own or open_inputs(Recipe.model_validate(settled), out, check=False))
         from scionlm.recipes.inheritune import run_inheritune  # and with it torch: only once the request is sound
 
-        return _work(inputs, out, stop, run_inheritune, allow_change)
+        if ranks.is_main:
+            return _work(inputs, out, stop, ranks, run_inheritune, allow_change)
+        with naming_losses(ranks):
+            return run_inheritune(inputs, out, stop, ranks, allow_change)
+
+
+def _begin(recipe: Recipe, out: Path, allow_change: bool, ranks: Ranks, opened: list[Inputs]) -> Record | None:
+    """Check the request and put the opened inputs into `opened`; return the settled recipe, None where it is done."""
+    if not (out / "status.json").exists():
+        write_status(out, "running", 0, "")  # from here on the folder is known as a run's
+    recipe = settle_recipe(recipe, out, allow_change)
+    if is_done(out):
+        say(f"{out} is finished already; nothing to do")
+        return None
+    if has_times(recipe.model_dump(mode="json")):
+        from scionlm.recipes.calibrate import measure_steps
+
+        recipe = resolve_times(recipe, [seconds / ranks.world for seconds in measure_steps(recipe, ranks).seconds])
+    opened.append(open_inputs(recipe, out))
+    return opened[0].recipe.model_dump(mode="json")
 
 
 @contextlib.contextmanager
@@ -115,12 +144,13 @@ def is_done(out: Path) -> bool:
     return (out / "status.json").exists() and read_json(out / "status.json")["state"] == "done"
 
 
-def _work(inputs: Inputs, out: Path, stop: StopRequest, work: Work, allow_change: bool) -> Record:
+def _work(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks, work: Work, allow_change: bool) -> Record:
     began = (out / "config.yaml").exists()
     kept = {path: path.read_bytes() for name in _RECORDS if (path := out / name).exists()}
     write_status(out, "running", 0, "")
     try:
-        result = work(inputs, out, stop, allow_change)
+        with naming_losses(ranks):
+            result = work(inputs, out, stop, ranks, allow_change)
     except StoppedError as error:
         command = (
             " ".join(["scion", *sys.argv[1:]]) if len(sys.argv) > 1 else f"scion run {out / 'config.yaml'} -o {out}"

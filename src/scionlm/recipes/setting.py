@@ -1,24 +1,31 @@
 """A run's inputs together with the machine it runs on, and what recipes measure with them."""
 
 import gc
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from transformers import PreTrainedModel
 
 from scionlm.core.devices import this_machine
 from scionlm.core.log import Progress
-from scionlm.core.records import write_json
+from scionlm.core.records import Record, read_json, write_json
 from scionlm.core.signals import StopRequest
 from scionlm.evaluation.generate import write_samples
 from scionlm.evaluation.loss import TokenNll, domain_losses
+from scionlm.families.models import assemble, layers_of
+from scionlm.parallel.placing import place
+from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.parallel.runtime import Runtime, resolve_compile, start_runtime
+from scionlm.recipes.calibrate import choose_rows
+from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs
+from scionlm.recipes.layout import Devices, Training, with_rows
 from scionlm.recipes.planning import plan_model, run_flops, teaching_of
 from scionlm.recipes.run import write_config, write_manifest
-from scionlm.sources import ModelFolder, load_tokenizer
+from scionlm.sources import ModelFolder, load_hf_model, load_tokenizer
 from scionlm.surgery.target import target_config
 
 
@@ -38,18 +45,70 @@ class Setting(Inputs):
     folder: Path
     allow_change: bool = False
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of the run."""
+        return self.runtime.ranks
 
-def settle(inputs: Inputs, out: Path, stop: StopRequest, allow_change: bool = False) -> Setting:
-    """Choose the device, resolve what the recipe leaves to `auto`, and write config and manifest into `out`."""
+    def kept(self, path: Path, make: Callable[[], Record]) -> Record:
+        """Return the record in a file, after making and writing it where it is not there; all ranks have to ask."""
+        if not self.ranks.on_main(path.exists):
+            record = make()
+            self.ranks.on_main(lambda: write_json(path, record))
+        return self.ranks.on_main(lambda: read_json(path))
+
+
+def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, allow_change: bool = False) -> Setting:
+    """Choose the devices, resolve what the recipe leaves to `auto`, and write config and manifest into `out`."""
     recipe, source = inputs.recipe, inputs.source
-    runtime = start_runtime(recipe.train.precision)
+    runtime = start_runtime(recipe.train.precision, ranks)
     target = target_config([source.config], inputs.plan)
     teacher = inputs.teacher and inputs.teacher.config
-    flops = run_flops(recipe, target, teacher)
-    train = {"precision": runtime.precision, "compile": resolve_compile(recipe.train.compile, runtime, flops)}
+    teaching = teaching_of(recipe, teacher, len(inputs.taught_layers))
+    devices = Devices(runtime.kind, runtime.precision, runtime.memory(), ranks.world, ranks.local_world)
+    training = Training(recipe, target, teaching)
+    runtime = replace(runtime, shards=ranks.on_main(lambda: training.layout(devices).shards))
+    train = {
+        "precision": runtime.precision,
+        "compile": resolve_compile(recipe.train.compile, runtime, run_flops(recipe, target, teacher)),
+    }
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+    if training.is_open:
+        sizes = training.fitting(devices, runtime.shards)
+        recipe = with_rows(recipe, ranks.on_main(lambda: choose_rows(recipe, sizes, runtime)))
+    facts = _facts(inputs, recipe, runtime)
+
+    def write() -> None:
+        write_manifest(out, recipe, facts, allow_change)
+        write_config(recipe, out)
+        if not (out / "plan.json").exists():
+            planned = plan_model(
+                recipe, source.config, target, this_machine(), teaching, ranks.world, ranks.local_world
+            )
+            write_json(out / "plan.json", planned)
+
+    ranks.on_main(write)
+    stop.check()
+    return Setting(
+        recipe,
+        source,
+        inputs.stages,
+        inputs.held_out,
+        inputs.plan,
+        inputs.branched,
+        inputs.teacher,
+        inputs.taught_layers,
+        runtime=runtime,
+        stop=stop,
+        folder=out,
+        allow_change=allow_change,
+    )
+
+
+def _facts(inputs: Inputs, recipe: Recipe, runtime: Runtime) -> dict[str, Any]:
+    """Return what the manifest says of inputs and devices."""
+    source, data = inputs.source, inputs.data
     origin = _origin(source)
-    data = inputs.data
     facts = {
         "source": origin,
         "data": {"dir": str(data.path), "fingerprint": data.fingerprint, "tokenizer": data.tokenizer.sha256},
@@ -67,26 +126,7 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, allow_change: bool = Fa
     }
     if inputs.teacher is not None:
         facts["teacher"] = origin if inputs.teacher is source else _origin(inputs.teacher)
-    write_manifest(out, recipe, facts, allow_change)
-    write_config(recipe, out)
-    if not (out / "plan.json").exists():
-        teaching = teaching_of(recipe, teacher, len(inputs.taught_layers))
-        write_json(out / "plan.json", plan_model(recipe, source.config, target, this_machine(), teaching))
-    stop.check()
-    return Setting(
-        recipe,
-        source,
-        inputs.stages,
-        inputs.held_out,
-        inputs.plan,
-        inputs.branched,
-        inputs.teacher,
-        inputs.taught_layers,
-        runtime=runtime,
-        stop=stop,
-        folder=out,
-        allow_change=allow_change,
-    )
+    return facts
 
 
 def _origin(model: ModelFolder) -> dict[str, Any]:
@@ -121,16 +161,27 @@ def losses_of(
             setting.stop.check()
 
         for name, (data, domain) in places.items():
-            found = domain_losses(token_nll, data, [domain], setting.recipe.data.seq_len, budget, on_progress=report)
+            found = domain_losses(
+                token_nll, data, [domain], setting.recipe.data.seq_len, budget, on_progress=report, ranks=setting.ranks
+            )
             losses[name] = found[domain].to_dict()
             before += found[domain].num_tokens
     return losses
 
 
 def samples_of(setting: Setting, model: PreTrainedModel) -> list[dict[str, Any]]:
-    """Return what a model writes after the start of a held-out document of each domain."""
+    """Return what a model writes after the start of a held-out document of each domain; all ranks have to ask."""
     tokenizer = load_tokenizer(setting.data.tokenizer_folder)
     return write_samples(model, tokenizer, setting.held_out.values(), setting.recipe.seed)
+
+
+def open_model(setting: Setting, folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a model to evaluate, on the devices of a run: whole on each, or shared out over them."""
+    runtime = setting.runtime
+    mine = runtime.shards == 1 or runtime.ranks.is_main
+    model = runtime.ranks.together(lambda: load_hf_model(folder, dtype) if mine else assemble(folder.config, {}, dtype))
+    place(model, layers_of(model), runtime)
+    return model
 
 
 def release(model: PreTrainedModel) -> None:

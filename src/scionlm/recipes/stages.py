@@ -40,7 +40,7 @@ _EXCLUDING = (
     ("data", "stage"),
 )
 _ANY_SCHEDULE = ("warmup", "start_lr_ratio", "min_lr_ratio")
-_WHOLE_RUN = ("precision", "compile", "skip_nonfinite", "z_loss")
+_WHOLE_RUN = ("precision", "compile", "skip_nonfinite", "z_loss", "parallel", "activation_checkpointing")
 
 
 class StageConfig(Section):
@@ -90,6 +90,11 @@ class Stage(Section):
     def sequences_per_step(self) -> int:
         """Sequences in one optimizer step."""
         return self.train.global_batch_tokens // self.data.seq_len
+
+    def rows(self, world: int = 1) -> int:
+        """Return the sequences in a pass of one of `world` devices; all of its own while the recipe says `auto`."""
+        own = -(-self.sequences_per_step // world)
+        return own if self.train.micro_batch_size == "auto" else min(self.train.micro_batch_size, own)
 
     def steps(self, length: int | float | str) -> int:
         """Return a duration of this stage in steps."""

@@ -18,6 +18,8 @@ from scionlm.data import Ledger
 from scionlm.data.mixing.ledger import LEDGER
 from scionlm.data.mixing.plan import REPLAYED
 from scionlm.families import count_parameters, family_of, flops_per_token
+from scionlm.families.models import assemble
+from scionlm.parallel.placing import whole_weights
 from scionlm.parallel.runtime import peak_flops
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_train import AverageConfig, OptimizerConfig
@@ -58,29 +60,38 @@ MFU_FORMULA = (
 
 def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedModel], out: Path, name: str) -> None:
     """Train what `make_model` makes, export it to `out`/model, and write `out`/training.json."""
-    recipe, runtime = setting.recipe, setting.runtime
-    remove_leftovers(out, "model.")
+    recipe, runtime, ranks = setting.recipe, setting.runtime, setting.ranks
+    ranks.on_main(lambda: remove_leftovers(out, "model."))
     runtime.seed(recipe.seed)
-    model: Any = make_model(setting)
-    model.to(runtime.device)
-    objective = Objective(model, runtime.compute_dtype, recipe.train.z_loss, _distillation(setting, model))
+    model = ranks.together(lambda: make_model(setting))
+    hf_config = model.config.to_dict()
+    objective = Objective(
+        model,
+        runtime.compute_dtype,
+        recipe.train.z_loss,
+        _distillation(setting, model),
+        recipe.train.activation_checkpointing,
+        runtime,
+    )
 
     def evaluate() -> Record:
         started = time.monotonic()
         losses = losses_of(setting, objective.token_nll, f"evaluating {name}")
-        if not (out / "before.json").exists():
-            write_json(out / "before.json", {"domains": losses})
+        setting.kept(out / "before.json", lambda: {"domains": losses})
         nll = {f"eval/{domain}/nll_nats": loss["nll"] for domain, loss in losses.items()}
         return nll | {EVALUATION_S: time.monotonic() - started}
 
     if recipe.train.compile:
         objective.compile()
-    store = CheckpointStore(out / "checkpoints", recipe.checkpoint.keep)
+    behind = recipe.checkpoint.background
+    behind = runtime.kind == "cuda" if behind == "auto" else behind
+    lines = ranks.apart() if behind else ranks
+    store = CheckpointStore(out / "checkpoints", recipe.checkpoint.keep, lines, runtime.shards > 1)
     batch = recipe.total_tokens // recipe.total_steps
     keep_every = recipe.steps(recipe.checkpoint.keep_every or 0)
-    saver = Saver.of(store, Duration.parse(recipe.checkpoint.every), recipe.total_steps, batch, keep_every)
+    every = Duration.parse(recipe.checkpoint.every)
+    saver = Saver.of(store, every, recipe.total_steps, batch, keep_every, runtime if behind else None)
     metrics = _open_metrics(setting, out)
-    hf_config = model.config.to_dict()
     peak = peak_flops(runtime)
     session = Session(
         title=f"training {name}",
@@ -116,17 +127,25 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
         "loss_spikes": learner.guard.spikes,
         "checkpoint_seconds": position.saving_seconds,
         "distill": _distill_facts(setting, position),
-        "evaluation_seconds": sum(line.get(EVALUATION_S, 0.0) for line in read_jsonl(out / "metrics.jsonl")),
-        "before": read_json(out / "before.json")["domains"],
+        "devices": ranks.world,
+        "layout": runtime.layout,
+        "micro_batch_size": recipe.train.micro_batch_size,
+        "activation_checkpointing": recipe.train.activation_checkpointing,
     }
-    if learner.average and learner.average.count:
+    average = learner.average if learner.average and learner.average.count else None
+    if average:
         facts["unaveraged"] = losses_of(setting, objective.token_nll, f"evaluating {name} without averaging")
-        with learner.average.in_place():
-            write_json(out / "training.json", facts)
-            export(setting, out, model)
-    else:
-        write_json(out / "training.json", facts)
-        export(setting, out, model)
+
+    def finish(weights: dict[str, torch.Tensor]) -> None:
+        lines = read_jsonl(out / "metrics.jsonl")
+        seconds = sum(line.get(EVALUATION_S, 0.0) for line in lines)
+        before = read_json(out / "before.json")["domains"]
+        write_json(out / "training.json", facts | {"evaluation_seconds": seconds, "before": before})
+        export(setting, out, assemble(hf_config, weights, torch.float32))
+
+    with average.in_place() if average else contextlib.nullcontext():
+        weights = whole_weights(model, runtime)
+        ranks.on_main(lambda: finish(weights))
     del learner
     release(model)
 
@@ -135,9 +154,14 @@ def _distillation(setting: Setting, model: PreTrainedModel) -> Distillation | No
     recipe, teacher = setting.recipe, setting.teacher
     if teacher is None or recipe.distill is None:
         return None
-    taught = load_hf_model(teacher, setting.runtime.compute_dtype)
+    runtime = setting.runtime
+    mine = runtime.shards == 1 or runtime.ranks.is_main
+    dtype = runtime.compute_dtype
+    taught = runtime.ranks.together(
+        lambda: load_hf_model(teacher, dtype) if mine else assemble(teacher.config, {}, dtype)
+    )
     schedule, layers = recipe.teacher_schedule, setting.taught_layers
-    return open_distillation(recipe.distill, schedule, model, taught, layers, setting.runtime)
+    return open_distillation(recipe.distill, schedule, model, taught, layers, runtime)
 
 
 def _distill_facts(setting: Setting, position: Position) -> Record | None:
@@ -156,6 +180,8 @@ def _distill_facts(setting: Setting, position: Position) -> Record | None:
 
 
 def _open_metrics(setting: Setting, out: Path) -> Metrics:
+    if not setting.ranks.is_main:
+        return Metrics(JsonlWriter(None, "metrics"))
     config = setting.recipe.model_dump(mode="json")
     trackers = open_trackers(setting.recipe.track, out, config)
     beat = (lambda step: write_status(out, "running", 0, "", step)) if out == setting.folder else None
@@ -169,7 +195,7 @@ def _through_the_stages(
     recipe = setting.recipe
     model: Any = objective.model
     position, learner = Position(), None
-    with contextlib.closing(session.metrics):
+    with contextlib.closing(session.metrics), contextlib.closing(session.saver):
         checkpoint = store.newest()
         if checkpoint:
             position.restore(checkpoint.state)
@@ -225,7 +251,7 @@ def _open_stage(
     plan = sampling.plan(start)
     hf_config: dict[str, Any] = objective.model.config.to_dict()
     folder = stage_folder(out, config.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    setting.ranks.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     return Stage(
         name=config.name,
         index=index,
@@ -239,10 +265,10 @@ def _open_stage(
         grad_clip=config.optimizer.grad_clip,
         sequences_per_step=config.sequences_per_step,
         seq_len=config.data.seq_len,
-        micro_batch_size=min(config.train.micro_batch_size, config.sequences_per_step),
+        micro_batch_size=config.rows(setting.ranks.world),
         flops_per_token=flops_per_token(family_of(hf_config), hf_config, config.data.seq_len),
         teacher_flops_per_token=teacher_flops(setting.teacher.config, config.data.seq_len) if setting.teacher else 0.0,
-        ledger=Ledger(folder / LEDGER, sampling.facts(start)),
+        ledger=Ledger(folder / LEDGER if setting.ranks.is_main else None, sampling.facts(start)),
         reweighting=open_reweighting(setting, inputs, plan, objective.token_nll, name, out, first_step),
     )
 
@@ -301,7 +327,7 @@ def export(setting: Setting, out: Path, model: PreTrainedModel) -> None:
     dtype = export_type(setting.recipe, setting.source)
     provenance = provenance_of(setting.recipe, setting.source, setting.plan, setting.teacher)
     with staged_folder(out / "model") as stage:
-        save_model(model.cpu(), stage, setting.source, "", provenance, dtype)
+        save_model(model, stage, setting.source, "", provenance, dtype)
         verify_export(model, stage, Proof(), dtype)
 
 

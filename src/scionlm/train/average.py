@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from scionlm.train.shards import Saved
+
 Method = Literal["ema", "uniform"]
 
 
@@ -81,8 +83,7 @@ class Average:
         """Return the average."""
         return self._mean
 
-    def load(self, tensors: Mapping[str, torch.Tensor], count: int) -> None:
+    def load(self, saved: Saved, count: int) -> None:
         """Go on from an average of `count` states."""
-        for name, mean in self._mean.items():
-            mean.copy_(tensors[name])
+        saved.fill(self._mean)
         self.count = count

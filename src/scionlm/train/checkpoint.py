@@ -5,10 +5,12 @@ RUN/checkpoints/step-00000120/
     optimizer.safetensors   moments and step of each weight
     average.safetensors     averaged weights, where there are some
     projections.safetensors what is trained beside the model, where there is something
+    shards/                 all of these instead, where the ranks share the weights out: a file from each
     state.json              step, stage, schedule, tokens, cursors of the sample plan, random state
     manifest.json           SHA-256 of the others; whether it is kept for good
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -17,17 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from scionlm.core.errors import DataError, StorageError, UsageError
-from scionlm.core.files import remove_leftovers, sha256_file, staged_folder, storage_error
+from scionlm.core.files import remove_leftovers, settle, sha256_file, staged_folder, storage_error
 from scionlm.core.log import format_bytes, warn
 from scionlm.core.records import FORMAT_VERSION, Record, check_version, read_json, write_json
+from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.train.folders import checkpoint_folders, folder_name
+from scionlm.train.shards import InFile, InShards, Saved, Tensors, matching, write_shards
 
-Tensors = Mapping[str, torch.Tensor]
-
-_STATE, _MANIFEST, _SUFFIX = "state.json", "manifest.json", ".safetensors"
+_STATE, _MANIFEST, _SHARDS, _SUFFIX = "state.json", "manifest.json", "shards", ".safetensors"
 _ROOM = 1.05  # of the tensors' bytes: headers, and what a file system wastes
 
 
@@ -43,10 +45,18 @@ class Checkpoint:
     path: Path
     state: Record
 
-    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+    def saved(self, name: str) -> Saved:
         """Return the tensors saved as `name`; none where there were none."""
-        path = self.path / f"{name}{_SUFFIX}"
-        return load_file(path) if path.exists() else {}
+        if (self.path / _SHARDS).is_dir():
+            return InShards(self.path / _SHARDS, name)
+        return InFile(self.path / f"{name}{_SUFFIX}")
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Return the tensors saved as `name`, whole, in float32."""
+        saved = self.saved(name)
+        found = {one: torch.empty(shape) for one, shape in saved.shapes.items()}
+        saved.fill(found)
+        return found
 
     def load_weights(self, model: torch.nn.Module) -> None:
         """Put the weights into a model.
@@ -62,12 +72,15 @@ class Checkpoint:
         Raises:
             DataError: They are of another model.
         """
-        saved = self.tensors(name)
-        if {n: tensor.shape for n, tensor in saved.items()} != {n: p.shape for n, p in parameters.items()}:
-            raise DataError(f"{self.path} is a checkpoint of another model")
-        with torch.no_grad():
-            for one, parameter in parameters.items():
-                parameter.copy_(saved[one])
+        matching(self.saved(name), {one: parameter.detach() for one, parameter in parameters.items()}, str(self.path))
+
+
+def _seal(stage: Path, state: Record, hashes: dict[str, str], for_good: bool) -> None:
+    """Write what makes files a checkpoint: state and manifest."""
+    write_json(stage / _STATE, state)
+    hashes = {name: hashes[name] for name in sorted(hashes)} | {_STATE: sha256_file(stage / _STATE)}
+    manifest = {"format_version": FORMAT_VERSION, "for_good": for_good, "sha256": dict(sorted(hashes.items()))}
+    write_json(stage / _MANIFEST, manifest | {"digest": _digest(manifest)})
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -94,7 +107,8 @@ def find_damage(path: Path) -> list[str]:
         if not _is_whole(manifest, text):
             return [_MANIFEST]
         expected = manifest["sha256"]
-        found = {entry.name for entry in path.iterdir()} - {_MANIFEST}
+        found = {entry.relative_to(path).as_posix() for entry in path.rglob("*")} - {_MANIFEST}
+        found -= {_SHARDS} if any(name.startswith(f"{_SHARDS}/") for name in expected) else set()
         unknown = [f"{name} does not belong there" for name in sorted(found - set(expected))]
         damaged = [n for n in expected if n not in found or sha256_file(path / n) != expected[n]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -129,13 +143,17 @@ class CheckpointStore:
     Attributes:
         folder: Where they are.
         keep: How many of the newest stay, beside those that are kept for good.
+        ranks: The processes that save together, on lines of their own where they save in the background.
+        shared: Whether each has a part of the tensors.
     """
 
     folder: Path
     keep: int
+    ranks: Ranks = ALONE
+    shared: bool = False
 
     def save(self, state: Record, tensors: Mapping[str, Tensors], for_good: bool = False) -> Path:
-        """Write the checkpoint of `state["step"]` and remove those that are too old.
+        """Write the checkpoint of `state["step"]` and remove those that are too old. All ranks have to call.
 
         Args:
             state: What is not a tensor.
@@ -146,20 +164,48 @@ class CheckpointStore:
             StorageError: It cannot be written; the older ones are left in place.
         """
         out = self.folder / folder_name(state["step"])
-        if out.exists():
+        if self.ranks.on_main(out.exists):
             return out
+        if self.shared:
+            self._save_shares(out, state, tensors, for_good)
+        else:
+            self.ranks.on_main(lambda: self._save_whole(out, state, tensors, for_good))
+        if self.ranks.is_main:
+            self._remove_old()
+        return out
+
+    def _save_whole(self, out: Path, state: Record, tensors: Mapping[str, Tensors], for_good: bool) -> None:
         held = {name: {k: v.detach().cpu().contiguous() for k, v in some.items()} for name, some in tensors.items()}
         self._require_room(sum(t.nbytes for some in held.values() for t in some.values()))
         with staged_folder(out) as stage:
             for name, some in held.items():
                 if some:
                     save_file(some, stage / f"{name}{_SUFFIX}")
-            write_json(stage / _STATE, state)
-            hashes = {path.name: sha256_file(path) for path in sorted(stage.iterdir())}
-            manifest = {"format_version": FORMAT_VERSION, "for_good": for_good, "sha256": hashes}
-            write_json(stage / _MANIFEST, manifest | {"digest": _digest(manifest)})
-        self._remove_old()
-        return out
+            _seal(stage, state, {path.name: sha256_file(path) for path in stage.iterdir()}, for_good)
+
+    def _save_shares(self, out: Path, state: Record, tensors: Mapping[str, Tensors], for_good: bool) -> None:
+        def begin() -> str:
+            self._require_room(sum(t.nbytes for some in tensors.values() for t in some.values()))
+            stage = Path(opened.enter_context(staged_folder(out)))
+            (stage / _SHARDS).mkdir()
+            return str(stage)
+
+        def write() -> dict[str, str]:
+            write_shards(stage / _SHARDS, tensors, self.ranks.group)
+            mine = sorted((stage / _SHARDS).glob(f"shard-{self.ranks.rank + 1:05d}-*"))
+            for path in mine:
+                settle(path)
+            return {f"{_SHARDS}/{path.name}": sha256_file(path) for path in mine}
+
+        with contextlib.ExitStack() as opened:  # on the main rank alone there is something to close
+            stage = Path(self.ranks.on_main(begin))
+            hashes = self.ranks.gather(self.ranks.together(write))
+
+            def finish() -> None:
+                _seal(stage, state, {name: value for some in hashes for name, value in some.items()}, for_good)
+                opened.close()
+
+            self.ranks.on_main(finish)
 
     def _require_room(self, num_bytes: int) -> None:
         there = self.folder
@@ -186,11 +232,15 @@ class CheckpointStore:
 
     def newest(self) -> Checkpoint | None:
         """Return the newest sound checkpoint; None where there is none. A damaged one is named and moved aside."""
+        found = self.ranks.on_main(self._newest)
+        return Checkpoint(Path(found), read_json(Path(found) / _STATE)) if found else None
+
+    def _newest(self) -> str | None:
         remove_leftovers(self.folder, "step-")
         for path in reversed(self.all()):
             problems = find_damage(path)
             if not problems:
-                return Checkpoint(path, read_json(path / _STATE))
+                return str(path)
             warn(f"checkpoint {path} is damaged ({', '.join(problems)}); going back to the one before")
             aside = path.with_name(f"damaged-{path.name}")  # its place must be free for the step to be saved again
             shutil.rmtree(aside, ignore_errors=True)

@@ -135,7 +135,7 @@ def _through_chunks(
     cast = weight.to(hidden.dtype)
     exact = torch.promote_types(hidden.dtype, torch.float32)
     of_hidden = torch.empty_like(hidden) if gradients[0] else None
-    of_weight = torch.zeros_like(weight) if gradients[1] else None
+    of_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, exact)) if gradients[1] else None
     found: list[torch.Tensor] = []
     rows = _even(len(hidden), CHUNK_BYTES // (len(weight) * hidden.element_size()))
     for start in range(0, len(hidden), rows):
@@ -154,8 +154,9 @@ def _through_chunks(
         if of_hidden is not None:
             of_hidden[chunk] = logits @ cast
         if of_weight is not None:
-            # In the head's own type: a sum of chunks in bfloat16 would lose what the first of them found.
+            # Exactly: a sum of chunks in bfloat16 would lose what the first of them found.
             of_weight += logits.T @ hidden[chunk]
+    of_weight = None if of_weight is None else of_weight.to(weight.dtype)
     nll, diverged, z_loss, loss = torch.cat(found, dim=1) if found else torch.zeros(4, 0, dtype=exact)
     return HeadLosses(loss.sum(), nll, diverged.sum(), z_loss.sum()), of_hidden, of_weight
 

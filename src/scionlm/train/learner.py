@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scionlm.core.records import Record
-from scionlm.parallel.runtime import random_state, restore_random_state
+from scionlm.parallel.runtime import random_state, reseed, restore_random_state
 from scionlm.train.average import Average
-from scionlm.train.checkpoint import Checkpoint, Tensors
+from scionlm.train.checkpoint import Checkpoint
 from scionlm.train.guard import Guard
 from scionlm.train.objective import PROJECTIONS, Objective
 from scionlm.train.optimizer import Carry, Optimizer
+from scionlm.train.shards import InMemory, Tensors
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Learner:
 
     def change_optimizer(self, optimizer: Optimizer, carry: Carry) -> None:
         """Go on with another optimizer, which takes over the state of the one before as far as `carry` says."""
-        optimizer.load(self.optimizer.tensors() if carry != "reset" else {}, carry)
+        optimizer.load(InMemory(self.optimizer.tensors()), carry)
         self.optimizer = optimizer
 
     def tensors(self) -> dict[str, Tensors]:
@@ -83,7 +84,11 @@ class Learner:
     def state(self) -> Record:
         """Return what a checkpoint holds beside them."""
         averaged = {"average_count": self.average.count} if self.average else {}
-        return averaged | {"guard": self.guard.state(), "random": random_state()}
+        ranks = self.objective.trained.ranks
+        random: Record = {"random": random_state()}
+        if ranks.world > 1:
+            random = {"random_by_rank": ranks.gather(random["random"])}
+        return averaged | {"guard": self.guard.state()} | random
 
     def begin_with(self, checkpoint: Checkpoint, carry: Carry) -> None:
         """Take the weights of another run, and of its optimizer's state what `carry` says.
@@ -95,12 +100,12 @@ class Learner:
             DataError: The weights are of another model.
         """
         checkpoint.load_weights(self.objective.model)
-        mine, saved = self.objective.projections, checkpoint.tensors("projections")
-        state = checkpoint.tensors("optimizer")
-        if {name: p.shape for name, p in mine.items()} == {name: p.shape for name, p in saved.items()}:
+        mine, saved = self.objective.projections, checkpoint.saved("projections")
+        state = checkpoint.saved("optimizer")
+        if {name: p.shape for name, p in mine.items()} == dict(saved.shapes):
             checkpoint.load_into(mine, "projections")
         else:
-            state = {key: value for key, value in state.items() if not key.startswith(PROJECTIONS)}
+            state.shapes = {key: shape for key, shape in state.shapes.items() if not key.startswith(PROJECTIONS)}
         self.optimizer.load(state, carry)
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -111,10 +116,15 @@ class Learner:
         """
         checkpoint.load_weights(self.objective.model)
         checkpoint.load_into(self.objective.projections, "projections")
-        self.optimizer.load(checkpoint.tensors("optimizer"))
+        self.optimizer.load(checkpoint.saved("optimizer"))
         state: dict[str, Any] = checkpoint.state
-        if self.average and checkpoint.tensors("average"):
-            self.average.load(checkpoint.tensors("average"), state["average_count"])
+        if self.average and checkpoint.saved("average").shapes:
+            self.average.load(checkpoint.saved("average"), state["average_count"])
         if "guard" in state:
             self.guard.restore(state["guard"])
-        restore_random_state(state.get("random") or {"cpu": state["torch_rng"]})
+        ranks = self.objective.trained.ranks
+        generators = state.get("random_by_rank", [state.get("random") or {"cpu": state.get("torch_rng")}])
+        if len(generators) == ranks.world:
+            restore_random_state(generators[ranks.rank])
+        else:  # on another number of devices dropout cannot be the same: it must not be the same on two of them
+            reseed(state["step"], ranks.rank)

@@ -19,7 +19,7 @@ from scionlm.train.learner import Learner, Position
 from scionlm.train.metrics import Metrics
 from scionlm.train.objective import FROM_TEACHER, Objective
 from scionlm.train.saver import Saver
-from scionlm.train.step import StepResult, train_step
+from scionlm.train.step import StepResult, own_batch, train_step
 
 _LOGGED_STEPS = 5000  # about so many lines of metrics, however long the run
 _SKIPPED, _SPIKE = "train/skipped_updates", "train/spike_sigmas"
@@ -210,7 +210,7 @@ def fit(learner: Learner, stage: Stage, position: Position, session: Session) ->
     log_every = -(-session.total_steps // _LOGGED_STEPS)
 
     def save(must: bool) -> None:
-        if session.saver.saved_step == position.step:
+        if session.saver.has(position.step, must):
             return
         stage.ledger.record(position.step, stage.plan)
         state = position.state() | stage.state(position.step) | learner.state()
@@ -222,17 +222,16 @@ def fit(learner: Learner, stage: Stage, position: Position, session: Session) ->
     objective.train()
     with Progress(session.title, session.total_steps, position.step) as progress:
         while True:
-            if position.evaluation_owed and not stop.requested:
+            if position.evaluation_owed and not stop.agreed():
                 position.evaluation_owed = not _measured(session.evaluate, objective, position, session)
-            if reweighting and position.reweight_owed and not stop.requested:
+            if reweighting and position.reweight_owed and not stop.agreed():
                 position.reweight_owed = not _measured(reweighting.update, objective, position, session)
-            ends = position.step == stage.last_step
-            due = learner.guard.is_calm and session.saver.is_due(position.step)
-            if ends or stop.requested or due:
-                save(must=ends or stop.requested)
+            ends, stops = position.step == stage.last_step, stop.agreed()
+            if session.saver.is_due(position.step, calm=learner.guard.is_calm) or ends or stops:
+                save(must=ends or stops)
             if ends:
                 break
-            if stop.requested:
+            if stops:
                 raise StoppedError(f"stopped at step {position.step} of {session.total_steps}, saved")
             samples = _take(stage, save)
             record = _update(learner, stage, position, session, samples)
@@ -270,10 +269,11 @@ def _measured(work: Callable[[], Record], objective: Objective, position: Positi
 def _update(learner: Learner, stage: Stage, position: Position, session: Session, samples: list[Sample]) -> Record:
     """Make one update, move on, and return what it measured."""
     started = time.monotonic()
-    batch = stage.plan.batch(samples)
+    objective, taught = learner.objective, learner.objective.teacher_seconds
+    ranks = objective.trained.ranks
+    batch = own_batch(stage.plan, samples, ranks)
     waited = time.monotonic() - started
     lr = stage.lr * stage.schedule(position.step - stage.first_step)
-    objective, taught = learner.objective, learner.objective.teacher_seconds
     objective.at_step(position.step)
     result = train_step(objective, learner.optimizer, batch, stage.micro_batch_size, lr, stage.grad_clip)
     position.step += 1
@@ -284,6 +284,7 @@ def _update(learner: Learner, stage: Stage, position: Position, session: Session
     taught = objective.teacher_seconds - taught
     position.teacher_seconds += taught
     speed = stage.sequences_per_step * stage.seq_len / elapsed
+    peak = session.peak_flops and session.peak_flops * ranks.world
     record = {
         "train/nll_nats": result.nll,
         "optim/lr": lr,
@@ -295,9 +296,9 @@ def _update(learner: Learner, stage: Stage, position: Position, session: Session
     }
     if taught:
         record["speed/teacher_share"] = taught / elapsed
-    if session.peak_flops:
+    if peak:
         flops = stage.flops_per_token + (stage.teacher_flops_per_token if taught else 0.0)
-        record["speed/mfu"] = speed * flops / session.peak_flops
+        record["speed/mfu"] = speed * flops / peak
     record |= {f"train/{name}": value for name, value in result.parts.items()}
     return record | notes | _domain_means(samples, result)
 
@@ -346,7 +347,8 @@ def _leave_out(learner: Learner, step: int, result: StepResult, where: str) -> N
 def _domain_means(samples: list[Sample], result: StepResult) -> Record:
     """Return the training loss of each domain in a step, nats; a domain that does not occur in it has none."""
     sums: dict[str, tuple[float, int]] = {}
-    for sample, nll, tokens in zip(samples, result.sequence_nll, result.sequence_tokens, strict=True):
+    # Where the ranks' shares are not even, what fills the last ones comes after all samples.
+    for sample, nll, tokens in zip(samples, result.sequence_nll, result.sequence_tokens, strict=False):
         before = sums.get(sample.domain, (0.0, 0))
         sums[sample.domain] = before[0] + nll, before[1] + tokens
     return {f"train/{name}/nll_nats": nll / tokens for name, (nll, tokens) in sums.items() if tokens}

@@ -15,10 +15,15 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from scionlm.data.mixing.windows import IGNORE
+from scionlm.families import family_of
 from scionlm.families.logits import logit_scaling
+from scionlm.families.models import layers_of
+from scionlm.parallel.placing import Trained, place
+from scionlm.parallel.runtime import Runtime
 from scionlm.train.distillation import Distillation
 from scionlm.train.head_loss import HeadSettings, head_losses, head_of
 from scionlm.train.hidden_loss import States
+from scionlm.train.layers import Checkpointing, compile_layers, layerwise
 
 Extras = dict[str, torch.Tensor]
 FROM_TEACHER = ("divergence_nats", "hidden_error_ratio")
@@ -35,6 +40,8 @@ class Objective(nn.Module):
         compute_dtype: Type of the forward and backward pass.
         z_loss: Weight of the squared logarithm of the softmax's normalizer.
         distillation: A teacher's part.
+        checkpointing: What of the layers' activations is made again on the way back; see `layers.layerwise`.
+        runtime: Where to put it; None leaves it where it is.
     """
 
     def __init__(
@@ -43,17 +50,29 @@ class Objective(nn.Module):
         compute_dtype: torch.dtype,
         z_loss: float = 0.0,
         distillation: Distillation | None = None,
+        checkpointing: Checkpointing = "none",
+        runtime: Runtime | None = None,
     ) -> None:
         super().__init__()
         self.model, self.distillation = model, distillation
         self._compute_dtype = compute_dtype
+        self._layers = layers_of(model)
+        self._inside = family_of(model.config.to_dict()).layers.removeprefix(f"{model.base_model_prefix}.") + "."
         self._settings = HeadSettings(logit_scaling(model.config.to_dict()), z_loss)
         if distillation:
             own = distillation.settings
             self._settings = replace(
                 self._settings, divergence=own.divergence, temperature=own.temperature, top_k=own.top_k
             )
-        self._pass = self._losses
+        self._pass, self._head_losses = self._losses, head_losses
+        several, shared = (runtime.ranks.world > 1, runtime.shards > 1) if runtime else (False, False)
+        self._layerwise = several or checkpointing != "none"
+        self._casts = compute_dtype != torch.float32 and not shared
+        if self._layerwise:
+            layerwise(self._layers, compute_dtype if self._casts else None, checkpointing)
+        if runtime:
+            place(self, self._layers, runtime, compute_dtype, ("token_nll",))
+        self.trained = Trained(self, runtime)
 
     @property
     def projections(self) -> dict[str, nn.Parameter]:
@@ -69,7 +88,11 @@ class Objective(nn.Module):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the passes of student and teacher, each on its own."""
-        self._pass = torch.compile(self._losses, *args, **kwargs)
+        if self._layerwise:
+            compile_layers(self._layers, *args, **kwargs)
+            self._head_losses = torch.compile(head_losses, *args, **kwargs)
+        else:
+            self._pass = torch.compile(self._losses, *args, **kwargs)
         if self.distillation:
             self.distillation.teacher.compile()
 
@@ -114,10 +137,11 @@ class Objective(nn.Module):
         arguments: dict[str, Any] = {"input_ids": input_ids.to(self.model.device), "use_cache": False}
         if position_ids is not None:
             arguments["position_ids"] = position_ids.to(self.model.device)
-        if self._compute_dtype == torch.float32:
+        if not self._casts:
             last = body(**arguments).last_hidden_state
         else:
-            weights = {name: p.to(self._compute_dtype) for name, p in body.named_parameters()}
+            own = [(n, p) for n, p in body.named_parameters() if not (self._layerwise and n.startswith(self._inside))]
+            weights = {name: p.to(self._compute_dtype) for name, p in own}
             last = functional_call(body, weights, kwargs=arguments).last_hidden_state
         return States(last, self.distillation.outputs.take() if self.distillation else {})
 
@@ -130,7 +154,7 @@ class Objective(nn.Module):
         if self.distillation and taught:
             targets = self.distillation.head_targets(taught)
             hidden = self.distillation.hidden_loss(mine, taught, labels != IGNORE)
-        found = head_losses(mine.last.flatten(0, 1), self._head, labels.flatten(), self._settings, targets)
+        found = self._head_losses(mine.last.flatten(0, 1), self._head, labels.flatten(), self._settings, targets)
         loss = found.loss
         extras = {"sequence_nll": found.nll.view_as(labels).sum(dim=1)}
         if targets:

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.records import Record
 from scionlm.families import family_of
 from scionlm.families.shape import expected_tensors
+from scionlm.train.shards import Saved
 
 Name = Literal["adamw", "muon"]
 Carry = Literal["keep", "reset", "moments"]
@@ -138,11 +140,11 @@ class Optimizer:
             if isinstance(value, torch.Tensor)
         }
 
-    def load(self, tensors: Mapping[str, torch.Tensor], carry: Carry = "keep") -> None:
+    def load(self, saved: Saved, carry: Carry = "keep") -> None:
         """Take over a state.
 
         Args:
-            tensors: From `tensors`.
+            saved: What `tensors` gave.
             carry: `keep`: all of it. `moments`: the second moments alone, which are each weight's scale; where the
                 gradient pointed to is forgotten. `reset`: none of it.
 
@@ -152,26 +154,34 @@ class Optimizer:
         """
         for part in self._parts:
             part.state.clear()
-        if carry == "reset" or not tensors:
+        if carry == "reset" or not saved.shapes:
             return
         mine = {name: parameter for parameter, name in self._names.items()}
-        states = {key.rpartition("/")[0] for key in tensors}
+        states = {key.rpartition("/")[0] for key in saved.shapes}
         # What is trained beside the model has no state before its first gradient, which may never come.
         if states - set(mine) or set(mine) - states - self._beside:
             raise DataError(f"the optimizer's state is of another model: of {len(states)} weights, not of {len(mine)}")
         owner = {p: part for part in self._parts for group in part.param_groups for p in group["params"]}
-        for key, value in tensors.items():
+        wanted: dict[str, torch.Tensor] = {}
+        for key, shape in saved.shapes.items():
             name, _, kind = key.rpartition("/")
-            if name not in mine or (value.ndim and value.shape != mine[name].shape):
+            if name not in mine or (len(shape) and shape != mine[name].shape):
                 raise DataError(f"the optimizer's state {key!r} is of another model")
             parameter = mine[name]
             if (kind == "momentum_buffer") != isinstance(owner[parameter], torch.optim.Muon):
                 raise UsageError(
                     f"the state of {name!r} is of another optimizer; set optimizer_state: reset, or keep optimizer.name"
                 )
-            if carry == "moments" and kind in ("exp_avg", "momentum_buffer"):
-                value = torch.zeros_like(value)  # noqa: PLW2901 - the state with nothing in it
-            owner[parameter].state[parameter][kind] = value.to(parameter.device, copy=True)
+            # A count of steps is the same on all ranks; it stays off the weights' mesh.
+            value = torch.zeros_like(parameter.detach()) if len(shape) else torch.zeros((), device=_device(parameter))
+            owner[parameter].state[parameter][kind] = value
+            if carry != "moments" or kind not in ("exp_avg", "momentum_buffer"):
+                wanted[key] = value
+        saved.fill(wanted)
+
+
+def _device(parameter: torch.Tensor) -> torch.device:
+    return parameter.to_local().device if isinstance(parameter, DTensor) else parameter.device
 
 
 def _group_of(name: str, settings: OptimizerSettings, places: Mapping[str, tuple[int, str, int | None]]) -> _Group:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from scionlm.data import Batch
+from scionlm.data import Batch, Sample, SamplePlan
 from scionlm.data.mixing.windows import IGNORE
+from scionlm.parallel.placing import clip_gradients
+from scionlm.parallel.ranks import Ranks
 from scionlm.train.objective import Objective
 from scionlm.train.optimizer import Optimizer
 
@@ -41,32 +43,58 @@ def micro_batches(batch: Batch, size: int) -> Iterator[tuple[torch.Tensor, ...]]
     yield from zip(*(torch.from_numpy(array).split(size) for array in arrays), strict=True)
 
 
+def own_batch(plan: SamplePlan, samples: list[Sample], ranks: Ranks) -> Batch:
+    """Return a rank's share of a step's samples, as many sequences as every other rank has.
+
+    Where they do not come out even, the last ranks repeat a sequence of which nothing is predicted: what is trained on
+    does not depend on the number of devices.
+    """
+    mine, rows = ranks.block_of(samples)
+    batch = plan.batch(list(mine) or samples[:1])
+    if len(mine) == rows:
+        return batch
+    taken = [*range(len(mine)), *[0] * (rows - len(mine))]
+    labels = batch.labels[taken]
+    labels[len(mine) :] = IGNORE
+    positions = batch.position_ids
+    return Batch(batch.input_ids[taken], labels, None if positions is None else positions[taken])
+
+
 def train_step(
     objective: Objective, optimizer: Optimizer, batch: Batch, micro_batch_size: int, lr: float, clip: float
 ) -> StepResult:
     """Update the weights once, unless the loss or a gradient is not finite.
 
-    Each token counts the same, whatever micro-batch it stands in: gradients are of the summed loss over the number of
-    predicted tokens in the whole batch.
+    Each token counts the same, whatever micro-batch and rank it is in: gradients are of the summed loss over the number
+    of predicted tokens in the whole batch, which all ranks hold together, each as many sequences as the others.
     """
-    sequence_tokens = (batch.labels != IGNORE).sum(axis=1).tolist()
-    num_tokens = sum(sequence_tokens)
-    sums: dict[str, float] = {}
-    loss_sum = 0.0
-    sequence_nll: list[torch.Tensor] = []
-    for arrays in micro_batches(batch, micro_batch_size):
-        loss, _, extras = objective(*arrays)
-        (loss / num_tokens).backward()
-        loss_sum += float(loss.detach())
-        sequence_nll.append(extras.pop("sequence_nll"))
+    trained = objective.trained
+    ranks = trained.ranks
+    mine = (batch.labels != IGNORE).sum(axis=1).tolist()
+    num_tokens = sum(ranks.gather(sum(mine)))
+    losses: list[torch.Tensor] = []
+    parts: dict[str, list[torch.Tensor]] = {}
+    pieces = list(micro_batches(batch, micro_batch_size))
+    for number, arrays in enumerate(pieces):
+        with trained.passing(last=number == len(pieces) - 1):
+            loss, _, extras = trained(*arrays)
+            (loss * ranks.world / num_tokens).backward()  # what the ranks have is averaged
+        losses.append(loss.detach())
         for name, part in extras.items():
-            sums[name] = sums.get(name, 0.0) + float(part)
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(optimizer.parameters, clip or math.inf))
+            parts.setdefault(name, []).append(part)
+    norm = clip_gradients(optimizer.parameters, clip)
+    by_sequence = torch.cat(parts.pop("sequence_nll")).tolist()
+    sums = {"loss": losses} | parts
+    own = {name: sum(float(value) for value in values) for name, values in sums.items()}
+    found = ranks.gather({"sums": own, "nll": by_sequence, "tokens": mine})
+    totals = {name: sum(other["sums"][name] for other in found) for name in own}
+    loss_sum, grad_norm = totals.pop("loss"), float(norm)
     applied = math.isfinite(loss_sum) and math.isfinite(grad_norm)
     if applied:
         optimizer.step(lr)
     optimizer.zero_grad()
-    by_sequence = torch.cat(sequence_nll).tolist()
-    parts = {name: total / num_tokens for name, total in sums.items()}
-    nll = (sum(by_sequence) if parts else loss_sum) / num_tokens
-    return StepResult(nll, grad_norm, num_tokens, by_sequence, sequence_tokens, parts, applied)
+    nlls = [nll for other in found for nll in other["nll"]]
+    sequence_tokens = [tokens for other in found for tokens in other["tokens"]]
+    means = {name: total / num_tokens for name, total in totals.items()}
+    nll = (sum(nlls) if means else loss_sum) / num_tokens
+    return StepResult(nll, grad_norm, num_tokens, nlls, sequence_tokens, means, applied)

@@ -5,47 +5,75 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from scionlm.families import ModelShape
 from scionlm.families.logits import LogitScaling, logit_scaling
+from scionlm.families.models import layers_of
+from scionlm.parallel.placing import place
+from scionlm.parallel.runtime import Runtime
 from scionlm.train.head_loss import head_of
 from scionlm.train.hidden_loss import LayerOutputs, States
+from scionlm.train.layers import compile_layers
 
 
 class Teacher:
     """A frozen model; no module of the student's, so that nothing that is done to those reaches it.
 
     Args:
-        model: The teacher, with weights in the type to compute in, on its device.
+        model: The teacher, with weights in the type to compute in.
         layers: Of which layers the outputs are wanted.
+        runtime: Where to put it; None leaves it where it is.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: Sequence[int] = ()) -> None:
+    def __init__(self, model: PreTrainedModel, layers: Sequence[int] = (), runtime: Runtime | None = None) -> None:
         model.requires_grad_(False).eval()
-        self._body: Any = model.base_model
-        self.weight = head_of(model).detach()
+        self._model, self._apart = model, runtime is not None and runtime.ranks.world > 1
+        self._body: Any = _Body(model)
+        if runtime:
+            place(self._body, layers_of(model), runtime, stays=True)
         config = model.config.to_dict()
         self.hidden_size = ModelShape.of(config).hidden_size
         self.scaling: LogitScaling = logit_scaling(config)
         self._outputs = LayerOutputs(model, layers)
         self.seconds = 0.0
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The head, `[vocab, hidden]`; of shared weights there after a call."""
+        return head_of(self._model).detach()
+
     def compile(self) -> None:
         """Compile its forward pass."""
-        self._body = torch.compile(self._body)
+        if self._apart:
+            compile_layers(layers_of(self._model))
+        else:
+            self._body = torch.compile(self._body)
 
     def __call__(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> States:
         """Return what the teacher makes of tokens; its head turns that into logits a chunk at a time.
 
         The time that it takes is added to `seconds`.
         """
-        device = self.weight.device
+        device = self._model.device
         started = time.perf_counter()
         positions = {} if position_ids is None else {"position_ids": position_ids.to(device)}
         with torch.no_grad():
-            hidden = self._body(input_ids=input_ids.to(device), use_cache=False, **positions).last_hidden_state
+            hidden = self._body(input_ids.to(device), **positions)
         if hidden.is_cuda:
             hidden[0, 0, 0].item()  # waits for it: the time is that of the work, and not of handing it over
         self.seconds += time.perf_counter() - started
         return States(hidden, self._outputs.take())
+
+
+class _Body(nn.Module):
+    """A model without its head's product, but with its head's weight."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, **positions: torch.Tensor) -> torch.Tensor:
+        body: Any = self.model.base_model
+        return body(input_ids=input_ids, use_cache=False, **positions).last_hidden_state

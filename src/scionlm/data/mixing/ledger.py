@@ -24,11 +24,11 @@ class Ledger:
     """Writes the ledger of a run as it goes.
 
     Args:
-        path: RUN/ledger.jsonl.
+        path: RUN/ledger.jsonl; None writes nothing.
         facts: What the plan is made of; see `plan_facts`.
     """
 
-    def __init__(self, path: Path, facts: Record) -> None:
+    def __init__(self, path: Path | None, facts: Record) -> None:
         self._writer = JsonlWriter(path, "ledger")
         self._facts = facts
 
