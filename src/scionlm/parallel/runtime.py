@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from scionlm.core.allocator import keep_freed_memory
 from scionlm.core.devices import cpu_facts, gpu_by_name, memory_bytes
 from scionlm.core.machine import peak_memory_bytes, usable_cores
 from scionlm.parallel.ranks import ALONE, Ranks
@@ -87,6 +88,8 @@ def start_runtime(precision: str = "auto", ranks: Ranks = ALONE) -> Runtime:
     threads = max(usable_cores() // ranks.local_world, 1)
     torch.set_num_threads(threads)
     kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cpu":
+        keep_freed_memory()
     if precision == "auto":
         precision = "bf16" if _has_bf16(kind) else "fp32"
     name = torch.cuda.get_device_name() if kind == "cuda" else _cpu_name()

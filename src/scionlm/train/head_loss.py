@@ -135,7 +135,7 @@ def _through_chunks(
     cast = weight.to(hidden.dtype)
     exact = torch.promote_types(hidden.dtype, torch.float32)
     of_hidden = torch.empty_like(hidden) if gradients[0] else None
-    of_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, exact)) if gradients[1] else None
+    of_weight = None
     found: list[torch.Tensor] = []
     rows = _even(len(hidden), CHUNK_BYTES // (len(weight) * hidden.element_size()))
     for start in range(0, len(hidden), rows):
@@ -153,10 +153,12 @@ def _through_chunks(
                 logits[part] = gradient
         if of_hidden is not None:
             of_hidden[chunk] = logits @ cast
-        if of_weight is not None:
+        if gradients[1]:
             # Exactly: a sum of chunks in bfloat16 would lose what the first of them found.
-            of_weight += logits.T @ hidden[chunk]
-    of_weight = None if of_weight is None else of_weight.to(weight.dtype)
+            product = logits.T @ hidden[chunk]
+            of_weight = product.to(exact) if of_weight is None else of_weight.add_(product)
+    if gradients[1]:
+        of_weight = torch.zeros_like(weight) if of_weight is None else of_weight.to(weight.dtype)
     nll, diverged, z_loss, loss = torch.cat(found, dim=1) if found else torch.zeros(4, 0, dtype=exact)
     return HeadLosses(loss.sum(), nll, diverged.sum(), z_loss.sum()), of_hidden, of_weight
 
@@ -200,8 +202,11 @@ def _losses_of(
         gradient.addcmul_(p, (2 * settings.z_loss * log_z)[:, None])
     if settings.scaling.cap:
         gradient *= 1 - (scaled / settings.scaling.cap) ** 2
-    counts = (labels != IGNORE).to(exact)
-    gradient *= (settings.scaling.scale * counts)[:, None]
+    counted = labels != IGNORE
+    counts = counted.to(exact)
+    # To ask whether all count would make a GPU wait.
+    if torch.compiler.is_compiling() or labels.is_cuda or settings.scaling.scale != 1 or not counted.all():
+        gradient *= (settings.scaling.scale * counts)[:, None]
     return torch.stack([nll, diverged, z_loss, loss]) * counts, gradient
 
 

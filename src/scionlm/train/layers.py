@@ -4,6 +4,7 @@ Several devices exchange weights or gradients layer by layer, while others compu
 leave nothing to do meanwhile. And what a layer makes again on the way back has to begin with the cast of its weights.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -38,6 +39,8 @@ def layerwise(layers: Sequence[nn.Module], dtype: torch.dtype | None, checkpoint
 
 def compile_layers(layers: Sequence[nn.Module], *args: Any, **kwargs: Any) -> None:
     """Compile the pass of each layer; what is hooked onto it stays outside."""
+    # The compiler looks at the gradient of what comes in, which has none, and warns of that.
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     for layer in layers:
         layer.forward = torch.compile(layer.forward, *args, **kwargs)
 

@@ -20,6 +20,7 @@ from scionlm.families.logits import logit_scaling
 from scionlm.families.models import layers_of
 from scionlm.parallel.placing import Trained, place
 from scionlm.parallel.runtime import Runtime
+from scionlm.train.attention import use_causal_attention
 from scionlm.train.distillation import Distillation
 from scionlm.train.head_loss import HeadSettings, head_losses, head_of
 from scionlm.train.hidden_loss import States
@@ -64,15 +65,21 @@ class Objective(nn.Module):
             self._settings = replace(
                 self._settings, divergence=own.divergence, temperature=own.temperature, top_k=own.top_k
             )
-        self._pass, self._head_losses = self._losses, head_losses
+        self._head_losses = head_losses
         several, shared = (runtime.ranks.world > 1, runtime.shards > 1) if runtime else (False, False)
-        self._layerwise = several or checkpointing != "none"
+        self._checkpointing: Checkpointing = checkpointing
         self._casts = compute_dtype != torch.float32 and not shared
-        if self._layerwise:
-            layerwise(self._layers, compute_dtype if self._casts else None, checkpointing)
+        self._layerwise = False
+        if several or checkpointing != "none":
+            self._go_layerwise()
+        use_causal_attention(model)
         if runtime:
             place(self, self._layers, runtime, compute_dtype, ("token_nll",))
         self.trained = Trained(self, runtime)
+
+    def _go_layerwise(self) -> None:
+        self._layerwise = True
+        layerwise(self._layers, self._compute_dtype if self._casts else None, self._checkpointing)
 
     @property
     def projections(self) -> dict[str, nn.Parameter]:
@@ -87,12 +94,17 @@ class Objective(nn.Module):
         return self.distillation.teacher.seconds if self.distillation else 0.0
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the passes of student and teacher, each on its own."""
-        if self._layerwise:
-            compile_layers(self._layers, *args, **kwargs)
+        """Compile the layers of student and teacher, one by one, and on a GPU the losses.
+
+        transformers finds out what kind of attention a batch needs outside of what is compiled: inside it would always
+        hand over a mask. On a CPU the losses stay as they are written: a compiler would undo the blocks that a cache
+        holds, and go through memory several times more.
+        """
+        if not self._layerwise:
+            self._go_layerwise()
+        compile_layers(self._layers, *args, **kwargs)
+        if self.model.device.type != "cpu":
             self._head_losses = torch.compile(head_losses, *args, **kwargs)
-        else:
-            self._pass = torch.compile(self._losses, *args, **kwargs)
         if self.distillation:
             self.distillation.teacher.compile()
 
@@ -126,7 +138,7 @@ class Objective(nn.Module):
         taught = None
         if self.distillation and self.distillation.is_active:
             taught = self.distillation.teacher(input_ids, position_ids)
-        return self._pass(input_ids, labels, position_ids, taught)
+        return self._losses(input_ids, labels, position_ids, taught)
 
     @property
     def _head(self) -> torch.Tensor:

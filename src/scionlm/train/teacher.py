@@ -13,6 +13,7 @@ from scionlm.families.logits import LogitScaling, logit_scaling
 from scionlm.families.models import layers_of
 from scionlm.parallel.placing import place
 from scionlm.parallel.runtime import Runtime
+from scionlm.train.attention import use_causal_attention
 from scionlm.train.head_loss import head_of
 from scionlm.train.hidden_loss import LayerOutputs, States
 from scionlm.train.layers import compile_layers
@@ -29,7 +30,8 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[int] = (), runtime: Runtime | None = None) -> None:
         model.requires_grad_(False).eval()
-        self._model, self._apart = model, runtime is not None and runtime.ranks.world > 1
+        self._model = model
+        use_causal_attention(model)
         self._body: Any = _Body(model)
         if runtime:
             place(self._body, layers_of(model), runtime, stays=True)
@@ -45,11 +47,8 @@ class Teacher:
         return head_of(self._model).detach()
 
     def compile(self) -> None:
-        """Compile its forward pass."""
-        if self._apart:
-            compile_layers(layers_of(self._model))
-        else:
-            self._body = torch.compile(self._body)
+        """Compile its layers."""
+        compile_layers(layers_of(self._model))
 
     def __call__(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> States:
         """Return what the teacher makes of tokens; its head turns that into logits a chunk at a time.
