@@ -42,6 +42,7 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/engines.py --engines bare-compiled,scion-step-eager,scion-loop-compiled
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/reading.py

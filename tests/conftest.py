@@ -11,7 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from a second th
 
 from factories import VOCAB_SIZE, corpora_file, model_folder
 from features import FEATURES
-from scionlm.data import DataFolder, load_corpora, prepare
+from scionlm.data import DataFolder, Mixture, Order, SamplePlan, load_corpora, prepare
 from scionlm.recipes.run import run_recipe
 from whole_runs import quicken, recipe_of
 
@@ -69,3 +69,10 @@ def make(tiny_folder, data_folder, with_dropout, wide_folder, earlier):
         return recipe_of(tiny_folder, data_folder.path, **settings | changes)
 
     return make
+
+
+@pytest.fixture
+def plan_of_two(data_folder):
+    """The order of samples of both domains, at its beginning."""
+    streams = {name: data_folder.stream(name, "train") for name in data_folder.domains}
+    return SamplePlan(streams, Mixture(dict.fromkeys(streams, 0.5)), Order(24))

@@ -146,7 +146,7 @@ def last_state(out: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     folder = max((out / "checkpoints").glob("step-*"))
     tensors = {
         f"{path.name}/{name}": tensor.numpy().tobytes()
-        for path in folder.glob("*.safetensors")
+        for path in folder.rglob("*.safetensors")
         for name, tensor in safetensors.torch.load_file(path).items()
     }
     return timeless(read_json(folder / "state.json")), tensors

@@ -1,5 +1,6 @@
 """Several ranks train what one process trains: the same samples, the same losses, whatever a run is made of."""
 
+import random
 import zlib
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import pytest
 
 from features import FEATURES
 from scionlm.core.config import dump_yaml
+from scionlm.core.errors import StoppedError
 from scionlm.core.records import read_json
 from scionlm.recipes.run import run_recipe
-from whole_runs import Watch, consumed_of, metrics_of, quicken
+from scionlm.train.checkpoint import find_damage
+from whole_runs import SEQ_LEN, Watch, consumed_of, differing, metrics_of, outcome, quicken
 from worlds import World
 
 FP32, BF16 = 1e-5, 1e-3
@@ -101,3 +104,123 @@ def test_two_ranks_train_what_one_process_trains(feature, layout, make, alone, p
     same_samples(answers, watch)
     assert consumed_of(tmp_path / "run", recipe) == consumed_of(out, recipe)
     assert read_json(tmp_path / "run" / "training.json")["layout"] == layout
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "feature", ["ema", "muon", "reweight", "dropout", "distill from a wider teacher", "stages that replay"]
+)
+def test_two_ranks_stopped_and_gone_on_with_are_never_stopped(feature, layout, make, pair, tmp_path):
+    recipe = make(feature, train__parallel=layout)
+    steps = recipe.total_steps
+    whole = pair.run(recipe, tmp_path / "whole")
+    first, second = sorted(random.Random(zlib.crc32(feature.encode())).sample(range(1, steps), 2))
+    stopped = pair.run(recipe, tmp_path / "parts", stop_at=first, only=1)
+    assert {answer["error"] for answer in stopped} == {"StoppedError"}
+    assert read_json(tmp_path / "parts" / "status.json")["exit_code"] == 75
+    again = pair.run(recipe, tmp_path / "parts", stop_at=second - first, only=0)
+    assert {answer["error"] for answer in again} == {"StoppedError"}
+    last = pair.run(recipe, tmp_path / "parts")
+    assert [answer["error"] for answer in last] == [None, None]
+    assert differing(outcome(tmp_path / "whole", recipe), outcome(tmp_path / "parts", recipe)) == set()
+    for rank in (0, 1):
+        assert whole[rank]["rows"] == stopped[rank]["rows"] + again[rank]["rows"] + last[rank]["rows"]
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+@pytest.mark.parametrize("feature", ["plain", "bf16", "muon and ema", "distill from a wider teacher", "reweight"])
+def test_from_two_ranks_to_one_and_back_is_one_process(feature, layout, make, alone, pair, tmp_path):
+    """R5: the checkpoint of any number of ranks is one of any other."""
+    out, watch = alone(make(feature))
+    recipe = make(feature, train__parallel=layout)
+    rows = []
+    for stop_at, world in ((3, 2), (3, 1), (None, 2)):
+        if world == 2:
+            answers = pair.run(recipe, tmp_path / "run", stop_at=stop_at)
+            assert {answer["error"] for answer in answers} == {"StoppedError" if stop_at else None}
+            rows += [sorted(a + b) for a, b in zip(answers[0]["rows"], answers[1]["rows"], strict=True)]
+        else:
+            with pytest.MonkeyPatch.context() as patch:
+                mine = Watch(patch, [stop_at])
+                with pytest.raises(StoppedError):
+                    run_recipe(recipe, tmp_path / "run")
+            rows += [sorted(row.hex() for row in step) for step in mine.rows()]
+    assert rows == [sorted(row.hex() for row in step) for step in watch.rows()]
+    close(tmp_path / "run", out, tolerance_of(feature))
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+def test_checkpoints_in_the_background_are_those_of_the_foreground(layout, make, pair, tmp_path):
+    changes = {"train__parallel": layout, "checkpoint__every": 2, "checkpoint__keep": 9}
+    for name, background in (("front", False), ("back", True)):
+        recipe = make("ema", checkpoint__background=background, **changes)
+        assert [answer["error"] for answer in pair.run(recipe, tmp_path / name)] == [None, None]
+    front, back = ({path.name: path for path in (tmp_path / n / "checkpoints").iterdir()} for n in ("front", "back"))
+    assert {"step-00000008"} < set(back) <= set(front)  # one that is due while another is written waits for it
+    for name, path in back.items():
+        assert not find_damage(path)
+        tensors = [sorted(each.glob("**/*.safetensors")) for each in (path, front[name])]
+        assert [p.read_bytes() for p in tensors[0]] == [p.read_bytes() for p in tensors[1]]
+
+
+@pytest.mark.parametrize("harm", ["flip", "missing", "extra", "cut"])
+def test_a_damaged_share_is_found_and_the_checkpoint_before_it_taken(harm, make, pair, tmp_path):
+    recipe = make(train__parallel="fsdp", checkpoint__every=2)
+    pair.run(recipe, tmp_path / "whole")
+    pair.run(recipe, tmp_path / "run", stop_at=5)
+    newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+    share = sorted((newest / "shards").iterdir())[1]
+    content = bytearray(share.read_bytes())
+    if harm == "flip":
+        content[len(content) // 2] ^= 4
+        share.write_bytes(bytes(content))
+    elif harm == "cut":
+        share.write_bytes(bytes(content[:-5]))
+    elif harm == "missing":
+        share.unlink()
+    else:
+        (newest / "shards" / "shard-00003-model-00001-of-00001.safetensors").write_bytes(bytes(content))
+    assert find_damage(newest)
+    assert [answer["error"] for answer in pair.run(recipe, tmp_path / "run")] == [None, None]
+    assert newest.with_name(f"damaged-{newest.name}").exists()
+    assert differing(outcome(tmp_path / "whole", recipe), outcome(tmp_path / "run", recipe)) == set()
+
+
+def test_a_request_that_is_wrong_is_refused_by_all_and_leaves_nothing(make, pair, tmp_path):
+    answers = pair.run(make(inherit__layers=99), tmp_path / "run")
+    assert {answer["error"] for answer in answers} == {"UsageError"}
+    assert len({answer["message"] for answer in answers}) == 1
+    assert not (tmp_path / "run").exists()
+    answers = pair.run(make(train__parallel="hsdp"), tmp_path / "run")
+    assert {answer["error"] for answer in answers} == {"UsageError"}
+    assert "needs several machines" in answers[1]["message"]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_left_out_by_all(make, pair, tmp_path):
+    recipe = make(train__parallel="fsdp", optimizer__lr=0.9, optimizer__grad_clip=0.0, train__steps=30)
+    answers = pair.run(recipe, tmp_path / "run")
+    assert answers[0]["error"] == answers[1]["error"]
+
+
+def test_a_finished_run_is_left_alone(make, pair, tmp_path):
+    recipe = make(train__parallel="ddp")
+    pair.run(recipe, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
+    answers = pair.run(recipe, tmp_path / "run")
+    assert [(answer["error"], answer["rows"]) for answer in answers] == [(None, []), (None, [])]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_copies_of_shared_weights_on_two_machines(make, alone, tmp_path):
+    """HSDP: 4 ranks, 2 a machine; 6 sequences a step do not come out even."""
+    changes = {"train__global_batch_tokens": SEQ_LEN * 6, "optimizer__name": "muon", "average": {"decay": 0.8}}
+    out, _ = alone(make(**changes))
+    recipe = make(train__parallel="hsdp", checkpoint__every=3, **changes)
+    with World(4, per_node=2) as world:
+        answers = world.run(recipe, tmp_path / "run", stop_at=4, only=2)
+        assert {answer["error"] for answer in answers} == {"StoppedError"}
+        assert [answer["error"] for answer in world.run(recipe, tmp_path / "run")] == [None] * 4
+    close(tmp_path / "run", out, BF16)
+    assert consumed_of(tmp_path / "run", recipe) == consumed_of(out, recipe)
+    assert read_json(tmp_path / "run" / "training.json")["layout"] == "hsdp"
+    assert read_json(tmp_path / "run" / "manifest.json")["device"]["world"] == 4

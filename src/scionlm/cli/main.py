@@ -1,6 +1,5 @@
 """`scion`: the commands, and how every failure becomes one clear line and an exit code."""
 
-import os
 import signal
 import sys
 import traceback
@@ -11,7 +10,6 @@ import typer
 
 from scionlm.cli.commands import app
 from scionlm.core.errors import ScionError
-from scionlm.parallel.ranks import is_launched
 
 
 def main() -> None:
@@ -40,9 +38,8 @@ def run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         message, code = explain(error)
-        rank = int(os.environ["RANK"]) if is_launched() else 0
-        if rank == 0 or not isinstance(error, ScionError):  # what Scion explains, the main rank says for all
-            print(f"error: {f'rank {rank}: ' if rank else ''}{message}", file=sys.stderr)
+        if not (isinstance(error, ScionError) and error.told):
+            print(f"error: {message}", file=sys.stderr)
         return code
     finally:
         signal.signal(signal.SIGTERM, before)

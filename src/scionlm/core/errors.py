@@ -5,9 +5,15 @@ A message is one or two lines: what is wrong, where (file, key, value), and what
 
 
 class ScionError(Exception):
-    """Any failure that Scion explains; raised itself it means a fault in Scion."""
+    """Any failure that Scion explains; raised itself it means a fault in Scion.
+
+    Attributes:
+        exit_code: What `scion` ends with.
+        told: Whether another process of the run says it.
+    """
 
     exit_code = 1
+    told = False
 
 
 class UsageError(ScionError):

@@ -184,6 +184,9 @@ def joined() -> Generator[Ranks, None, None]:
     with log.silenced(not ranks.is_main):
         try:
             yield ranks
+        except ScionError as error:
+            error.told = not ranks.is_main
+            raise
         finally:
             ranks.close()
 

@@ -17,6 +17,7 @@ from scionlm.core.errors import DataError, UsageError
 from scionlm.core.records import Record
 from scionlm.families import family_of
 from scionlm.families.shape import expected_tensors
+from scionlm.train.muon import SharedMuon
 from scionlm.train.shards import Saved
 
 Name = Literal["adamw", "muon"]
@@ -105,7 +106,9 @@ class Optimizer:
                 if group.muon == muon
             ]
             if mine and muon:
-                self._parts.append(torch.optim.Muon(mine, lr=0.0, momentum=settings.momentum, adjust_lr_fn=_MUON_SHIFT))
+                shared = isinstance(mine[0]["params"][0], DTensor)
+                kind = SharedMuon if shared else torch.optim.Muon
+                self._parts.append(kind(mine, lr=0.0, momentum=settings.momentum, adjust_lr_fn=_MUON_SHIFT))
             elif mine:
                 self._parts.append(torch.optim.AdamW(mine, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True))
 

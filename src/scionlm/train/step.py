@@ -83,12 +83,16 @@ def train_step(
         for name, part in extras.items():
             parts.setdefault(name, []).append(part)
     norm = clip_gradients(optimizer.parameters, clip)
-    by_sequence = torch.cat(parts.pop("sequence_nll")).tolist()
+    sequences = parts.pop("sequence_nll")
     sums = {"loss": losses} | parts
-    own = {name: sum(float(value) for value in values) for name, values in sums.items()}
+    # All at once: each look at a single number would have a GPU run dry.
+    together = [norm.view(1), *(torch.stack(values).view(-1) for values in sums.values()), *sequences]
+    grad_norm, *numbers = torch.cat([tensor.double() for tensor in together]).tolist()
+    own = {name: sum(numbers[i * len(pieces) : (i + 1) * len(pieces)]) for i, name in enumerate(sums)}
+    by_sequence = numbers[len(sums) * len(pieces) :]
     found = ranks.gather({"sums": own, "nll": by_sequence, "tokens": mine})
     totals = {name: sum(other["sums"][name] for other in found) for name in own}
-    loss_sum, grad_norm = totals.pop("loss"), float(norm)
+    loss_sum = totals.pop("loss")
     applied = math.isfinite(loss_sum) and math.isfinite(grad_norm)
     if applied:
         optimizer.step(lr)

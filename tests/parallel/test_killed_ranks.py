@@ -1,0 +1,119 @@
+"""R3: ranks that torchrun started are killed, one, all, or torchrun itself; the run goes on as if nothing had been."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scionlm.core.config import dump_yaml
+from scionlm.core.records import read_json
+from whole_runs import differing, outcome
+from worlds import free_port
+
+STEPS = 60
+
+
+def start(recipe: Path, out: Path) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
+               str(free_port()), "-m", "scionlm", "run", str(recipe), "-o", str(out)]  # fmt: skip
+    with Path(f"{out}.log").open("a") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def workers_of(launcher: int) -> list[int]:
+    """Return the processes that a launcher has started, by rank."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            parent = int(re.search(r"\nPPid:\t(\d+)", (entry / "status").read_text())[1])
+            words = (entry / "environ").read_bytes()
+        except (OSError, TypeError):
+            continue
+        rank = re.search(rb"\0RANK=(\d+)", words)
+        if parent == launcher and rank:
+            found[int(rank[1])] = int(entry.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def checkpoints(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").glob("step-*"))
+
+
+def kill_once(recipe: Path, out: Path, kind: str, delay: float) -> None:
+    """Start a run, and kill some of it a while after a new checkpoint is there; nobody stays behind."""
+    before = checkpoints(out)
+    launcher = start(recipe, out)
+    assert wait_for(lambda: checkpoints(out) != before or launcher.poll() is not None, 90)
+    time.sleep(delay)
+    ranks = workers_of(launcher.pid)
+    if kind == "launcher":
+        launcher.kill()
+    elif kind == "all":
+        for rank in ranks:
+            os.kill(rank, signal.SIGKILL)
+    elif ranks:
+        os.kill(ranks[int(kind)], signal.SIGKILL)
+    began = time.monotonic()
+    launcher.wait(40)
+    assert wait_for(lambda: not any(map(is_alive, ranks)), 10), "a rank was left behind"
+    assert time.monotonic() - began < 30
+
+
+def kill_and_compare(make, tmp_path, kinds, layout, seed):
+    recipe = make("ema", train__parallel=layout, train__steps=STEPS, checkpoint__every=5, evaluate__every=20)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_yaml(recipe.model_dump(mode="json")), encoding="utf-8")
+    delays = random.Random(seed)
+    for kind in kinds:
+        kill_once(path, tmp_path / "run", kind, delays.uniform(0, 0.3))
+    for name in ("run", "whole"):
+        assert start(path, tmp_path / name).wait(150) == 0, (tmp_path / f"{name}.log").read_text()[-3000:]
+    assert differing(outcome(tmp_path / "whole", recipe), outcome(tmp_path / "run", recipe)) == set()
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_killed_ranks_are_gone_on_with_to_the_bit(make, tmp_path):
+    kill_and_compare(make, tmp_path, ["1", "launcher"], "fsdp", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["fsdp", "ddp"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_ranks_five_times(layout, seed, make, tmp_path):
+    kill_and_compare(make, tmp_path, ["0", "1", "all", "launcher", "1"], layout, seed)
+
+
+def test_a_signal_to_the_launcher_stops_and_saves(make, tmp_path):
+    recipe = make(train__parallel="fsdp", train__steps=2000, checkpoint__every=5)
+    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    path.write_text(dump_yaml(recipe.model_dump(mode="json")), encoding="utf-8")
+    launcher = start(path, out)
+    assert wait_for(lambda: len(checkpoints(out)) > 0, 90)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(30) != 0
+    status = read_json(out / "status.json")
+    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert checkpoints(out)[-1] == f"step-{status['step']:08d}"

@@ -1,0 +1,112 @@
+"""What ranks tell each other, with threads in the place of processes."""
+
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from scionlm.core.errors import DataError, LostRankError, ScionError, UsageError
+from scionlm.core.signals import StopRequest
+from scionlm.parallel.ranks import ALONE, Ranks, is_launched, naming_losses
+
+SOURCE = Path(__file__).parents[2] / "src" / "scionlm"
+
+
+class Threads(Ranks):
+    world = 3
+
+    def __init__(self, rank, board, barrier):
+        self.rank, self._board, self._barrier = rank, board, barrier
+
+    def gather(self, value):
+        self._board[self.rank] = value
+        self._barrier.wait(5)
+        found = list(self._board)
+        self._barrier.wait(5)
+        return found
+
+    def share(self, value):
+        return self.gather(value)[0]
+
+
+def on_all(work):
+    """Return what each rank's work returned or raised."""
+    board, barrier = [None] * 3, threading.Barrier(3)
+
+    def one(rank):
+        try:
+            return work(Threads(rank, board, barrier))
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(3) as pool:
+        return list(pool.map(one, range(3)))
+
+
+def fail(error):
+    raise error
+
+
+def test_the_main_rank_works_for_all():
+    done = []
+    assert on_all(lambda ranks: ranks.on_main(lambda: done.append(ranks.rank) or {"a": 1})) == [{"a": 1}] * 3
+    assert done == [0]
+
+
+@pytest.mark.parametrize("kind", [UsageError, DataError])
+def test_a_failure_of_the_main_rank_is_everyones(kind):
+    found = on_all(lambda ranks: ranks.on_main(lambda: fail(kind("so it is"))))
+    assert [(type(error), str(error)) for error in found] == [(kind, "so it is")] * 3
+
+
+def test_a_fault_of_the_main_rank_ends_the_others_too():
+    found = on_all(lambda ranks: ranks.on_main(lambda: fail(KeyError("x"))))
+    assert [type(error) for error in found] == [KeyError, ScionError, ScionError]
+
+
+def test_a_failure_of_any_rank_is_everyones_and_names_it():
+    found = on_all(lambda ranks: ranks.together(lambda: fail(DataError("no data")) if ranks.rank == 2 else ranks.rank))
+    assert [(type(error), str(error)) for error in found] == [(DataError, "rank 2: no data")] * 3
+    assert on_all(lambda ranks: ranks.together(lambda: ranks.rank)) == [0, 1, 2]
+
+
+def test_a_signal_to_one_is_agreed_by_all_at_the_same_place():
+    def work(ranks):
+        stop, seen = StopRequest(lambda mine: any(ranks.gather(mine))), []
+        for turn in range(4):
+            if ranks.rank == 1 and turn == 2:
+                stop._note(15, None)
+            assert not stop.requested
+            seen.append(stop.agreed())
+            if seen[-1]:
+                break
+        return seen, stop.requested
+
+    assert on_all(work) == [([False, False, True], True)] * 3
+
+
+def test_one_process_is_a_world_of_its_own(monkeypatch):
+    assert ALONE.gather(3) == [3]
+    assert ALONE.share("x") == "x"
+    assert ALONE.apart() is ALONE
+    assert ALONE.block_of([1, 2, 3]) == ([1, 2, 3], 3)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert not is_launched()
+
+
+@pytest.mark.parametrize("text", ["[gloo/transport/tcp/pair.cc] Connection closed by peer", "NCCL error in: x"])
+def test_broken_lines_are_named(text):
+    def work(ranks):
+        with naming_losses(ranks):
+            raise RuntimeError(text)
+
+    assert [type(error) for error in on_all(work)] == [LostRankError] * 3
+    with pytest.raises(RuntimeError, match=re.escape(text)), naming_losses(ALONE):
+        raise RuntimeError(text)
+
+
+def test_only_parallel_knows_gpus():
+    found = {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if "torch.cuda" in path.read_text()}
+    assert {name.split("/")[0] for name in found} == {"parallel"}
