@@ -2,10 +2,11 @@
 
 import json
 import os
-import select
+import queue
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from scionlm.core.config import dump_yaml
+from scionlm.core.errors import LostRankError, ScionError
 from scionlm.parallel.placing import mesh_of
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.presets import load_recipe
@@ -54,6 +56,13 @@ class World:
             )
             for _ in range(self.size)
         ]
+        self._answers: list[queue.Queue[bytes]] = [queue.Queue() for _ in self._workers]
+        self._readers = [
+            threading.Thread(target=_read, args=pair, daemon=True)
+            for pair in zip(self._workers, self._answers, strict=True)
+        ]
+        for reader in self._readers:
+            reader.start()
 
     def __exit__(self, *error: object) -> None:
         self._end()
@@ -61,10 +70,12 @@ class World:
     def _end(self) -> None:
         for worker in self._workers:
             assert worker.stdin
-            assert worker.stdout
             worker.kill()
             worker.wait()
             worker.stdin.close()
+        for reader, worker in zip(self._readers, self._workers, strict=True):
+            reader.join()
+            assert worker.stdout
             worker.stdout.close()
 
     def run(
@@ -94,22 +105,26 @@ class World:
             assert worker.stdin
             worker.stdin.write(json.dumps(order).encode() + b"\n")
             worker.stdin.flush()
-        answers = [self._answer(worker) for worker in self._workers]
-        if any(answer["error"] for answer in answers):  # what a failed run has left of its lines is not worth knowing
+        answers = [self._answer(rank) for rank in range(self.size)]
+        if any(answer.get("broken") for answer in answers):
             self._end()
             self._start()
         return answers
 
-    def _answer(self, worker: subprocess.Popen[bytes]) -> dict[str, Any]:
-        assert worker.stdout
-        while True:
-            if not select.select([worker.stdout], [], [], _PATIENCE_SECONDS)[0]:
-                return {"error": "hangs"}
-            line = worker.stdout.readline()
-            if not line:
-                return {"error": "died"}
-            if line.startswith(b"{"):
-                return json.loads(line)
+    def _answer(self, rank: int) -> dict[str, Any]:
+        try:
+            return json.loads(self._answers[rank].get(timeout=_PATIENCE_SECONDS) or '{"error": "died", "broken": true}')
+        except queue.Empty:
+            return {"error": "hangs", "broken": True}
+
+
+def _read(worker: subprocess.Popen[bytes], answers: "queue.Queue[bytes]") -> None:
+    """Put what a worker answers into a queue, and nothing when it has ended."""
+    assert worker.stdout
+    for line in worker.stdout:
+        if line.startswith(b"{"):
+            answers.put(line)
+    answers.put(b"")
 
 
 def _serve_one(order: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +138,8 @@ def _serve_one(order: dict[str, Any]) -> dict[str, Any]:
             run_recipe(load_recipe(order["recipe"]), Path(order["out"]), order["allow_change"])
         except BaseException as error:
             traceback.print_exc()
-            answer = {"error": type(error).__name__, "message": str(error)}
+            broken = not isinstance(error, ScionError) or isinstance(error, LostRankError)
+            answer = {"error": type(error).__name__, "message": str(error), "broken": broken}
         rows = [[row.hex() for row in batch] for batch in watch.rows()]
         samples = [[tuple(sample) for sample in step] for step in watch.samples]
         return answer | {"rows": rows, "samples": samples}
@@ -136,7 +152,7 @@ def _serve() -> None:
     for line in sys.stdin:
         answer = _serve_one(json.loads(line))
         print("\n" + json.dumps(answer), flush=True)
-        if answer["error"]:
+        if answer.get("broken"):
             os._exit(1)  # as a process of torchrun's would end: the others notice
 
 

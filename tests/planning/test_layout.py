@@ -81,6 +81,7 @@ def test_processes_on_one_processor_are_no_faster_together(overrides):
 
 
 def test_activations_that_are_made_again_take_less(overrides):
+    overrides |= {"inherit.layers": 5}
     sizes = [
         api.plan("inheritune-mini", overrides | {"train.activation_checkpointing": name})["memory_by_part"][
             "activations"
