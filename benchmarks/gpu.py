@@ -7,13 +7,12 @@
 Each case runs in a process of its own with a limit of its own, the most important first; what each finds is appended at
 once to DIR/results.jsonl, and what no time is left for is listed as not run. From the fourth case on two share the GPU,
 so that one compiles while the other is timed; a lock keeps them from being timed at once. They also share what has been
-compiled: compile times are of a cold start only in `scion`, `scion-causal` and `bare`. Needs scionlm importable
+compiled: compile times are of a cold start only in `scion`, `whole-causal` and `bare`. Needs scionlm importable
 (PYTHONPATH=src), and pydantic for it.
 
-`scion` is Scion's own step as it is. In `scion-causal` attention is told that it is causal instead of being given a
-mask, which transformers makes under torch.compile and which keeps SDPA from its fast kernels; so it is in all other
-cases but `parity` and those that are named after another attention. `layers-compiled` needs no such thing: the mask is
-decided on outside what is compiled. A step is 4 micro-batches of 8 sequences of 2,048.
+`scion` is Scion's own step as it is: layers compiled one by one. In `whole-graph` all of it is one graph, inside which
+transformers hands over a mask, which keeps SDPA from its fast kernels; in `whole-causal`, as in `bare`, attention is told
+that it is causal instead. A step is 4 micro-batches of 8 sequences of 2,048.
 """
 
 import argparse
@@ -38,11 +37,11 @@ class Case:
     limit: float = 110.0
     alone: bool = False  # shares the GPU with no other case
     gpu: bool = False
-    attention: str = "causal"
+    attention: str = "scion"
     backend: str = ""  # of torch's SDPA
     loss: str = "chunked"  # chunked, full (Scion's step over plain logits), bare, bare-autocast (no Scion at all)
     optimizer: str = "adamw"
-    compiled: str = "whole"  # whole, layers (each layer and the head's losses apart), "" (not at all)
+    compiled: str = "layers"  # layers (each layer and the head's losses apart), whole (one graph), "" (not at all)
     micro: int = 8
     checkpointing: str = "none"
     documents: bool = False
@@ -50,10 +49,10 @@ class Case:
 
 CASES = (
     Case("peak", "peak", 90, alone=True),
-    Case("scion", attention="scion", limit=170, alone=True),
-    Case("scion-causal", limit=140, alone=True),
-    Case("bare", loss="bare"),
-    Case("layers-compiled", attention="scion", compiled="layers"),
+    Case("scion", limit=140, alone=True),
+    Case("whole-causal", attention="causal", compiled="whole", limit=140, alone=True),
+    Case("bare", loss="bare", attention="causal"),
+    Case("whole-graph", compiled="whole"),
     Case("parity", "parity", 80, attention=""),
     Case("overhead", "overhead", 150, alone=True),
     Case("full-logits", loss="full"),
@@ -70,7 +69,7 @@ CASES = (
     Case("eager", compiled="", limit=80),
     Case("documents-sdpa", attention="sdpa", documents=True),
     Case("documents-flex", attention="flex_attention", documents=True, gpu=True),
-    Case("bare-autocast", loss="bare-autocast"),
+    Case("bare-autocast", loss="bare-autocast", attention="causal"),
 )
 
 

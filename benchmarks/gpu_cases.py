@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import fcntl
-import inspect
 import itertools
 import json
 import statistics
@@ -23,7 +22,6 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, LlamaConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-import scionlm.train.objective
 from scionlm.core.devices import gpu_by_name
 from scionlm.core.machine import git_commit, peak_memory_bytes, versions
 from scionlm.data import Batch
@@ -85,17 +83,18 @@ class Setting:
             yield
 
 
-def make_model(setting):
+def make_model(setting, attention=None):
     """Return the model with random weights made on the device."""
+    attention = attention or setting.case.attention
     AttentionInterface.register("causal", sdpa_attention_forward)
     AttentionMaskInterface.register("causal", lambda *_, **__: None)
     torch.manual_seed(0)
     with setting.device:
-        if setting.case.attention == "scion":
+        if attention == "scion":
             model = random_model({"model_type": "llama"} | setting.shape, seed=0)
         else:
             model = AutoModelForCausalLM.from_config(
-                LlamaConfig(**setting.shape), dtype=torch.float32, attn_implementation=setting.case.attention
+                LlamaConfig(**setting.shape), dtype=torch.float32, attn_implementation=attention
             )
     setting.report(attention=f"{model.config._attn_implementation} {setting.case.backend}".strip())
     return model.train()
@@ -117,12 +116,7 @@ def make_objective(model, case, dtype):
             return nll.sum(), (labels != -100).sum(), {"sequence_nll": nll.detach().sum(dim=1)}
 
     kind = FullLogits if case.loss == "full" else Objective
-    if case.checkpointing == "none":
-        return kind(model, dtype)
-    names = {"activation_checkpointing", "checkpointing"} & set(inspect.signature(Objective).parameters)
-    if not names:
-        raise Absent("this scionlm's Objective knows no activation checkpointing")
-    return kind(model, dtype, **{names.pop(): case.checkpointing})
+    return kind(model, dtype, checkpointing=case.checkpointing)
 
 
 def make_batches(setting):
@@ -208,20 +202,11 @@ def make_step(setting, model):
         return lambda: bare_step(forward, optimizer, next(ready), setting.micro)
     objective = make_objective(model, case, torch.bfloat16).train()
     optimizer = Optimizer(model, OptimizerSettings(name=case.optimizer))
-    if setting.compiled == "layers":
-        compile_layers(objective)
+    if setting.compiled == "whole":
+        objective._losses = torch.compile(objective._losses)
     elif setting.compiled:
         objective.compile()
     return lambda: scion_step(objective, optimizer, next(batches), setting.micro)
-
-
-def compile_layers(objective):
-    """Compile each layer and the head's losses apart, which takes the time of one layer."""
-    for layer in objective.model.model.layers:
-        layer.forward = torch.compile(layer.forward)
-    owner = objective if hasattr(objective, "_head_losses") else scionlm.train.objective
-    name = "_head_losses" if owner is objective else "head_losses"
-    setattr(owner, name, torch.compile(getattr(owner, name)))
 
 
 def seconds_of(steps, device):
@@ -304,18 +289,19 @@ def run_peak(setting):
 
 
 def run_overhead(setting):
-    """Time Scion's step, the same objective in a bare loop, and the bare step, in turns on one model."""
+    """Time Scion's step, the same objective in a bare loop, and the bare step, in turns."""
     model = make_model(setting)
     batches, _ = make_batches(setting)
     ready = on_device(batches, setting.device)
     objective = make_objective(model, setting.case, torch.bfloat16).train()
     if setting.compiled:
         objective.compile()
-    optimizer, plain = Optimizer(model, OptimizerSettings()), adamw_of(model)
-    forward = bare_pass(model, autocast=False, compiled=setting.compiled)
+    other = make_model(setting, "causal")  # its layers are as transformers made them
+    optimizer, same, plain = Optimizer(model, OptimizerSettings()), adamw_of(model), adamw_of(other)
+    forward = bare_pass(other, autocast=False, compiled=setting.compiled)
     ways = {
         "scion": lambda: scion_step(objective, optimizer, next(batches), setting.micro),
-        "same_objective": lambda: bare_step(lambda *a: objective(*a)[0], plain, next(ready), setting.micro),
+        "same_objective": lambda: bare_step(lambda *a: objective(*a)[0], same, next(ready), setting.micro),
         "bare": lambda: bare_step(forward, plain, next(ready), setting.micro),
     }
     for step in ways.values():

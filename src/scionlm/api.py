@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from scionlm.core.errors import UsageError
+from scionlm.core.errors import ScionError, UsageError
 from scionlm.core.records import Record
 
 if TYPE_CHECKING:
@@ -72,7 +72,13 @@ def train_tokenizer(
     return train(load_corpora(path), path.parent, Path(out), vocab_size, special, max_bytes)
 
 
-def run(recipe: str, overrides: dict[str, Any] | None = None, *, out: str | Path, allow_change: bool = False) -> Record:
+def run(
+    recipe: str,
+    overrides: dict[str, Any] | list[str] | None = None,
+    *,
+    out: str | Path,
+    allow_change: bool = False,
+) -> Record:
     """Run a recipe, preset or YAML file into a run folder, or go on with it; return its result.
 
     Args:
@@ -81,12 +87,19 @@ def run(recipe: str, overrides: dict[str, Any] | None = None, *, out: str | Path
         out: The run folder.
         allow_change: Go on with a run although settings differ.
     """
+    from scionlm.parallel.ranks import tells_the_user
     from scionlm.recipes.presets import load_recipe
     from scionlm.recipes.run import run_recipe
     from scionlm.report import write_report
 
-    result = run_recipe(load_recipe(recipe, overrides or {}), Path(out), allow_change)
-    write_report(Path(out))
+    try:
+        loaded = load_recipe(recipe, overrides or {})
+    except ScionError as error:
+        error.told = not tells_the_user()
+        raise
+    result = run_recipe(loaded, Path(out), allow_change)
+    if tells_the_user():
+        write_report(Path(out))
     return result
 
 

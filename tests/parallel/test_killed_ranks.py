@@ -106,6 +106,19 @@ def test_killed_ranks_five_times(layout, seed, make, tmp_path):
     kill_and_compare(make, tmp_path, ["0", "1", "all", "launcher", "1"], layout, seed)
 
 
+def test_one_rank_speaks(tmp_path, make):
+    recipe = make(train__steps=2)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_yaml(recipe.model_dump(mode="json")), encoding="utf-8")
+    assert start(path, tmp_path / "run").wait(90) == 0
+    said = (tmp_path / "run.log").read_text()
+    assert said.count("report: ") == 1
+    assert said.count("inherited layers") == 1
+    path.write_text(path.read_text().replace("steps: 2", "stps: 2"), encoding="utf-8")
+    assert start(path, tmp_path / "other").wait(90) != 0
+    assert (tmp_path / "other.log").read_text().count("error: ") == 1
+
+
 def test_a_signal_to_the_launcher_stops_and_saves(make, tmp_path):
     recipe = make(train__parallel="fsdp", train__steps=2000, checkpoint__every=5)
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"

@@ -240,16 +240,15 @@ def run(
     allow_change: Annotated[bool, typer.Option("--allow-change", help="Go on with changed settings.")] = False,
 ) -> None:
     """Run a recipe; the same command goes on after a stop."""
+    from scionlm import api
     from scionlm.cli.tables import print_run
-    from scionlm.recipes.presets import load_recipe
-    from scionlm.recipes.run import run_recipe
-    from scionlm.report import write_report
+    from scionlm.parallel.ranks import tells_the_user
 
     path = Path(recipe)
     folder = out or (path.parent if path.name == "config.yaml" else Path("runs") / path.stem)
-    result = run_recipe(load_recipe(recipe, overrides or []), folder, allow_change)
-    write_report(folder)
-    print_run(result, folder)
+    result = api.run(recipe, overrides or [], out=folder, allow_change=allow_change)
+    if tells_the_user():
+        print_run(result, folder)
 
 
 @app.command()

@@ -166,6 +166,11 @@ def is_launched() -> bool:
     return all(name in os.environ for name in _LAUNCHER) and int(os.environ["WORLD_SIZE"]) > 1
 
 
+def tells_the_user() -> bool:
+    """Return whether this process is the one of a run that prints what came out."""
+    return not is_launched() or os.environ["RANK"] == "0"
+
+
 @contextlib.contextmanager
 def joined() -> Generator[Ranks, None, None]:
     """Join the other processes of a run, where torchrun has started some, and leave them at the end."""

@@ -96,7 +96,7 @@ def choose_rows(recipe: Recipe, sizes: list[int], runtime: Runtime) -> int:
     objective = _objective(recipe, replace(runtime, ranks=ALONE))
     longest = max(stage.data.seq_len for stage in recipe.resolved_stages)
     optimizer = Optimizer(objective.model, OptimizerSettings(name=recipe.optimizer.name))
-    best, fastest = sizes[0], float("inf")
+    best, fastest, vain = sizes[0], float("inf"), 0
     with Progress("choosing the micro-batch", len(sizes)) as progress:
         for number, rows in enumerate(sizes):
             batch = _batch(objective.model, rows, longest)
@@ -106,12 +106,11 @@ def choose_rows(recipe: Recipe, sizes: list[int], runtime: Runtime) -> int:
                 optimizer.zero_grad()
                 break
             each = min(times[1:]) / rows
-            if each < _WORTH_IT * fastest:
-                best = rows
-            elif each > fastest / _WORTH_IT:
-                break  # past the best size
-            fastest = min(fastest, each)
+            vain = 0 if each < _WORTH_IT * fastest else vain + 1
+            best, fastest = (rows, each) if vain == 0 else (best, fastest)
             progress.update(number + 1, f"{rows} sequences: {longest / each:.0f} tokens/s")
+            if vain == 2:
+                break  # larger ones take longer to try, and gain nothing
     say(f"micro_batch_size: {best}, the fastest of those that fit ({longest / fastest:.0f} tokens/s)")
     return best
 

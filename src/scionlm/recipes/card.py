@@ -51,7 +51,8 @@ def model_card(result: dict[str, Any], manifest: dict[str, Any], train_tokens: d
     sizes = ", ".join(f"{cell(name)} ({format_count(train_tokens[name])} tokens to train on)" for name in domains)
     model, versions = result["model"], manifest["versions"]
     parameters = format_count(model["num_parameters"])
-    cost = f"{training['steps']} steps, {format_seconds(training['seconds'])} on {training['device']}"
+    many = f"{training['devices']} x " if training.get("devices", 1) > 1 else ""
+    cost = f"{training['steps']} steps, {format_seconds(training['seconds'])} on {many}{training['device']}"
     return f"""---
 {dump_yaml(front)}---
 # {result["name"]} of {source["name"]}: {model["num_hidden_layers"]} layers, {parameters} parameters

@@ -152,9 +152,8 @@ def _work(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks, work: Work
         with naming_losses(ranks):
             result = work(inputs, out, stop, ranks, allow_change)
     except StoppedError as error:
-        command = (
-            " ".join(["scion", *sys.argv[1:]]) if len(sys.argv) > 1 else f"scion run {out / 'config.yaml'} -o {out}"
-        )
+        start = "scion" if ranks.world == 1 else "torchrun ... -m scionlm"
+        command = " ".join([start, *(sys.argv[1:] or ["run", str(out / "config.yaml"), "-o", str(out)])])
         write_status(out, "stopped", error.exit_code, str(error))
         raise StoppedError(f"{error}; to go on: {command}") from error
     except UsageError as error:

@@ -248,6 +248,14 @@ def _if(shown: Any, value: float | None) -> str | None:
     return shown(value) if value is not None else None
 
 
+def _layout(training: Mapping[str, Any]) -> str | None:
+    """Return how many devices trained, and how the weights lay on them, where there were several."""
+    devices = number(training, "devices")
+    if devices is None or devices < 2:
+        return None
+    return f"{devices:.0f}, {name_of(str(training.get('layout')).upper(), 10)}"
+
+
 def _machine_facts(run: Run) -> list[tuple[Content, Content]]:
     device, training = mapping(run.manifest.get("device")), run.child.training
     versions = mapping(run.manifest.get("versions"))
@@ -258,6 +266,7 @@ def _machine_facts(run: Run) -> list[tuple[Content, Content]]:
             name_of(text(device, "name") or text(device, "kind") or text(training, "device") or NOT_RECORDED),
         ),
         ("threads", exact(threads) if threads is not None else None),
+        ("devices", _layout(training)),
         ("precision", name_of(training["precision"]) if training.get("precision") is not None else None),
         ("compiled", _yes_no(training.get("compile"))),
         ("Scion", _named(run.manifest.get("scion_version"))),

@@ -1,0 +1,76 @@
+"""`micro_batch_size: auto`: the fastest size of those that fit."""
+
+import pytest
+import torch
+
+from scionlm.core.config import load_yaml
+from scionlm.parallel.ranks import Ranks
+from scionlm.parallel.runtime import Runtime
+from scionlm.recipes import calibrate
+from scionlm.recipes.calibrate import choose_rows
+from scionlm.recipes.presets import load_recipe
+from scionlm.recipes.run import run_recipe
+from whole_runs import quicken, recipe_of
+
+ALONE = Runtime("cpu", "a processor", 1, "fp32")
+
+
+@pytest.fixture
+def recipe(tiny_folder, data_folder):
+    return recipe_of(tiny_folder, data_folder.path, train__micro_batch_size="auto")
+
+
+@pytest.fixture
+def speeds(monkeypatch):
+    """Let a pass of so many sequences take what the test says; None is out of memory."""
+
+    def speeds(seconds):
+        tried = []
+
+        def passing(objective, optimizer, batch):
+            rows = len(batch.input_ids)
+            tried.append(rows)
+            if seconds[rows] is None:
+                raise torch.OutOfMemoryError("too much")
+
+        monkeypatch.setattr(calibrate, "_pass", passing)
+        monkeypatch.setattr(calibrate, "_seconds", lambda work: (work(), seconds[tried[-1]])[1])
+        return tried
+
+    return speeds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best", "tried"),
+    [
+        ({1: 1.0, 2: 1.5, 4: 2.0, 8: 3.0}, 8, {1, 2, 4, 8}),
+        ({1: 1.0, 2: 1.2, 4: 2.4, 8: 4.8, 16: 0.1}, 2, {1, 2, 4, 8}),
+        ({1: 1.0, 2: 1.2, 4: 2.5, 8: 4.0, 16: 8.0}, 8, {1, 2, 4, 8, 16}),
+        ({1: 1.0, 2: 1.5, 4: None, 8: 1.0}, 2, {1, 2, 4}),
+        ({1: 1.0, 2: 1.99}, 1, {1, 2}),
+    ],
+)
+def test_the_fastest_for_a_sequence_is_taken(recipe, speeds, seconds, best, tried, capsys):
+    passed = speeds(seconds)
+    assert choose_rows(recipe, list(seconds), ALONE) == best
+    assert set(passed) == tried
+    assert f"micro_batch_size: {best}" in capsys.readouterr().err
+
+
+def test_where_weights_are_shared_the_largest_is_taken(recipe, speeds):
+    class Pair(Ranks):
+        world = 2
+
+    passed = speeds({})
+    assert choose_rows(recipe, [1, 2, 4], Runtime("cpu", "a processor", 1, "fp32", Pair(), 2)) == 4
+    assert passed == []
+
+
+def test_a_run_writes_down_what_it_took_and_keeps_it(recipe, tmp_path, monkeypatch):
+    quicken(monkeypatch.setattr)
+    run_recipe(recipe, tmp_path / "run")
+    rows = load_yaml(tmp_path / "run" / "config.yaml")["train"]["micro_batch_size"]
+    assert rows in (1, 2, 4)
+    monkeypatch.setattr(calibrate, "choose_rows", None)
+    run_recipe(recipe, tmp_path / "run")
+    assert load_recipe(str(tmp_path / "run" / "config.yaml"), {}).train.micro_batch_size == rows
