@@ -1,11 +1,12 @@
-"""`micro_batch_size: auto`: the fastest size of those that fit."""
+"""What a run settles by the device: the fastest micro-batch of those that fit, and the kernel of attention."""
 
 import pytest
 import torch
 
 from scionlm.core.config import load_yaml
+from scionlm.core.errors import UsageError
 from scionlm.parallel.ranks import Ranks
-from scionlm.parallel.runtime import Runtime
+from scionlm.parallel.runtime import Runtime, check_attention
 from scionlm.recipes import calibrate
 from scionlm.recipes.calibrate import choose_rows
 from scionlm.recipes.presets import load_recipe
@@ -74,3 +75,12 @@ def test_a_run_writes_down_what_it_took_and_keeps_it(recipe, tmp_path, monkeypat
     monkeypatch.setattr(calibrate, "choose_rows", None)
     run_recipe(recipe, tmp_path / "run")
     assert load_recipe(str(tmp_path / "run" / "config.yaml"), {}).train.micro_batch_size == rows
+
+
+@pytest.mark.parametrize("name", ["flash", "flex"])
+def test_attention_that_needs_a_gpu_is_refused_without_one(name, tiny_folder, data_folder, tmp_path):
+    with pytest.raises(UsageError, match=f"train.attention {name} needs a GPU"):
+        run_recipe(recipe_of(tiny_folder, data_folder.path, train__attention=name), tmp_path / "run")
+    check_attention("flex", Runtime("cuda", "a GPU", 1, "bf16"))
+    with pytest.raises(UsageError, match="flash-attn"):
+        check_attention("flash", Runtime("cuda", "a GPU", 1, "bf16"))

@@ -5,12 +5,14 @@ import shutil
 import time
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 
 from scionlm.core.allocator import keep_freed_memory
 from scionlm.core.devices import cpu_facts, gpu_by_name, memory_bytes
+from scionlm.core.errors import UsageError
 from scionlm.core.machine import peak_memory_bytes, usable_cores
 from scionlm.parallel.ranks import ALONE, Ranks
 
@@ -159,3 +161,15 @@ def resolve_compile(setting: bool | Literal["auto"], runtime: Runtime, flops: fl
     if runtime.kind == "cuda":
         return flops >= _GPU_COMPILE_FLOPS
     return flops >= _CPU_COMPILE_FLOPS and any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def check_attention(name: str, runtime: Runtime) -> None:
+    """Refuse a kernel of attention that this device or installation does not have.
+
+    Raises:
+        UsageError: It needs a GPU, or a package that is not installed.
+    """
+    if name in ("flash", "flex") and runtime.kind != "cuda":
+        raise UsageError(f"train.attention {name} needs a GPU; use sdpa here")
+    if name == "flash" and find_spec("flash_attn") is None:
+        raise UsageError("train.attention flash needs the package flash-attn; install it, or use sdpa")

@@ -33,6 +33,9 @@ class TrainConfig(Section):
     """How weights lie on several devices; `auto` by what a device can hold, and anew where a run goes on on others."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What of the activations is made again on the way back instead of kept: all, or all but products and attention."""
+    attention: Literal["auto", "sdpa", "flash", "flex"] = "auto"
+    """torch's own kernels, FlashAttention's package, or torch's FlexAttention, the latter two on a GPU; `auto` is what
+    transformers takes for the family: `sdpa` for nearly all."""
     skip_nonfinite: int = Field(default=3, ge=0)
     """Updates in a row that are left out because their loss or gradient is not finite, before the run gives up."""
     z_loss: float = Field(default=0.0, ge=0)

@@ -18,7 +18,7 @@ from scionlm.evaluation.loss import TokenNll, domain_losses
 from scionlm.families.models import assemble, layers_of
 from scionlm.parallel.placing import place
 from scionlm.parallel.ranks import ALONE, Ranks
-from scionlm.parallel.runtime import Runtime, resolve_compile, start_runtime
+from scionlm.parallel.runtime import Runtime, check_attention, resolve_compile, start_runtime
 from scionlm.recipes.calibrate import choose_rows
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs
@@ -62,15 +62,18 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, a
     """Choose the devices, resolve what the recipe leaves to `auto`, and write config and manifest into `out`."""
     recipe, source = inputs.recipe, inputs.source
     runtime = start_runtime(recipe.train.precision, ranks)
+    runtime = replace(runtime, precision=ranks.share(runtime.precision))
     target = target_config([source.config], inputs.plan)
     teacher = inputs.teacher and inputs.teacher.config
     teaching = teaching_of(recipe, teacher, len(inputs.taught_layers))
     devices = Devices(runtime.kind, runtime.precision, runtime.memory(), ranks.world, ranks.local_world)
     training = Training(recipe, target, teaching)
     runtime = replace(runtime, shards=ranks.on_main(lambda: training.layout(devices).shards))
+    ranks.together(lambda: check_attention(recipe.train.attention, runtime))
+    flops = run_flops(recipe, target, teacher)
     train = {
         "precision": runtime.precision,
-        "compile": resolve_compile(recipe.train.compile, runtime, run_flops(recipe, target, teacher)),
+        "compile": ranks.on_main(lambda: resolve_compile(recipe.train.compile, runtime, flops)),
     }
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
     if training.is_open:

@@ -40,7 +40,7 @@ _EXCLUDING = (
     ("data", "stage"),
 )
 _ANY_SCHEDULE = ("warmup", "start_lr_ratio", "min_lr_ratio")
-_WHOLE_RUN = ("precision", "compile", "skip_nonfinite", "z_loss", "parallel", "activation_checkpointing")
+_WHOLE_RUN = ("precision", "compile", "skip_nonfinite", "z_loss", "parallel", "activation_checkpointing", "attention")
 
 
 class StageConfig(Section):

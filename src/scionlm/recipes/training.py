@@ -51,6 +51,7 @@ from scionlm.train.optimizer import Optimizer, OptimizerSettings
 from scionlm.train.saver import Saver
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "flex": "flex_attention"}  # transformers'
 _MANY_EPOCHS = 4
 MFU_FORMULA = (
     "tokens/s * (6 * multiplied parameters, the head once and the embedding not, "
@@ -64,6 +65,7 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
     ranks.on_main(lambda: remove_leftovers(out, "model."))
     runtime.seed(recipe.seed)
     model = ranks.together(lambda: make_model(setting))
+    _use_attention(recipe, model)
     hf_config = model.config.to_dict()
     objective = Objective(
         model,
@@ -150,6 +152,11 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
     release(model)
 
 
+def _use_attention(recipe: Recipe, model: PreTrainedModel) -> None:
+    if recipe.train.attention != "auto":
+        model.set_attn_implementation(_ATTENTION[recipe.train.attention])
+
+
 def _distillation(setting: Setting, model: PreTrainedModel) -> Distillation | None:
     recipe, teacher = setting.recipe, setting.teacher
     if teacher is None or recipe.distill is None:
@@ -160,6 +167,7 @@ def _distillation(setting: Setting, model: PreTrainedModel) -> Distillation | No
     taught = runtime.ranks.together(
         lambda: load_hf_model(teacher, dtype) if mine else assemble(teacher.config, {}, dtype)
     )
+    _use_attention(recipe, taught)
     schedule, layers = recipe.teacher_schedule, setting.taught_layers
     return open_distillation(recipe.distill, schedule, model, taught, layers, runtime)
 

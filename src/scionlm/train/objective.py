@@ -72,9 +72,9 @@ class Objective(nn.Module):
         self._layerwise = False
         if several or checkpointing != "none":
             self._go_layerwise()
-        use_causal_attention(model)
         if runtime:
             place(self, self._layers, runtime, compute_dtype, ("token_nll",))
+        use_causal_attention(model)
         self.trained = Trained(self, runtime)
 
     def _go_layerwise(self) -> None:
@@ -120,7 +120,8 @@ class Objective(nn.Module):
 
         Where `position_ids` begin anew, transformers keeps attention inside each part.
         """
-        with torch.no_grad():
+        # Windows are of other lengths than training sequences: not worth compiling for.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             states = self._states(input_ids, position_ids)
             labels = labels.to(states.last.device)
             found = head_losses(states.last.flatten(0, 1), self._head, labels.flatten(), self._settings)

@@ -134,9 +134,13 @@ class Saver:
         if self._writing is not None:
             with contextlib.suppress(StorageError):  # this one takes its place
                 self._see_to_it()
-        try:
+
+        def flush() -> None:
             for record in records:
                 record.flush()
+
+        try:
+            self._ranks.on_main(flush)
             if self._background and not must:
                 held: Mapping[str, Tensors] = {}
                 if self.store.shared or self._ranks.is_main:

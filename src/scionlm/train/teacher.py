@@ -31,10 +31,10 @@ class Teacher:
     def __init__(self, model: PreTrainedModel, layers: Sequence[int] = (), runtime: Runtime | None = None) -> None:
         model.requires_grad_(False).eval()
         self._model = model
-        use_causal_attention(model)
         self._body: Any = _Body(model)
         if runtime:
             place(self._body, layers_of(model), runtime, stays=True)
+        use_causal_attention(model)
         config = model.config.to_dict()
         self.hidden_size = ModelShape.of(config).hidden_size
         self.scaling: LogitScaling = logit_scaling(config)
