@@ -84,3 +84,11 @@ def test_attention_that_needs_a_gpu_is_refused_without_one(name, tiny_folder, da
     check_attention("flex", Runtime("cuda", "a GPU", 1, "bf16"))
     with pytest.raises(UsageError, match="flash-attn"):
         check_attention("flash", Runtime("cuda", "a GPU", 1, "bf16"))
+
+
+def test_a_time_is_measured_with_a_pass_that_fits(recipe, monkeypatch):
+    seen = []
+    monkeypatch.setattr(calibrate, "plan_recipe", lambda _: {"micro_batch_size": 2})
+    monkeypatch.setattr(calibrate, "_pass", lambda objective, optimizer, batch: seen.append(len(batch.input_ids)))
+    calibrate.measure_steps(recipe)
+    assert set(seen) == {2}

@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from test_train import SEQUENCES, STEPS, Run, equal
 from scionlm.core.duration import Duration
 from scionlm.core.errors import StorageError
 from scionlm.core.records import JsonlWriter, read_jsonl
+from scionlm.parallel.ranks import ALONE
+from scionlm.parallel.runtime import Runtime
 from scionlm.train import saver as module
 from scionlm.train.checkpoint import CheckpointStore, find_damage
 from scionlm.train.saver import Saver
@@ -586,3 +589,20 @@ def test_a_run_whose_metrics_find_no_room_for_a_while_has_every_line_in_the_end(
     assert "its lines wait in memory" in words
     assert "step 4; the last checkpoint is of step 2; going on" in words  # it would have counted on lines not there
     assert find_damage(run.folder / "checkpoints" / f"step-0000000{STEPS}") == []
+
+
+def test_a_checkpoint_for_good_waits_for_the_one_that_is_being_written():
+    class Slow:
+        folder, ranks, shared, saved = Path("nowhere"), ALONE, False, []
+
+        def save(self, state, tensors, for_good):
+            time.sleep(0.3)
+            self.saved.append((state["step"], for_good))
+
+    saver = Saver(Slow(), 3, keep_every=4, background=Runtime("cpu", "a processor", 1, "fp32"))
+    saver.begin(0, saved=False)
+    for step in range(1, 6):
+        if saver.is_due(step):
+            saver.save({"step": step}, {}, (), must=False)
+    saver.close()
+    assert Slow.saved == [(3, False), (4, True)]

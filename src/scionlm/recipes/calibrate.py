@@ -49,8 +49,6 @@ class Speed(NamedTuple):
 
 def calibrated(recipe: Recipe) -> Record:
     """Return a plan with its time, and its memory, as measured here."""
-    if any(stage.train.micro_batch_size == "auto" for stage in recipe.resolved_stages):
-        recipe = with_rows(recipe, plan_recipe(recipe)["micro_batch_size"])
     speed = measure_steps(recipe)
     recipe = resolve_times(recipe, speed.seconds)
     planned = plan_recipe(recipe)
@@ -120,6 +118,8 @@ def measure_steps(recipe: Recipe, ranks: Ranks = ALONE) -> Speed:
 
     A step is measured as micro-batches and an update apart, since a global batch may be many of the former.
     """
+    if any(stage.train.micro_batch_size == "auto" for stage in recipe.resolved_stages):
+        recipe = with_rows(recipe, plan_recipe(recipe)["micro_batch_size"])
     runtime = replace(start_runtime(recipe.train.precision, ranks), ranks=ALONE)
     objective = _objective(recipe, runtime)
     optimizer = Optimizer(objective.model, OptimizerSettings(name=recipe.optimizer.name))

@@ -79,10 +79,9 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, a
     if training.is_open:
         sizes = training.fitting(devices, runtime.shards)
         recipe = with_rows(recipe, ranks.on_main(lambda: choose_rows(recipe, sizes, runtime)))
-    facts = _facts(inputs, recipe, runtime)
 
     def write() -> None:
-        write_manifest(out, recipe, facts, allow_change)
+        write_manifest(out, recipe, _facts(inputs, recipe, runtime), allow_change)
         write_config(recipe, out)
         if not (out / "plan.json").exists():
             planned = plan_model(

@@ -14,6 +14,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+import scionlm.train.attention  # noqa: F401 - makes the operator that is kept, too
+
 Checkpointing = Literal["none", "selective", "full"]
 
 # What `selective` keeps: products and attention, which are most of the work; the rest is cheap to make again.
@@ -70,7 +72,7 @@ def _again(run: Callable[..., Any], checkpointing: Checkpointing) -> Callable[..
     contexts = {}
     if checkpointing == "selective":
         found = [getattr(torch.ops.aten, name, None) for name in _KEPT]
-        kept = {overload for packet in found if packet for overload in (packet.default,)}
+        kept = {packet.default for packet in (*found, torch.ops.scionlm.causal_attention) if packet}
 
         def policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
             return CheckpointPolicy.MUST_SAVE if operation in kept else CheckpointPolicy.PREFER_RECOMPUTE

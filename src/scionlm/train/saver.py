@@ -93,7 +93,10 @@ class Saver:
         Raises:
             StorageError: What was being written could not be, for the last of several times.
         """
-        over = self._writing is not None and not self._writing.is_alive()
+        for_good = bool(
+            self._keep_every and step % self._keep_every == 0
+        )  # comes once: what is in its way is waited for
+        over = self._writing is not None and (for_good or not self._writing.is_alive())
         over, due = self._ranks.share([over, calm and self._is_due(step)])
         if over:
             self._see_to_it()

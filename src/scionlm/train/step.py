@@ -90,9 +90,10 @@ def train_step(
     grad_norm, *numbers = torch.cat([tensor.double() for tensor in together]).tolist()
     own = {name: sum(numbers[i * len(pieces) : (i + 1) * len(pieces)]) for i, name in enumerate(sums)}
     by_sequence = numbers[len(sums) * len(pieces) :]
-    found = ranks.gather({"sums": own, "nll": by_sequence, "tokens": mine})
+    found = ranks.gather({"norm": grad_norm, "sums": own, "nll": by_sequence, "tokens": mine})
     totals = {name: sum(other["sums"][name] for other in found) for name in own}
     loss_sum = totals.pop("loss")
+    grad_norm = found[0]["norm"]  # the main rank's word: last bits may differ, and what they decide must not
     applied = math.isfinite(loss_sum) and math.isfinite(grad_norm)
     if applied:
         optimizer.step(lr)
