@@ -56,20 +56,41 @@ def run_recipe(recipe: Recipe, out: Path, allow_change: bool = False) -> Record:
         StoppedError: A signal came; the run is saved.
         ScionError: Whatever the work raises; it stands in status.json too.
     """
-    with joined() as ranks, contextlib.ExitStack() as held:
-        stop = StopRequest(None if ranks.world == 1 else lambda mine: any(ranks.gather(mine)))
+    with stoppable(out) as (stop, ranks):
+        return run_within(recipe, out, stop, ranks, allow_change)
+
+
+@contextlib.contextmanager
+def stoppable(out: Path) -> Generator[tuple[StopRequest, Ranks], None, None]:
+    """Join the other processes of a run, where there are some, and note signals; say how a stopped run goes on.
+
+    Raises:
+        StoppedError: The block was stopped; the message has the command that goes on.
+    """
+    with joined() as ranks, StopRequest(None if ranks.world == 1 else lambda mine: any(ranks.gather(mine))) as stop:
+        try:
+            yield stop, ranks
+        except StoppedError as error:
+            start = "scion" if ranks.world == 1 else "torchrun ... -m scionlm"
+            command = " ".join([start, *(sys.argv[1:] or ["run", str(out / "config.yaml"), "-o", str(out)])])
+            raise StoppedError(f"{error}; to go on: {command}") from error
+
+
+def run_within(recipe: Recipe, out: Path, stop: StopRequest, ranks: Ranks, allow_change: bool = False) -> Record:
+    """Run a recipe into `out` among processes that are joined already, maybe as a part of a larger run.
+
+    All ranks have to call; see `run_recipe`.
+    """
+    with contextlib.ExitStack() as held:
         opened: list[Inputs] = []
 
         def begin() -> Record | None:
             held.enter_context(claimed_folder(out))
-            held.enter_context(stop)
             return _begin(recipe, out, allow_change, ranks, opened)
 
         settled = ranks.on_main(begin)
         if settled is None:
             return ranks.on_main(lambda: read_json(out / "result.json"))
-        if not ranks.is_main:
-            held.enter_context(stop)
         own = opened[0] if opened else None
         inputs = ranks.together(lambda: own or open_inputs(Recipe.model_validate(settled), out, check=False))
         from scionlm.recipes.inheritune import run_inheritune  # and with it torch: only once the request is sound
@@ -152,10 +173,8 @@ def _work(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks, work: Work
         with naming_losses(ranks):
             result = work(inputs, out, stop, ranks, allow_change)
     except StoppedError as error:
-        start = "scion" if ranks.world == 1 else "torchrun ... -m scionlm"
-        command = " ".join([start, *(sys.argv[1:] or ["run", str(out / "config.yaml"), "-o", str(out)])])
         write_status(out, "stopped", error.exit_code, str(error))
-        raise StoppedError(f"{error}; to go on: {command}") from error
+        raise
     except UsageError as error:
         if began:  # a request that is refused leaves the run as it was
             for path, data in kept.items():
