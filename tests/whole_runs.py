@@ -25,7 +25,7 @@ from scionlm.core.errors import StoppedError
 from scionlm.core.records import JsonlWriter, read_json, read_jsonl
 from scionlm.data import Batch, Ledger, Sample, SamplePlan
 from scionlm.data.mixing.ledger import read_consumed
-from scionlm.recipes import inheritune, setting, training
+from scionlm.recipes import child, setting, training
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.order import stage_folder
 from scionlm.recipes.presets import load_recipe
@@ -64,7 +64,7 @@ def quicken(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
     def samples(its_setting: Any, model: Any) -> list[dict[str, Any]]:
         return [{"domain": name, "prompt": "", "text": ""} for name in its_setting.held_out]
 
-    setattr_(inheritune, "samples_of", samples)
+    setattr_(child, "samples_of", samples)
 
 
 def recipe_of(source: Path, data: Path, /, **settings: Any) -> Recipe:

@@ -142,41 +142,30 @@ def print_presets() -> None:
 
 
 def print_run(result: dict[str, Any], out: Path) -> None:
-    """Print a finished run: losses of source, child and control, the gap closed, and where everything is."""
+    """Print a finished run: losses of source, child and control, the gap closed, rounds, and where everything is."""
     source, training, control = result["source"], result["training"], result.get("control")
     rows: list[tuple[str, dict[str, Any]]] = [
-        (f"source ({source['num_hidden_layers']} layers)", source["domains"]),
         (f"{result['name']} before training", result["before"]),
         (f"{result['name']} after", result["domains"]),
     ]
+    if source:
+        rows.insert(0, (f"source ({source['num_hidden_layers']} layers)", source["domains"]))
     if control:
         rows.append(("control after", control["domains"]))
-    heir = result["inherit"]["init"] == "source"
-    made = "of {} layers of" if heir else "random layers in the shape of {} of"
-    made = f"{result['model']['num_hidden_layers']} {made.format(source['num_hidden_layers'])} {source['name']}"
-    title = f"{made}, {format_count(training['tokens'])} tokens in {format_seconds(training['seconds'])}"
+    title = f"{_what(result)}, {format_count(training['tokens'])} tokens in {format_seconds(training['seconds'])}"
     table = new_table(title, "held-out nll (nats)", *result["domains"], "mean")
     for name, domains in rows:
         values = [domains[domain]["nll"] for domain in result["domains"]]
         add_row(table, name, *(f"{value:.3f}" for value in values), f"{sum(values) / len(values):.3f}")
     show_table(table)
     print()
-    if heir:
+    if result.get("growth"):
+        _print_rounds(result["growth"])
+    if result["inherit"] and result["inherit"]["init"] == "source":
         kept = ", ".join(map(str, result["inherit"]["keep"]))
         print(f"layers kept: {kept}  ({result['inherit']['strategy']}: {result['inherit']['strategy_reason']})")
     if control:
-        means = {name: sum(d["nll"] for d in domains.values()) / len(domains) for name, domains in rows}
-        child, other, top = means[rows[2][0]], means["control after"], means[rows[0][0]]
-        where = f"{abs(other - child):.3f} nats {'below' if child <= other else 'above'}"
-        closed = (
-            f", and closes {100 * (other - child) / (other - top):.0f} % of its gap to the source"
-            if other > top
-            else ""
-        )
-        print(
-            f"the {result['name']} is {where} the control of the same shape, tokens and order{closed} "
-            f"({control['num_seeds']} seed: no spread known)"
-        )
+        print(_beside_control(result["name"], {name: _mean(domains) for name, domains in rows}, control["num_seeds"]))
     measuring = training.get("evaluation_seconds")
     if measuring and training["seconds"]:
         tokens = next(iter(result["domains"].values()))["num_tokens"]
@@ -186,3 +175,63 @@ def print_run(result: dict[str, Any], out: Path) -> None:
             f"{format_seconds(measuring)}, {share:.0f} % of the time"
         )
     print(f"model:  {out / 'model'}\nreport: {out / 'report.html'}")
+
+
+def _mean(domains: dict[str, Any]) -> float:
+    return sum(loss["nll"] for loss in domains.values()) / len(domains)
+
+
+def _what(result: dict[str, Any]) -> str:
+    """Return what a run made, of what."""
+    source, layers = result["source"], result["model"]["num_hidden_layers"]
+    if not source:
+        return f"{format_count(result['model']['num_parameters'])} parameters in {layers} layers, from scratch"
+    if result["inherit"]["init"] == "source":
+        return f"{layers} of {source['num_hidden_layers']} layers of {source['name']}"
+    return f"{layers} random layers in the shape of {source['num_hidden_layers']} of {source['name']}"
+
+
+def _beside_control(name: str, means: dict[str, float], seeds: int) -> str:
+    """Return how far a model is from its control, and how much of the control's gap to the source that closes."""
+    child, other = means[f"{name} after"], means["control after"]
+    top = next(iter(means.values()))
+    where = f"{abs(other - child):.3f} nats {'below' if child <= other else 'above'}"
+    closed = ""
+    if other > top:
+        closed = f", and closes {100 * (other - child) / (other - top):.0f} % of its gap to the source"
+    spread = f"({seeds} seed: no spread known)"
+    return f"the {name} is {where} the control of the same shape, tokens and order{closed} {spread}"
+
+
+def _print_rounds(growth: dict[str, Any]) -> None:
+    """Print what each round of growth was, cost and showed, beside the reference."""
+    reference = growth["reference"]
+    decided = f"{sum(reference['num_tokens'].values()):,} held-out tokens in {reference['num_sequences']:,} windows"
+    table = new_table(
+        f"rounds, on {decided}", "", "layers", "nll", "less the reference's", "tokens", "FLOPs", "time"
+    )  # fmt: skip
+    add_row(
+        table,
+        f"reference {reference['name']}",
+        str(reference["layers"]),
+        f"{reference['nll']:.4f}",
+        "",
+        *_costs(reference),
+    )
+    for one in growth["rounds"]:
+        difference = one["difference"]
+        interval = "" if difference["low"] is None else f" ({difference['low']:+.4f} to {difference['high']:+.4f})"
+        shown = f"{difference['mean']:+.4f}{interval}"
+        add_row(table, f"round {one['round']}", str(one["layers"]), f"{one['nll']:.4f}", shown, *_costs(one))
+    add_row(table, "all rounds", "", "", "", *_costs(growth["total"]))
+    show_table(table)
+    print(f"\n{growth['why']}; the result is round {growth['result_round']}'s")
+
+
+def _costs(record: dict[str, Any]) -> tuple[str, str, str]:
+    tokens, flops, seconds = (record.get(key) for key in ("tokens", "flops", "seconds"))
+    return (
+        "" if tokens is None else format_count(tokens),
+        "" if flops is None else f"{flops:.2e}",
+        "" if seconds is None else format_seconds(seconds),
+    )

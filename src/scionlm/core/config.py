@@ -226,7 +226,9 @@ def _keys_at(schema: type[Section], path: Sequence[str]) -> list[str]:
             here = _section_in(typing.get_args(here)[-1])  # the part is a name or an index
         else:
             return []
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, Section) else []
+    if not (isinstance(here, type) and issubclass(here, Section)):
+        return []
+    return [field.alias or name for name, field in here.model_fields.items()]
 
 
 def _section_in(annotation: Any) -> Any:

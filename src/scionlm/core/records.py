@@ -84,6 +84,12 @@ def read_jsonl(path: Path) -> list[Record]:
     return records[1:]
 
 
+def write_jsonl(path: Path, kind: str, records: list[Record]) -> None:
+    """Write a whole JSONL file atomically; see `JsonlWriter`."""
+    lines = [{"format_version": FORMAT_VERSION, "kind": kind}, *records]
+    write_text_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
 class JsonlWriter:
     """Append records to a JSONL file, one line each, readable while it grows.
 
@@ -100,16 +106,12 @@ class JsonlWriter:
         self._waiting, self._warned = b"", False
         if path is None:
             return
-        self._header = {"format_version": FORMAT_VERSION, "kind": kind}
+        self._kind = kind
         if not path.exists():
-            write_text_atomic(path, json.dumps(self._header) + "\n")
+            write_jsonl(path, kind, [])
         elif path.is_file() and not path.read_bytes().endswith(b"\n"):
-            self._rewrite(read_jsonl(path))  # a kill tore the last line
+            write_jsonl(path, kind, read_jsonl(path))  # a kill tore the last line
         self._file = path.open("ab", buffering=0)
-
-    def _rewrite(self, records: list[Record]) -> None:
-        assert self._path is not None
-        write_text_atomic(self._path, "".join(json.dumps(line) + "\n" for line in [self._header, *records]))
 
     def rewind(self, step: int, keep: Callable[[Record], bool] = lambda record: True) -> None:
         """Drop the lines of later steps: work that was lost after the checkpoint from which a run goes on.
@@ -123,7 +125,7 @@ class JsonlWriter:
         steps = [(record.get("step", 0), record) for record in read_jsonl(self._path)]
         kept = [record for at, record in steps if at < step or (at == step and keep(record))]
         self._file.close()
-        self._rewrite(kept)
+        write_jsonl(self._path, self._kind, kept)
         self._file = self._path.open("ab", buffering=0)
         self._waiting = b""
 

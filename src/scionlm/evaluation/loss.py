@@ -38,11 +38,15 @@ class DomainLoss:
         nll_sum: Summed negative log-likelihood, nats.
         num_tokens: Predicted tokens.
         num_bytes: UTF-8 bytes of the documents they belong to.
+        windows: The sum of each window, in the stream's order, where it was read in windows.
+        seq_len: Predicted tokens in each window but the last, which has what is left; 0 where there are none.
     """
 
     nll_sum: float
     num_tokens: int
     num_bytes: int
+    windows: tuple[float, ...] = ()
+    seq_len: int = 0
 
     @property
     def nll(self) -> float:
@@ -93,23 +97,21 @@ def held_out_span(stream: TokenStream, max_tokens: int | None, tokenizer: Tokeni
 @torch.no_grad()
 def stream_loss(
     token_nll: TokenNll, stream: TokenStream, seq_len: int, vocab_size: int, num_tokens: int, ranks: Ranks = ALONE
-) -> Iterator[tuple[int, float]]:
-    """Yield (predictions made, summed nll) while going through the first `num_tokens` tokens of a stream.
+) -> Iterator[tuple[int, list[float]]]:
+    """Yield (predictions made, summed nll of each further window) while going through the start of a stream.
 
-    Ranks take turns and add up in the stream's order, so that the sum does not depend on how many there are.
+    Ranks take turns and their windows come in the stream's order, so that nothing depends on how many there are.
     """
     pieces = list(_pieces(seq_len, max(1, _LOGIT_BYTES // (4 * seq_len * vocab_size)), num_tokens))
-    total = 0.0
     for first in range(0, len(pieces), ranks.world):
         turn = pieces[first : first + ranks.world]
         # Where there are more ranks than pieces left, all compute all the same: weights may be shared out.
         position, count, length = turn[min(ranks.rank, len(turn) - 1)]
         ids = torch.from_numpy(stream.read(position, count * length + 1))
         nll = token_nll(ids[:-1].view(count, length), ids[1:].view(count, length))
-        for value in ranks.gather(float(nll.double().sum()))[: len(turn)]:
-            total += value
+        sums = ranks.gather(nll.double().sum(1).tolist())
         position, count, length = turn[-1]
-        yield position + count * length, total
+        yield position + count * length, [value for piece in sums[: len(turn)] for value in piece]
 
 
 def _pieces(seq_len: int, rows: int, num_tokens: int) -> Iterator[tuple[int, int, int]]:
@@ -154,11 +156,12 @@ def domain_losses(
         span = held_out_span(stream, max_tokens, tokenizer)
         if span[0] < 2:
             raise DataError(f"domain {domain!r} of {data.path} has no held-out text to predict")
-        loss = DomainLoss(0.0, 0, span[1])
+        windows: list[float] = []
         vocab_size = data.tokenizer.vocab_size
-        for done, nll_sum in stream_loss(token_nll, stream, seq_len, vocab_size, span[0], ranks):
-            loss = DomainLoss(nll_sum, done, span[1])
+        for done, sums in stream_loss(token_nll, stream, seq_len, vocab_size, span[0], ranks):
+            windows += sums
             on_progress(before + done)
+        loss = DomainLoss(math.fsum(windows), span[0] - 1, span[1], tuple(windows), seq_len)
         if not math.isfinite(loss.nll_sum):
             raise BrokenModelError(f"the loss on domain {domain!r} is {loss.nll_sum}: the model's weights are broken")
         result[domain] = loss

@@ -19,10 +19,11 @@ from scionlm.recipes.config import Recipe
 from scionlm.recipes.distillation import open_distillation
 from scionlm.recipes.inputs import match_layers, open_teacher, plan_of
 from scionlm.recipes.layout import with_rows
+from scionlm.recipes.origin import open_source
 from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import Piece, Schedule
-from scionlm.sources import ModelFolder, resolve
+from scionlm.sources import ModelFolder
 from scionlm.surgery.target import target_config
 from scionlm.train.distillation import Distillation
 from scionlm.train.objective import Objective
@@ -146,7 +147,7 @@ def measure_steps(recipe: Recipe, ranks: Ranks = ALONE) -> Speed:
 
 def _objective(recipe: Recipe, runtime: Runtime) -> Objective:
     """Return the objective of a recipe on one device, with random weights."""
-    source = resolve(recipe.source, weights=False)
+    source = open_source(recipe, None, weights=False)
     target = target_config([source.config], plan_of(recipe, source))
     model = random_model(target, recipe.seed)
     distillation = _distillation(recipe, source, model, runtime)

@@ -21,41 +21,33 @@ def model_card(result: dict[str, Any], manifest: dict[str, Any], train_tokens: d
         manifest: RUN/manifest.json.
         train_tokens: Tokens to train on in each domain that was evaluated.
     """
-    source, training, inherit = result["source"], result["training"], result["inherit"]
+    source, training = result["source"] or {}, result["training"]
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["scion"]}
-    if source["license"]:
+    if source.get("license"):
         front["license"] = source["license"]
-    if "/" in source["name"] and source.get("revision"):
+    if "/" in source.get("name", "") and source.get("revision"):
         front["base_model"] = source["name"]
-    kept = ", ".join(map(str, inherit["keep"]))
-    if inherit["init"] == "source":
-        made = (
-            f"Layers {kept} of **{source['name']}** ({source['num_hidden_layers']} layers, "
-            f"{format_count(source['num_parameters'])} parameters), chosen by `{inherit['strategy']}` "
-            f"({inherit['strategy_reason']}), with its embeddings, final norm and head; then trained."
-        )
-    else:
-        made = (
-            f"A control: the shape of {len(inherit['keep'])} layers of **{source['name']}**, initialized at random; "
-            "then trained."
-        )
+    made = _made(result)
     taught = training.get("distill")
     if taught:
         made += f" Learned also from `{cell(taught['teacher'])}` (licence: {taught['license'] or 'not stated'})."
     domains = result["domains"]
+    theirs = {name: f"{loss['nll']:.4f}" for name, loss in source.get("domains", {}).items()}
     rows = "\n".join(
-        f"| {cell(name)} | {source['domains'][name]['nll']:.4f} | {result['before'][name]['nll']:.4f} "
+        f"| {cell(name)} | {theirs.get(name, '')} | {result['before'][name]['nll']:.4f} "
         f"| {loss['nll']:.4f} | {loss['perplexity']:.2f} | {loss['bits_per_byte']:.4f} | {loss['num_tokens']} |"
         for name, loss in domains.items()
     )
     sizes = ", ".join(f"{cell(name)} ({format_count(train_tokens[name])} tokens to train on)" for name in domains)
+    title = f"{result['name']} of {source['name']}" if source else f"{manifest['model']['model_type']} from scratch"
+    licence = source.get("license") or "not stated in its files"
     model, versions = result["model"], manifest["versions"]
     parameters = format_count(model["num_parameters"])
     many = f"{training['devices']} x " if training.get("devices", 1) > 1 else ""
     cost = f"{training['steps']} steps, {format_seconds(training['seconds'])} on {many}{training['device']}"
     return f"""---
 {dump_yaml(front)}---
-# {result["name"]} of {source["name"]}: {model["num_hidden_layers"]} layers, {parameters} parameters
+# {title}: {model["num_hidden_layers"]} layers, {parameters} parameters
 
 {made}
 
@@ -74,7 +66,25 @@ was computed in {training["precision"]}, the others in float32.
 - Command: `{shlex.join(manifest["command"])}`
 - Scion {manifest["scion_version"]}, torch {versions.get("torch")}, transformers {versions.get("transformers")}
 
-{_LICENCE.format(license=source["license"] or "not stated in its files")}"""
+{_LICENCE.format(license=licence) if source else ""}"""
+
+
+def _made(result: dict[str, Any]) -> str:
+    """Return the sentence that says what a model was made from."""
+    source, inherit = result["source"], result["inherit"]
+    if source is None:
+        return "Initialized at random as its family is, and trained from scratch."
+    if inherit["init"] == "random":
+        return (
+            f"A control: the shape of {len(inherit['keep'])} layers of **{source['name']}**, initialized at random; "
+            "then trained."
+        )
+    kept = ", ".join(map(str, inherit["keep"]))
+    return (
+        f"Layers {kept} of **{source['name']}** ({source['num_hidden_layers']} layers, "
+        f"{format_count(source['num_parameters'])} parameters), chosen by `{inherit['strategy']}` "
+        f"({inherit['strategy_reason']}), with its embeddings, final norm and head; then trained."
+    )
 
 
 def inherit_card(source: str, license_name: str | None, facts: dict[str, Any], command: list[str]) -> str:

@@ -4,11 +4,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from scionlm.core.config import Section
+from scionlm.core.config import Mapping, Section
 from scionlm.core.duration import Duration
 from scionlm.core.quantities import Count, Length, Steps
 from scionlm.recipes.config_data import DataConfig, ReplayConfig, ReweightConfig
-from scionlm.recipes.config_distill import DistillConfig
+from scionlm.recipes.config_distill import SOURCE, DistillConfig
+from scionlm.recipes.config_grow import GrowConfig, ReferenceConfig
 from scionlm.recipes.config_train import AverageConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from scionlm.recipes.lengths import has_times
 from scionlm.recipes.stages import OptimizerState, Stage, StageConfig, check_stages, resolve_stages
@@ -78,12 +79,19 @@ class BranchConfig(Section):
 class Recipe(Section):
     """A whole run."""
 
-    recipe: Literal["inheritune"]
+    recipe: Literal["inheritune", "scratch"]
     """Which recipe."""
-    source: str
-    """MODEL to inherit from."""
+    source: str | None = None
+    """inheritune: MODEL to inherit from."""
+    reference: ReferenceConfig | None = None
+    """inheritune: instead of `source`, a model that is trained first, into RUN/reference."""
+    model: Mapping | None = None
+    """scratch: configuration of the model by transformers' keys; what is left out is as transformers has it."""
     data: DataConfig = DataConfig()
-    inherit: InheritConfig
+    inherit: InheritConfig | None = None
+    """inheritune: what the child takes from the source."""
+    grow: GrowConfig | None = None
+    """inheritune: rounds of deeper children until the source is matched; null is one round."""
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -113,15 +121,45 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
+        self._check_kind()
         timed = has_times(self.model_dump(mode="json"))
         check_stages(self.resolved_stages, timed)
         if self.has_teacher and not timed:
             _ = self.teacher_schedule
-        if self.control and self.inherit.init == "random":
-            raise ValueError("control: true compares with random initialization, but inherit.init is random already")
+        if self.control and self.from_random:
+            raise ValueError("control: true compares with random initialization, but this begins with it already")
         if self.control and self.branch:
             raise ValueError("a branch goes on from trained weights: a control would have nothing to go on from")
         return self
+
+    def _check_kind(self) -> None:
+        """Check that the keys of this kind of recipe are there, and those of the other are not."""
+        if self.recipe == "scratch":
+            given = {"source": self.source, "reference": self.reference, "inherit": self.inherit, "grow": self.grow}
+            if others := [key for key, value in given.items() if value is not None]:
+                raise ValueError(f"recipe scratch inherits nothing; leave {', '.join(others)} out")
+            if self.model is None:
+                raise ValueError("recipe scratch needs model, a configuration such as {model_type: llama, ...}")
+            if self.distill is not None and self.distill.teacher == SOURCE:
+                raise ValueError("recipe scratch has no source to learn from; name a MODEL as distill.teacher")
+            return
+        if self.model is not None:
+            raise ValueError("model is for recipe scratch; recipe inheritune has the source's shape")
+        if (self.source is None) == (self.reference is None):
+            raise ValueError("set either source (a MODEL) or reference (one that is trained first), the other null")
+        if self.inherit is None:
+            raise ValueError("inherit is required: what the child takes from the source")
+        if self.grow is not None and self.branch is not None:
+            raise ValueError("a branch goes on with weights of its own, rounds of growth begin with others")
+        if self.grow is not None and self.grow.base == "student" and self.control and self.stages:
+            raise ValueError(
+                "grow.from student: a control of all its rounds has one stage; leave stages or control out"
+            )
+
+    @property
+    def from_random(self) -> bool:
+        """Whether the model begins with random weights."""
+        return self.inherit is None or self.inherit.init == "random"
 
     @property
     def resolved_stages(self) -> list[Stage]:

@@ -11,8 +11,8 @@ from scionlm.core.files import staged_folder
 from scionlm.families.models import random_model
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import open_teacher, plan_of
+from scionlm.recipes.origin import open_source
 from scionlm.recipes.training import export_type, provenance_of
-from scionlm.sources import resolve
 from scionlm.surgery.export import save_model
 from scionlm.surgery.proof import Proof
 from scionlm.surgery.target import target_config
@@ -34,7 +34,7 @@ def export_checkpoint(run: Path, out: Path, step: int | None, last: int, average
     if home is None:
         raise UsageError(f"{folder} has no config.yaml: not a run folder")
     recipe = validate(Recipe, load_yaml(home / "config.yaml"), str(home / "config.yaml"))
-    source = resolve(recipe.source)
+    source = open_source(recipe, home)
     plan = plan_of(recipe, source)
     model: Any = random_model(target_config([source.config], plan), recipe.seed)
     steps = _put_weights(model, newest, last, averaged)

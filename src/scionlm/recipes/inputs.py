@@ -1,6 +1,6 @@
 """What every recipe starts from: source and data opened and checked against the recipe, before torch is loaded."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from scionlm.families import ModelShape, family_of
 from scionlm.families.shape import context_length
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_distill import SOURCE
-from scionlm.recipes.demo_data import prepare_demo_data
 from scionlm.recipes.order import Sampling, check_supply, replayed_data, sampling_of
+from scionlm.recipes.origin import check_keys, open_source, with_data
 from scionlm.recipes.references import given_references
 from scionlm.recipes.stages import Stage
 from scionlm.recipes.teacher_layers import layer_map
@@ -45,7 +45,8 @@ class Inputs:
 
     Attributes:
         recipe: With `data.dir` filled in.
-        source: The model to inherit from.
+        source: The model to inherit from; without weights where a model of its shape begins from scratch, or is the
+            reference and not trained yet.
         stages: What is trained on, stage by stage.
         held_out: What is evaluated: name to data folder and domain.
         plan: The layers to keep.
@@ -86,7 +87,8 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
         UsageError: The layers or domains asked for are not there.
         DataError: Source and data were made with different tokenizers, or a domain is too short.
     """
-    source = resolve(recipe.source)
+    recipe = with_data(recipe, out)
+    source = open_source(recipe, out)
     teacher = open_teacher(recipe, source)
     for model in (source, teacher or source):
         check_text(recipe, model)
@@ -101,14 +103,26 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
         step = int(checkpoint.state["step"])
         branched = {"step": step, "sha256": sha256_file(checkpoint.path / "manifest.json")}
         recipe = recipe.model_copy(update={"branch": recipe.branch.model_copy(update={"step": step})})
-    if any(stage.data.dir is None for stage in recipe.resolved_stages):
-        prepare_demo_data(source.name, out / "data")
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": str(out / "data")})})
     stages = [_open_stage(stage, recipe.seed, out) for stage in recipe.resolved_stages]
     held_out = _held_out(stages)
     if check:
+        model = recipe.model or (recipe.reference.model if recipe.reference else None)
+        if model is not None:
+            check_keys(model, "model" if recipe.model else "reference.model")
         _check(source, teacher, stages, held_out)
     return Inputs(recipe, source, stages, held_out, plan, branched, teacher, taught_layers)
+
+
+def from_source(inputs: Inputs, source: ModelFolder) -> Inputs:
+    """Return the inputs with the source as it is now: a reference that has been trained since.
+
+    Raises:
+        UsageError: The recipe does not fit it.
+    """
+    recipe = inputs.recipe
+    teacher, plan = open_teacher(recipe, source), plan_of(recipe, source)
+    layers = match_layers(recipe, source, teacher, plan)
+    return replace(inputs, source=source, teacher=teacher, plan=plan, taught_layers=layers)
 
 
 def _check(
@@ -178,6 +192,9 @@ def plan_of(recipe: Recipe, source: ModelFolder) -> SurgeryPlan:
         UsageError: Layers that are not there.
     """
     inherit = recipe.inherit
+    if inherit is None:
+        layers = ModelShape.of(source.config).num_hidden_layers
+        return plan_depth(layers, layers, name=source.name)
     keep = parse_keep(inherit.keep) if isinstance(inherit.keep, str) else inherit.keep
     layers = ModelShape.of(source.config).num_hidden_layers
     return plan_depth(layers, inherit.layers, keep, inherit.strategy, name=source.name)

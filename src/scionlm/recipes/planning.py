@@ -14,9 +14,9 @@ from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import check_text, match_layers, open_teacher, plan_of
 from scionlm.recipes.layout import Devices, Training, with_rows
 from scionlm.recipes.lengths import has_times
+from scionlm.recipes.origin import open_source
 from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import curve, describe
-from scionlm.sources import resolve
 from scionlm.surgery.target import target_config
 
 _CURVE_POINTS = 200
@@ -38,7 +38,7 @@ def plan_recipe(recipe: Recipe, device: str | None = None, world: int = 1, per_n
         UsageError: The device is not known, or the layers asked for are not there; machines would not be alike.
         DataError: The source is broken or of an unknown family.
     """
-    source = resolve(recipe.source, weights=False)
+    source = open_source(recipe, None, weights=False)
     plan = plan_of(recipe, source)
     target = target_config([source.config], plan)
     found = find_device(device)

@@ -17,29 +17,38 @@ def describe(setting: Setting, name: str, source: Record, training: Record) -> R
     recipe, folder = setting.recipe, setting.source
     family = family_of(folder.config)
     config = target_config([folder.config], setting.plan)
-    rule = setting.plan.strategy.partition(":")[0]
-    reason = STRATEGIES[rule][1] if rule in STRATEGIES else "as listed"
     return {
         "recipe": recipe.recipe,
         "name": name,
-        "source": {
-            "name": folder.name,
-            "revision": folder.revision,
-            "model_type": folder.config["model_type"],
-            "num_hidden_layers": setting.plan.num_source_layers,
-            "num_parameters": count_parameters(family, folder.config)["total"],
-            "license": folder.license,
-            "domains": source["domains"],
-        },
-        "inherit": {
-            "init": recipe.inherit.init,
-            "strategy": setting.plan.strategy,
-            "strategy_reason": reason,
-            "keep": list(setting.plan.keep),
-        },
+        "source": None if recipe.recipe == "scratch" else _describe_source(setting, source),
+        "inherit": None if recipe.recipe == "scratch" else _describe_inheritance(setting),
         "model": {"num_parameters": count_parameters(family, config)["total"]} | ModelShape.of(config).to_dict(),
         "rounds": 1,
         "training": {k: v for k, v in training.items() if k not in ("format_version", "before")},
+    }
+
+
+def _describe_source(setting: Setting, source: Record) -> Record:
+    folder = setting.source
+    return {
+        "name": folder.name,
+        "revision": folder.revision,
+        "model_type": folder.config["model_type"],
+        "num_hidden_layers": setting.plan.num_source_layers,
+        "num_parameters": count_parameters(family_of(folder.config), folder.config)["total"],
+        "license": folder.license,
+        "domains": source["domains"],
+    }
+
+
+def _describe_inheritance(setting: Setting) -> Record:
+    plan = setting.plan
+    rule = plan.strategy.partition(":")[0]
+    return {
+        "init": "random" if setting.recipe.from_random else "source",
+        "strategy": plan.strategy,
+        "strategy_reason": STRATEGIES[rule][1] if rule in STRATEGIES else "as listed",
+        "keep": list(plan.keep),
     }
 
 

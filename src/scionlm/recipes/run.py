@@ -93,12 +93,11 @@ def run_within(recipe: Recipe, out: Path, stop: StopRequest, ranks: Ranks, allow
             return ranks.on_main(lambda: read_json(out / "result.json"))
         own = opened[0] if opened else None
         inputs = ranks.together(lambda: own or open_inputs(Recipe.model_validate(settled), out, check=False))
-        from scionlm.recipes.inheritune import run_inheritune  # and with it torch: only once the request is sound
-
+        work = _work_of(recipe)
         if ranks.is_main:
-            return _work(inputs, out, stop, ranks, run_inheritune, allow_change)
+            return _carry_out(work, inputs, out, stop, ranks, allow_change)
         with naming_losses(ranks):
-            return run_inheritune(inputs, out, stop, ranks, allow_change)
+            return work(inputs, out, stop, ranks, allow_change)
 
 
 def _begin(recipe: Recipe, out: Path, allow_change: bool, ranks: Ranks, opened: list[Inputs]) -> Record | None:
@@ -165,7 +164,15 @@ def is_done(out: Path) -> bool:
     return (out / "status.json").exists() and read_json(out / "status.json")["state"] == "done"
 
 
-def _work(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks, work: Work, allow_change: bool) -> Record:
+def _work_of(recipe: Recipe) -> Work:
+    """Return what a recipe's name stands for, and with it torch: only once the request is sound."""
+    from scionlm.recipes.inheritune import run_inheritune
+    from scionlm.recipes.scratch import run_scratch
+
+    return {"inheritune": run_inheritune, "scratch": run_scratch}[recipe.recipe]
+
+
+def _carry_out(work: Work, inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks, allow_change: bool) -> Record:
     began = (out / "config.yaml").exists()
     kept = {path: path.read_bytes() for name in _RECORDS if (path := out / name).exists()}
     write_status(out, "running", 0, "")

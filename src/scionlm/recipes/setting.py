@@ -14,14 +14,14 @@ from scionlm.core.log import Progress
 from scionlm.core.records import Record, read_json, write_json
 from scionlm.core.signals import StopRequest
 from scionlm.evaluation.generate import write_samples
-from scionlm.evaluation.loss import TokenNll, domain_losses
+from scionlm.evaluation.loss import DomainLoss, TokenNll, domain_losses
 from scionlm.families.models import assemble, layers_of
 from scionlm.parallel.placing import place
 from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.parallel.runtime import Runtime, check_attention, resolve_compile, start_runtime
 from scionlm.recipes.calibrate import choose_rows
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.inputs import Inputs
+from scionlm.recipes.inputs import Inputs, StageInputs
 from scionlm.recipes.layout import Devices, Training, with_rows
 from scionlm.recipes.planning import plan_model, run_flops, teaching_of
 from scionlm.recipes.run import write_config, write_manifest
@@ -94,7 +94,7 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, a
     return Setting(
         recipe,
         source,
-        inputs.stages,
+        _stages_of(recipe, inputs),
         inputs.held_out,
         inputs.plan,
         inputs.branched,
@@ -107,12 +107,21 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, a
     )
 
 
+def with_recipe(setting: Setting, recipe: Recipe) -> Setting:
+    """Return a setting with another recipe of as many stages, on the same data."""
+    return replace(setting, recipe=recipe, stages=_stages_of(recipe, setting))
+
+
+def _stages_of(recipe: Recipe, inputs: Inputs) -> list[StageInputs]:
+    """Return the stages as the recipe has them now: with what it left open when they were opened."""
+    return [replace(one, stage=stage) for one, stage in zip(inputs.stages, recipe.resolved_stages, strict=True)]
+
+
 def _facts(inputs: Inputs, recipe: Recipe, runtime: Runtime) -> dict[str, Any]:
     """Return what the manifest says of inputs and devices."""
     source, data = inputs.source, inputs.data
-    origin = _origin(source)
-    facts = {
-        "source": origin,
+    origin = {"model": source.config} if recipe.recipe == "scratch" else {"source": _origin(source)}
+    facts = origin | {
         "data": {"dir": str(data.path), "fingerprint": data.fingerprint, "tokenizer": data.tokenizer.sha256},
         "stages": {
             inputs.stage.name: {
@@ -127,7 +136,7 @@ def _facts(inputs: Inputs, recipe: Recipe, runtime: Runtime) -> dict[str, Any]:
         "device": runtime.to_dict(),
     }
     if inputs.teacher is not None:
-        facts["teacher"] = origin if inputs.teacher is source else _origin(inputs.teacher)
+        facts["teacher"] = facts["source"] if inputs.teacher is source else _origin(inputs.teacher)
     return facts
 
 
@@ -152,9 +161,24 @@ def losses_of(
         names: Which of `setting.held_out`; None takes all.
     """
     budget = budget or setting.recipe.evaluate.tokens_per_domain
+    return {name: loss.to_dict() for name, loss in measured(setting, token_nll, title, budget, names).items()}
+
+
+def measured(
+    setting: Setting, token_nll: TokenNll, title: str, budget: int | None, names: Sequence[str] | None = None
+) -> dict[str, DomainLoss]:
+    """Return the held-out losses of each domain, window by window.
+
+    Args:
+        setting: The run.
+        token_nll: The model.
+        title: For the progress bar.
+        budget: Tokens a domain; None takes all.
+        names: Which of `setting.held_out`; None takes all.
+    """
     places = {name: setting.held_out[name] for name in names or setting.held_out}
-    total = sum(min(budget, data.num_tokens(domain, "held_out")) for data, domain in places.values())
-    losses: dict[str, dict[str, Any]] = {}
+    total = sum(min(budget or 2**62, data.num_tokens(domain, "held_out")) for data, domain in places.values())
+    losses: dict[str, DomainLoss] = {}
     with Progress(title, total) as progress:
         before = 0
 
@@ -166,7 +190,7 @@ def losses_of(
             found = domain_losses(
                 token_nll, data, [domain], setting.recipe.data.seq_len, budget, on_progress=report, ranks=setting.ranks
             )
-            losses[name] = found[domain].to_dict()
+            losses[name] = found[domain]
             before += found[domain].num_tokens
     return losses
 

@@ -144,15 +144,25 @@ def _resolve(top: TopLevel, stage: StageConfig) -> Stage:
         if own is None:
             sections[name] = None
             continue
-        values = base.model_dump(mode="json") if base else {}
-        for one, other in _EXCLUDING:
-            if own.get(one) is not None and other not in own:
-                values.pop(other, None)
-        if name == "schedule" and own.get("name", values["name"]) != values["name"]:
-            # Another schedule: what the top level's needs means nothing to it.
-            values = {key: value for key, value in values.items() if key in _ANY_SCHEDULE}
-        sections[name] = validate(schema, values | own, f"stage {stage.name!r}, {name}")
+        values = overlaid(name, base.model_dump(mode="json") if base else {}, own)
+        sections[name] = validate(schema, values, f"stage {stage.name!r}, {name}")
     return Stage(**sections, optimizer_state=stage.optimizer_state or top.optimizer_state)
+
+
+def overlaid(name: str, base: Mapping, own: Mapping) -> Mapping:
+    """Return a section with some of its keys set anew: one that excludes another clears it.
+
+    Args:
+        name: The section's.
+        base: What it has.
+        own: What is set anew.
+    """
+    cleared = {other for one, other in _EXCLUDING if own.get(one) is not None and other not in own}
+    values = {key: value for key, value in base.items() if key not in cleared}
+    if name == "schedule" and "name" in base and own.get("name", base["name"]) != base["name"]:
+        # Another schedule: what the one before needs means nothing to it.
+        values = {key: value for key, value in values.items() if key in _ANY_SCHEDULE}
+    return values | own
 
 
 def check_stages(stages: list[Stage], timed: bool = False) -> None:

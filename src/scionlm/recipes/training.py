@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from scionlm.core.log import say, warn
 from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl, write_json
 from scionlm.data import Ledger
 from scionlm.data.mixing.ledger import LEDGER
-from scionlm.data.mixing.plan import REPLAYED
 from scionlm.families import count_parameters, family_of, flops_per_token
 from scionlm.families.models import assemble
 from scionlm.parallel.placing import whole_weights
 from scionlm.parallel.runtime import peak_flops
+from scionlm.recipes.beginning import Beginning, branching, cursors_of
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_train import AverageConfig, OptimizerConfig
 from scionlm.recipes.distillation import open_distillation
@@ -40,7 +40,7 @@ from scionlm.surgery.plan import SurgeryPlan
 from scionlm.surgery.proof import Proof
 from scionlm.surgery.verify import verify_export
 from scionlm.train.average import Average, AverageSettings
-from scionlm.train.checkpoint import CheckpointStore, find_checkpoint
+from scionlm.train.checkpoint import CheckpointStore
 from scionlm.train.distillation import Distillation
 from scionlm.train.guard import Guard
 from scionlm.train.learner import Learner, Position
@@ -59,8 +59,22 @@ MFU_FORMULA = (
 )
 
 
-def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedModel], out: Path, name: str) -> None:
-    """Train what `make_model` makes, export it to `out`/model, and write `out`/training.json."""
+def train_model(
+    setting: Setting,
+    make_model: Callable[[Setting], PreTrainedModel],
+    out: Path,
+    name: str,
+    begin: Beginning | None = None,
+) -> None:
+    """Train what `make_model` makes, export it to `out`/model, and write `out`/training.json.
+
+    Args:
+        setting: The run.
+        make_model: Gives the model with its first weights.
+        out: Folder for it.
+        name: Of the model in what is said of it.
+        begin: Called before the first step.
+    """
     recipe, runtime, ranks = setting.recipe, setting.runtime, setting.ranks
     ranks.on_main(lambda: remove_leftovers(out, "model."))
     runtime.seed(recipe.seed)
@@ -106,7 +120,7 @@ def train_model(setting: Setting, make_model: Callable[[Setting], PreTrainedMode
         runtime=runtime,
         peak_flops=peak and peak[0],
     )
-    learner, position = _through_the_stages(setting, objective, session, store, out, name)
+    learner, position = _through_the_stages(setting, objective, session, store, out, name, begin or branching(setting))
     for domain, epochs in position.epochs.items():
         if epochs > _MANY_EPOCHS and domain != "replay":
             warn(f"domain {domain!r} was gone through {epochs:.1f} times; more text would help")
@@ -192,12 +206,18 @@ def _open_metrics(setting: Setting, out: Path) -> Metrics:
         return Metrics(JsonlWriter(None, "metrics"))
     config = setting.recipe.model_dump(mode="json")
     trackers = open_trackers(setting.recipe.track, out, config)
-    beat = (lambda step: write_status(out, "running", 0, "", step)) if out == setting.folder else None
+    beat = (lambda step: write_status(out, "running", 0, "", step)) if out.name != "control" else None
     return Metrics(JsonlWriter(out / "metrics.jsonl", "metrics"), trackers, beat)
 
 
 def _through_the_stages(
-    setting: Setting, objective: Objective, session: Session, store: CheckpointStore, out: Path, name: str
+    setting: Setting,
+    objective: Objective,
+    session: Session,
+    store: CheckpointStore,
+    out: Path,
+    name: str,
+    begin: Beginning,
 ) -> tuple[Learner, Position]:
     """Train stage by stage, from the newest checkpoint where there is one."""
     recipe = setting.recipe
@@ -217,8 +237,8 @@ def _through_the_stages(
             begins = learner is None
             if learner is None:
                 learner = Learner(objective, optimizer, Guard(recipe.train.skip_nonfinite), _average(setting, model))
-                if recipe.branch and not checkpoint:
-                    _branch(setting, learner, position)
+                if not checkpoint:
+                    begin(learner, position)
             else:
                 learner.change_optimizer(optimizer, inputs.stage.optimizer_state)
             sampling, start = inputs.sampling.going_on(position.cursors)
@@ -240,7 +260,7 @@ def _finish_stage(stage: Stage, position: Position) -> None:
     """Note how far a stage has gone through its windows, for those that draw from the same ones."""
     epochs = stage.plan.epochs().items()
     position.epochs |= {name: max(value, position.epochs.get(name, 0.0)) for name, value in epochs}
-    position.cursors |= _cursors_of(position.cursors, stage.state(position.step))
+    position.cursors |= cursors_of(position.cursors, stage.state(position.step))
 
 
 def _open_stage(
@@ -281,34 +301,6 @@ def _open_stage(
     )
 
 
-def _branch(setting: Setting, learner: Learner, position: Position) -> None:
-    """Begin with another run's checkpoint.
-
-    Raises:
-        UsageError: There is none.
-        DataError: It is damaged, or of another model.
-    """
-    branch, stage = setting.recipe.branch, setting.stages[0].stage
-    assert branch is not None
-    checkpoint = find_checkpoint(Path(branch.run), branch.step)
-    learner.begin_with(checkpoint, stage.optimizer_state)
-    position.cursors = _cursors_of(checkpoint.state.get("cursors", {}), checkpoint.state)
-    say(f"branching off {checkpoint.path}, optimizer state: {stage.optimizer_state}")
-    before = checkpoint.state.get("lr_now")
-    first = stage.optimizer.lr * stage.build_schedule()(0)
-    if before and stage.optimizer_state != "reset" and not 0.8 < first / before < 1.25:
-        warn(f"the learning rate jumps from {before:.3g} at the checkpoint to {first:.3g}")
-
-
-def _cursors_of(cursors: Mapping[str, Record], state: Record) -> dict[str, Record]:
-    """Return the cursors with those of a stage's state."""
-    if "windows" not in state:
-        return dict(cursors)
-    counts = {n: c for n, c in state["plan"]["counts"].items() if not n.startswith(REPLAYED)}
-    before = cursors.get(state["windows"], {}).get("counts", {})
-    return {**cursors, state["windows"]: {"order": state["order"], "counts": before | counts}}
-
-
 def _optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:
     scales: dict[int | str, float] = {}
     for where, scale in config.lr_scales.items():
@@ -342,6 +334,8 @@ def export(setting: Setting, out: Path, model: PreTrainedModel) -> None:
 def export_type(recipe: Recipe, source: ModelFolder) -> torch.dtype:
     """Return the type that a recipe saves weights in."""
     asked = recipe.export.dtype
+    if asked == "source" and recipe.recipe == "scratch":
+        return torch.float32
     return stored_dtype(source.path) if asked == "source" else _DTYPES[asked]
 
 
@@ -351,8 +345,10 @@ def provenance_of(recipe: Recipe, source: ModelFolder, plan: SurgeryPlan, teache
         "source": {"name": source.name, "revision": source.revision},
         "plan": plan.to_dict(),
         "origins": plan_origins([source], plan),
-        "init": recipe.inherit.init,
+        "init": "random" if recipe.from_random else "source",
     }
+    if recipe.recipe == "scratch":
+        provenance = {"source": None, "init": "random"}
     if teacher is not None:
         provenance["teacher"] = {"name": teacher.name, "revision": teacher.revision, "license": teacher.license}
     return provenance

@@ -116,7 +116,8 @@ class Learner:
         """
         checkpoint.load_weights(self.objective.model)
         checkpoint.load_into(self.objective.projections, "projections")
-        self.optimizer.load(checkpoint.saved("optimizer"))
+        # Before the first step a grown model has the state of the weights that were trained already, and no other.
+        self.optimizer.load(checkpoint.saved("optimizer"), some=checkpoint.state["step"] == 0)
         state: dict[str, Any] = checkpoint.state
         if self.average and checkpoint.saved("average").shapes:
             self.average.load(checkpoint.saved("average"), state["average_count"])

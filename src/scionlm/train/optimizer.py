@@ -143,13 +143,14 @@ class Optimizer:
             if isinstance(value, torch.Tensor)
         }
 
-    def load(self, saved: Saved, carry: Carry = "keep") -> None:
+    def load(self, saved: Saved, carry: Carry = "keep", *, some: bool = False) -> None:
         """Take over a state.
 
         Args:
             saved: What `tensors` gave.
             carry: `keep`: all of it. `moments`: the second moments alone, which are each weight's scale; where the
                 gradient pointed to is forgotten. `reset`: none of it.
+            some: It may be of some of the weights only; the others begin without.
 
         Raises:
             UsageError: It is of another optimizer.
@@ -162,7 +163,7 @@ class Optimizer:
         mine = {name: parameter for parameter, name in self._names.items()}
         states = {key.rpartition("/")[0] for key in saved.shapes}
         # What is trained beside the model has no state before its first gradient, which may never come.
-        if states - set(mine) or set(mine) - states - self._beside:
+        if states - set(mine) or (set(mine) - states - self._beside and not some):
             raise DataError(f"the optimizer's state is of another model: of {len(states)} weights, not of {len(mine)}")
         owner = {p: part for part in self._parts for group in part.param_groups for p in group["params"]}
         wanted: dict[str, torch.Tensor] = {}

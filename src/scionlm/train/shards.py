@@ -105,6 +105,31 @@ class InShards:
                 load(wanted, storage_reader=HuggingFaceStorageReader(str(self._folder)), no_dist=True)
 
 
+class Renamed:
+    """The optimizer's state of some weights, under the names that they have in another model.
+
+    Args:
+        saved: State by `WEIGHT/FIELD`.
+        names: New name of a weight to its name in `saved`.
+    """
+
+    def __init__(self, saved: Saved, names: Mapping[str, str]) -> None:
+        self._saved = saved
+        mine: dict[str, list[str]] = {}
+        for new, old in names.items():
+            mine.setdefault(old, []).append(new)
+        self._keys: dict[str, str] = {}
+        for key in saved.shapes:
+            weight, _, field = key.rpartition("/")
+            self._keys |= {f"{new}/{field}": key for new in mine.get(weight, ())}
+        self.shapes: Mapping[str, torch.Size] = {new: saved.shapes[key] for new, key in self._keys.items()}
+
+    def fill(self, tensors: Tensors) -> None:
+        """See `Saved.fill`."""
+        for name, tensor in tensors.items():  # one after another: two may come from the same
+            self._saved.fill({self._keys[name]: tensor})
+
+
 def write_shards(folder: Path, groups: Mapping[str, Tensors], process_group: Any) -> None:
     """Write tensors into a folder, each rank what it holds; all have to call.
 

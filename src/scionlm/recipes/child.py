@@ -1,0 +1,129 @@
+"""One model from its first weights to its result: inherited or random, trained, exported, read back, measured."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from scionlm.core.log import say
+from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl
+from scionlm.evaluation.loss import model_token_nll
+from scionlm.families.models import assemble, random_model
+from scionlm.recipes.result import add_control, best_losses, describe, write_card
+from scionlm.recipes.setting import Setting, losses_of, open_model, release, samples_of
+from scionlm.recipes.training import Beginning, train_model
+from scionlm.sources import open_folder
+from scionlm.surgery.surgery import open_surgery
+from scionlm.surgery.target import target_config
+
+NO_SOURCE: Record = {"domains": {}, "samples": []}
+"""What is known of the source of a model that has none."""
+
+
+def evaluate_source(setting: Setting, out: Path) -> Record:
+    """Return the source's losses and sample texts, in float32, evaluated once and kept in RUN/source.json."""
+
+    def evaluate() -> Record:
+        model = open_model(setting, setting.source, torch.float32)
+        domains = losses_of(setting, model_token_nll(model), f"evaluating {setting.source.name}")
+        found = {"domains": domains, "samples": samples_of(setting, model)}
+        release(model)
+        return found
+
+    return setting.kept(out / "source.json", evaluate)
+
+
+def make_model(setting: Setting) -> PreTrainedModel:
+    """Return the model to train, with float32 weights: inherited and proven, or the control.
+
+    The main rank makes it; that of the others has the same shape, and gets its weights when it is placed.
+    """
+    recipe, source = setting.recipe, setting.source
+    if not setting.ranks.is_main:
+        return assemble(target_config([source.config], setting.plan), {}, torch.float32)
+    if recipe.from_random:
+        return random_model(target_config([source.config], setting.plan), recipe.seed)
+    with open_surgery([source], setting.plan) as surgery:
+        child = surgery.build(torch.float32)
+        proof = surgery.prove(child)
+    kept = ", ".join(map(str, setting.plan.keep))
+    say(f"inherited layers {kept} of {source.name}; {len(proof.checks)} proofs hold")
+    return child
+
+
+def train_one(
+    setting: Setting,
+    out: Path,
+    source: Record,
+    name: str,
+    make: Callable[[Setting], PreTrainedModel] = make_model,
+    begin: Beginning | None = None,
+) -> Record:
+    """Train one model into `out` and return its result; a finished one is read back.
+
+    Args:
+        setting: The run.
+        out: Folder for the model and all that comes with it.
+        source: What is known of the source.
+        name: Of the model in what is said of it.
+        make: Gives its first weights.
+        begin: Called before the first step, with what learns and where it is.
+    """
+
+    def train_and_measure() -> Record:
+        if not setting.ranks.on_main((out / "model").exists):
+            train_model(setting, make, out, name, begin)
+        exported = open_model(setting, open_folder(out / "model"), torch.float32)
+        domains = losses_of(setting, model_token_nll(exported), f"evaluating {name}")
+        samples = samples_of(setting, exported)
+        release(exported)
+        return setting.ranks.on_main(lambda: _result_of(setting, out, source, name, domains, samples))
+
+    setting.ranks.on_main(lambda: out.mkdir(parents=True, exist_ok=True))
+    return setting.kept(out / "result.json", train_and_measure)
+
+
+def _result_of(
+    setting: Setting, out: Path, source: Record, name: str, domains: Record, samples: list[Record]
+) -> Record:
+    """Return the result of a trained model, after writing its card and the last of its metrics."""
+    lines = read_jsonl(out / "metrics.jsonl")
+    evaluations = [line for line in lines if any(key.startswith("eval/") for key in line)]
+    final_line = {f"eval/{d}/nll_nats": loss["nll"] for d, loss in domains.items()}
+    training = read_json(out / "training.json")
+    if not evaluations or evaluations[-1]["step"] != training["steps"]:
+        writer = JsonlWriter(out / "metrics.jsonl", "metrics")
+        writer.write({"step": training["steps"], "tokens": training["tokens"]} | final_line)
+        writer.close()
+        evaluations.append({"step": training["steps"]} | final_line)
+    result = describe(setting, name, source, training)
+    result["before"] = training["before"]
+    result["domains"] = domains
+    result["best"] = best_losses(evaluations, setting.domains)
+    theirs = [{"source": sample["text"]} for sample in source["samples"]] or [{}] * len(samples)
+    result["samples"] = [
+        {"prompt": own["prompt"], "texts": other | {name: own["text"]}}
+        for other, own in zip(theirs, samples, strict=True)
+    ]
+    write_card(setting, out, result)
+    return result
+
+
+def train_control(setting: Setting, out: Path, source: Record, result: Record) -> Record:
+    """Train the randomly initialised control of a model and return the model's result with the control's beside it.
+
+    Args:
+        setting: The model's run.
+        out: Folder for the control.
+        source: What is known of the source.
+        result: The model's.
+    """
+    recipe = setting.recipe
+    assert recipe.inherit is not None
+    inherit = recipe.inherit.model_copy(update={"init": "random"})
+    alone = recipe.model_copy(update={"inherit": inherit, "control": False, "grow": None})
+    control = train_one(replace(setting, recipe=alone), out, source, name="control")
+    keys = ("name", "before", "domains", "best", "training")
+    return add_control(result, {key: control[key] for key in keys} | {"num_seeds": 1}, control["samples"])

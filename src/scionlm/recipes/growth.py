@@ -1,0 +1,218 @@
+"""Rounds of growth: a child, a deeper one, and so on, until one matches the source on the whole held-out text.
+
+RUN/rounds/
+    source.json         the source's loss on every held-out window
+    round-01/           a child with everything a run keeps of one, and beside it
+        validation.json its loss on every held-out window
+        round.json      what the round was, cost and showed
+RUN/rounds.json         all rounds, their sums, the reference's own cost, and what came of it
+
+Each file is made once from those before it, so that a run goes on wherever it was stopped, and ends with the same.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scionlm.core.files import staged_folder
+from scionlm.core.log import say, warn
+from scionlm.core.records import Record, read_json, read_jsonl, write_json, write_jsonl
+from scionlm.evaluation.loss import DomainLoss, model_token_nll
+from scionlm.evaluation.paired import paired_difference
+from scionlm.recipes.child import train_control, train_one
+from scionlm.recipes.config import Recipe
+from scionlm.recipes.controller import Rule, Shown, best_round, next_move
+from scionlm.recipes.grown import Grown, first_round, next_round
+from scionlm.recipes.setting import Setting, measured, open_model, release, with_recipe
+from scionlm.sources import ModelFolder, open_folder
+
+_COSTS = ("tokens", "flops", "seconds")
+
+
+def run_rounds(setting: Setting, out: Path, source: Record) -> Record:
+    """Run rounds until one matches the source or a limit is reached; return the result of the chosen one.
+
+    Args:
+        setting: The run; its plan is the first round's.
+        out: The run folder.
+        source: The source's losses and texts.
+    """
+    grow, ranks = setting.recipe.grow, setting.ranks
+    assert grow is not None
+    rule = rule_of(setting.recipe, len(setting.plan.layers), setting.plan.num_source_layers)
+    folder = out / "rounds"
+    ranks.on_main(lambda: folder.mkdir(exist_ok=True))
+    theirs = _validation(setting, setting.source, folder / "source.json")
+    rounds: list[Record] = []
+    children: list[Grown] = []
+    while True:
+        move = next_move(rule, [shown(record) for record in rounds])
+        written = ledger(setting, rounds, move.why, move.layers is None) if ranks.is_main else {}
+        ranks.on_main(partial(write_json, out / "rounds.json", written))
+        if move.layers is None:
+            break
+        say(f"round {len(rounds) + 1}: {move.why}")
+        here = folder / f"round-{len(rounds) + 1:02d}"
+        children.append(next_round(children[-1], move.layers, here) if children else first_round(setting, here))
+        rounds.append(_round(children[-1], source, theirs, len(rounds) + 1))
+    if not move.matched and grow.until == "matched":
+        warn(move.why)
+    best = best_round(rule, [shown(record) for record in rounds])
+    chosen = children[best]
+    ranks.on_main(lambda: _bring_up(chosen.folder, out, rounds))
+    result = ranks.on_main(lambda: read_json(chosen.folder / "result.json"))
+    result |= {"rounds": len(rounds), "growth": ranks.on_main(lambda: read_json(out / "rounds.json"))}
+    if setting.recipe.control:
+        alone = _control_setting(chosen.setting, best + 1)
+        result = train_control(alone, out / "control", source, result)
+    return result
+
+
+def rule_of(recipe: Recipe, first: int, total: int) -> Rule:
+    """Return when a recipe grows and stops.
+
+    Args:
+        recipe: The recipe.
+        first: Layers of the first round.
+        total: Layers of the source.
+    """
+    grow = recipe.grow
+    assert grow is not None
+    return Rule(
+        first=first,
+        by=grow.by,
+        most=max(grow.max_layers or total, first),
+        round_tokens=recipe.total_tokens,
+        most_rounds=grow.max_rounds,
+        most_tokens=grow.max_tokens,
+        until=grow.until,
+        tolerance=grow.tolerance,
+        criterion=grow.criterion,
+    )
+
+
+def shown(record: Record) -> Shown:
+    """Return what decides of a round's record."""
+    difference = record["difference"]
+    return Shown(record["layers"], record["tokens"], difference["mean"], difference["high"])
+
+
+def _round(grown: Grown, source: Record, theirs: dict[str, DomainLoss], number: int) -> Record:
+    """Train a round's child, measure it beside the source, and return what the ledger says of it."""
+    setting, here = grown.setting, grown.folder
+    grow = setting.recipe.grow
+    assert grow is not None
+
+    def make() -> Record:
+        name = "control" if setting.recipe.from_random else "child"
+        result = train_one(setting, here, source, name, grown.make_model, grown.begin)
+        mine = _validation(setting, open_folder(here / "model"), here / "validation.json")
+        training = result["training"]
+        return {
+            "round": number,
+            "layers": len(setting.plan.layers),
+            "num_parameters": result["model"]["num_parameters"],
+            "origins": grown.describe(),
+            **{key: training[key] for key in _COSTS},
+            "steps": training["steps"],
+            "nll": sum(loss.nll for loss in mine.values()) / len(mine),
+            "domains": {domain: loss.to_dict() for domain, loss in mine.items()},
+            "difference": paired_difference(mine, theirs, grow.confidence).to_dict(),
+        }
+
+    record = setting.kept(here / "round.json", make)
+    setting.ranks.on_main(grown.tidy)
+    return record
+
+
+def _validation(setting: Setting, model: ModelFolder, path: Path) -> dict[str, DomainLoss]:
+    """Return a model's loss on every held-out window that decides, in float32, measured once."""
+    grow = setting.recipe.grow
+    assert grow is not None
+
+    def make() -> Record:
+        opened = open_model(setting, model, torch.float32)
+        found = measured(setting, model_token_nll(opened), f"validating {model.name}", grow.tokens_per_domain)
+        release(opened)
+        return {"domains": {domain: asdict(loss) for domain, loss in found.items()}}
+
+    domains = setting.kept(path, make)["domains"]
+    return {name: DomainLoss(**loss | {"windows": tuple(loss["windows"])}) for name, loss in domains.items()}
+
+
+def ledger(setting: Setting, rounds: Sequence[Record], why: str, ended: bool) -> Record:
+    """Return what is written down of all rounds: what each was and cost, what they cost in all, and what came of it.
+
+    Args:
+        setting: The run.
+        rounds: Their records.
+        why: What comes next, or why nothing does.
+        ended: Whether there is no further round.
+    """
+    grow = setting.recipe.grow
+    assert grow is not None
+    rule = rule_of(setting.recipe, len(setting.plan.layers), setting.plan.num_source_layers)
+    sums: dict[str, Any] = dict.fromkeys(_COSTS, 0)
+    listed: list[Record] = []
+    for record in rounds:
+        sums = {key: sums[key] + record[key] for key in _COSTS}
+        listed.append(record | {"matched": rule.matches(shown(record)), "cumulative": sums})
+    matched = bool(listed) and any(record["matched"] for record in listed)
+    outcome = "matched" if matched else "not matched" if ended else "running"
+    chosen = best_round(rule, [shown(record) for record in rounds]) + 1 if ended and rounds else None
+    return {
+        "reference": _reference(setting),
+        "settings": grow.model_dump(mode="json"),
+        "rounds": listed,
+        "total": sums,
+        "outcome": outcome,
+        "why": why,
+        "result_round": chosen,
+    }
+
+
+def _reference(setting: Setting) -> Record:
+    """Return what is known of the model that is to be matched, its own cost where a run of Scion made it."""
+    found = read_json(setting.folder / "rounds" / "source.json")["domains"]
+    losses = {name: loss["nll_sum"] / loss["num_tokens"] for name, loss in found.items()}
+    made = setting.source.path.parent / "result.json"
+    training = read_json(made)["training"] if made.is_file() and setting.source.path.name == "model" else {}
+    return {
+        "name": setting.source.name,
+        "layers": setting.plan.num_source_layers,
+        "nll": sum(losses.values()) / len(losses),
+        "domains": losses,
+        "num_tokens": {name: loss["num_tokens"] for name, loss in found.items()},
+        "num_sequences": sum(len(loss["windows"]) for loss in found.values()),
+        **{key: training.get(key) for key in _COSTS},
+    }
+
+
+def _bring_up(best: Path, out: Path, rounds: Sequence[Record]) -> None:
+    """Put the chosen round's model, and the metrics of all rounds one after another, where a run has its own."""
+    if not (out / "model").exists():
+        with staged_folder(out / "model") as stage:
+            shutil.copytree(best / "model", stage, dirs_exist_ok=True)
+    lines: list[Record] = []
+    steps = tokens = 0
+    for record in rounds:
+        for line in read_jsonl(out / "rounds" / f"round-{record['round']:02d}" / "metrics.jsonl"):
+            at = {key: line[key] + before for key, before in (("step", steps), ("tokens", tokens)) if key in line}
+            lines.append(line | at | {"round": record["round"]})
+        steps, tokens = steps + record["steps"], tokens + record["tokens"]
+    write_jsonl(out / "metrics.jsonl", "metrics", lines)
+
+
+def _control_setting(setting: Setting, rounds: int) -> Setting:
+    """Return the setting of a control that sees as much as the child's weights have: all rounds where they went on."""
+    recipe, grow = setting.recipe, setting.recipe.grow
+    if grow is None or grow.base == "source" or rounds == 1:
+        return setting
+    train = {"steps": recipe.total_steps * rounds, "tokens": None, "time": None}
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+    return with_recipe(setting, recipe)
