@@ -20,7 +20,7 @@ from scionlm.core.errors import DivergenceError, ScionError, StoppedError, Usage
 from scionlm.core.records import read_json, read_jsonl
 from scionlm.data.mixing.plan import REPLAYED, SamplePlan
 from scionlm.data.mixing.replay import LedgerReplay
-from scionlm.recipes import inheritune as inheritune_module
+from scionlm.recipes import child as child_module
 from scionlm.recipes import reweighting as reweighting_module
 from scionlm.recipes import setting as setting_module
 from scionlm.recipes import training as training_module
@@ -161,7 +161,7 @@ def test_stopped_inside_an_evaluation(make, whole, tmp_path, monkeypatch, number
 
     with monkeypatch.context() as patch:
         patch.setattr(training_module, "losses_of", stopped)
-        patch.setattr(inheritune_module, "losses_of", stopped)
+        patch.setattr(child_module, "losses_of", stopped)
         with pytest.raises(StoppedError):
             run_recipe(recipe, tmp_path / "parts")
     run_recipe(recipe, tmp_path / "parts")

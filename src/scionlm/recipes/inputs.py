@@ -93,6 +93,7 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
     for model in (source, teacher or source):
         check_text(recipe, model)
     plan = plan_of(recipe, source)
+    check_growth(recipe, plan)
     taught_layers = match_layers(recipe, source, teacher, plan)
     require_trackers(recipe.track)
     branched = None
@@ -111,6 +112,25 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
             check_keys(model, "model" if recipe.model else "reference.model")
         _check(source, teacher, stages, held_out)
     return Inputs(recipe, source, stages, held_out, plan, branched, teacher, taught_layers)
+
+
+def check_growth(recipe: Recipe, plan: SurgeryPlan) -> None:
+    """Refuse rounds that cannot be.
+
+    Raises:
+        UsageError: There is no room for a second round, or no budget for the first.
+    """
+    grow, first, total = recipe.grow, len(plan.layers), plan.num_source_layers
+    if grow is None:
+        return
+    if grow.max_layers is not None and grow.max_layers < first:
+        raise UsageError(f"grow.max_layers {grow.max_layers}: the first round has {first} layers already")
+    if grow.init == "source_next" and max(grow.max_layers or total, first) > total:
+        raise UsageError(
+            f"grow.max_layers {grow.max_layers}: the source has {total} layers; another grow.init has more"
+        )
+    if grow.max_tokens is not None and grow.max_tokens < recipe.total_tokens:
+        raise UsageError(f"grow.max_tokens {grow.max_tokens:,}: one round takes {recipe.total_tokens:,} tokens")
 
 
 def from_source(inputs: Inputs, source: ModelFolder) -> Inputs:

@@ -12,6 +12,16 @@ from scionlm.recipes.config import Recipe
 # A bare recipe's defaults: what is left out (source, data.dir, a budget) the user must give.
 RECIPES: dict[str, Mapping] = {
     "inheritune": {"recipe": "inheritune", "data": {}, "inherit": {}, "train": {}},
+    "scratch": {"recipe": "scratch", "data": {}, "train": {}},
+}
+_REQUIRED = {
+    "inheritune": ("source", "data.dir", "train.tokens", "inherit.layers"),
+    "scratch": ("model", "data.dir", "train.tokens"),
+}
+_ALTERNATIVES = {
+    "source": {"reference"},
+    "train.tokens": {"train.steps", "train.time", "stages"},
+    "inherit.layers": {"inherit.keep", "inherit"},
 }
 
 
@@ -56,10 +66,9 @@ def load_recipe(name: str, overrides: Sequence[str] | dict[str, Any] = ()) -> Re
         config, where = RECIPES[name], f"recipe {name}"
         texts = overrides if not isinstance(overrides, dict) else [f"{key}=" for key in overrides]
         given = {text.split("=", 1)[0].strip() for text in texts}
-        required = ["source", "data.dir", "train.tokens", "inherit.layers"]
-        alternatives = {"train.tokens": {"train.steps", "train.time"}, "inherit.layers": {"inherit.keep"}}
-        given |= {"train.tokens"} if "stages" in given else set()
-        lacking = [key for key in required if key not in given and not alternatives.get(key, set()) & given]
+        sections = {key.split(".")[0] for key in given}
+        given |= sections & {"model", "reference"}  # by parts: reference.model.hidden_size=...
+        lacking = [key for key in _REQUIRED[name] if not ({key} | _ALTERNATIVES.get(key, set())) & given]
         if lacking:
             raise UsageError(f"recipe {name} needs {', '.join(lacking)}; for example: {lacking[0]}=...")
     else:
