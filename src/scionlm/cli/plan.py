@@ -12,17 +12,20 @@ _TIGHT = 0.9  # of a device's memory
 def print_plan(found: dict[str, Any]) -> None:
     """Print a plan: sizes, memory, time, and the learning rate as a curve."""
     models = found["models_trained"]
-    table = new_table(
-        f"{found['recipe']} from {found['source']}: {format_count(found['num_parameters'])} parameters", "", ""
-    )
+    origin = f" from {found['source']}" if found["source"] else ""
+    table = new_table(f"{found['recipe']}{origin}: {format_count(found['num_parameters'])} parameters", "", "")
     add_row(table, "tokens", f"{format_count(found['num_tokens'])} in {found['num_steps']:,} steps")
-    also = f", trained {models} times (the control)" if models > 1 else ""
+    also = f", trained {models} times (the control)" if models > 1 and "rounds" not in found else ""
+    if "rounds" in found:
+        also = f" at the most, for {models} models"
     add_row(table, "operations", f"{found['flops']:.3g} FLOPs{also}")
     add_row(table, "time", _time(found))
     if "teacher" in found["seconds_by_part"]:
         add_row(table, "teacher", _teacher(found))
     add_row(table, "checkpoint", format_bytes(found["checkpoint_bytes"]))
     show_table(table)
+    if "rounds" in found:
+        _print_rounds(found["rounds"])
     layout = found["layout"]
     if found["devices"] > 1:
         print(f"\n{found['devices']} devices, {_layout(layout)}: {layout['why']}")
@@ -51,6 +54,14 @@ def print_plan(found: dict[str, Any]) -> None:
     print(f"{'0':>8} step 1 to {found['num_steps']:,}")
     for stage in found["stages"]:
         print(f"{stage['name']}: {stage['schedule']}")
+
+
+def _print_rounds(rounds: list[dict[str, Any]]) -> None:
+    table = new_table("\nmodels, one after another", "", "parameters", "tokens", "FLOPs", "time")
+    for one in rounds:
+        size, tokens = format_count(one["num_parameters"]), format_count(one["num_tokens"])
+        add_row(table, one["name"], size, tokens, f"{one['flops']:.3g}", format_seconds(one["seconds"]))
+    show_table(table)
 
 
 def _layout(layout: dict[str, Any]) -> str:

@@ -25,9 +25,9 @@ from scionlm.core.records import Record, read_json, read_jsonl, write_json, writ
 from scionlm.evaluation.loss import DomainLoss, model_token_nll
 from scionlm.evaluation.paired import paired_difference
 from scionlm.recipes.child import train_control, train_one
-from scionlm.recipes.config import Recipe
-from scionlm.recipes.controller import Rule, Shown, best_round, next_move
+from scionlm.recipes.controller import Shown, best_round, next_move
 from scionlm.recipes.grown import Grown, first_round, next_round
+from scionlm.recipes.rounds import rule_of
 from scionlm.recipes.setting import Setting, measured, open_model, release, with_recipe
 from scionlm.sources import ModelFolder, open_folder
 
@@ -44,7 +44,7 @@ def run_rounds(setting: Setting, out: Path, source: Record) -> Record:
     """
     grow, ranks = setting.recipe.grow, setting.ranks
     assert grow is not None
-    rule = rule_of(setting.recipe, len(setting.plan.layers), setting.plan.num_source_layers)
+    rule = rule_of(setting.recipe, setting.plan)
     folder = out / "rounds"
     ranks.on_main(lambda: folder.mkdir(exist_ok=True))
     theirs = _validation(setting, setting.source, folder / "source.json")
@@ -71,29 +71,6 @@ def run_rounds(setting: Setting, out: Path, source: Record) -> Record:
         alone = _control_setting(chosen.setting, best + 1)
         result = train_control(alone, out / "control", source, result)
     return result
-
-
-def rule_of(recipe: Recipe, first: int, total: int) -> Rule:
-    """Return when a recipe grows and stops.
-
-    Args:
-        recipe: The recipe.
-        first: Layers of the first round.
-        total: Layers of the source.
-    """
-    grow = recipe.grow
-    assert grow is not None
-    return Rule(
-        first=first,
-        by=grow.by,
-        most=max(grow.max_layers or total, first),
-        round_tokens=recipe.total_tokens,
-        most_rounds=grow.max_rounds,
-        most_tokens=grow.max_tokens,
-        until=grow.until,
-        tolerance=grow.tolerance,
-        criterion=grow.criterion,
-    )
 
 
 def shown(record: Record) -> Shown:
@@ -156,7 +133,7 @@ def ledger(setting: Setting, rounds: Sequence[Record], why: str, ended: bool) ->
     """
     grow = setting.recipe.grow
     assert grow is not None
-    rule = rule_of(setting.recipe, len(setting.plan.layers), setting.plan.num_source_layers)
+    rule = rule_of(setting.recipe, setting.plan)
     sums: dict[str, Any] = dict.fromkeys(_COSTS, 0)
     listed: list[Record] = []
     for record in rounds:

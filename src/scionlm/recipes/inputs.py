@@ -14,6 +14,7 @@ from scionlm.recipes.config_distill import SOURCE
 from scionlm.recipes.order import Sampling, check_supply, replayed_data, sampling_of
 from scionlm.recipes.origin import check_keys, open_source, with_data
 from scionlm.recipes.references import given_references
+from scionlm.recipes.rounds import check_growth
 from scionlm.recipes.stages import Stage
 from scionlm.recipes.teacher_layers import layer_map
 from scionlm.sources import ModelFolder, load_tokenizer, resolve
@@ -112,25 +113,6 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
             check_keys(model, "model" if recipe.model else "reference.model")
         _check(source, teacher, stages, held_out)
     return Inputs(recipe, source, stages, held_out, plan, branched, teacher, taught_layers)
-
-
-def check_growth(recipe: Recipe, plan: SurgeryPlan) -> None:
-    """Refuse rounds that cannot be.
-
-    Raises:
-        UsageError: There is no room for a second round, or no budget for the first.
-    """
-    grow, first, total = recipe.grow, len(plan.layers), plan.num_source_layers
-    if grow is None:
-        return
-    if grow.max_layers is not None and grow.max_layers < first:
-        raise UsageError(f"grow.max_layers {grow.max_layers}: the first round has {first} layers already")
-    if grow.init == "source_next" and max(grow.max_layers or total, first) > total:
-        raise UsageError(
-            f"grow.max_layers {grow.max_layers}: the source has {total} layers; another grow.init has more"
-        )
-    if grow.max_tokens is not None and grow.max_tokens < recipe.total_tokens:
-        raise UsageError(f"grow.max_tokens {grow.max_tokens:,}: one round takes {recipe.total_tokens:,} tokens")
 
 
 def from_source(inputs: Inputs, source: ModelFolder) -> Inputs:

@@ -8,15 +8,18 @@ from scionlm.core.devices import GPUS, Device, this_machine
 from scionlm.core.errors import UsageError
 from scionlm.core.records import Record
 from scionlm.data import DataFolder
-from scionlm.families import count_parameters, family_of, flops_per_token
+from scionlm.families import ModelShape, count_parameters, family_of, flops_per_token
 from scionlm.planning.memory import Teaching, checkpoint_bytes
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import check_text, match_layers, open_teacher, plan_of
 from scionlm.recipes.layout import Devices, Training, with_rows
 from scionlm.recipes.lengths import has_times
-from scionlm.recipes.origin import open_source
+from scionlm.recipes.origin import REFERENCE, open_source
+from scionlm.recipes.reference import reference_recipe
+from scionlm.recipes.rounds import add_rounds, round_shapes
 from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import curve, describe
+from scionlm.surgery.plan import SurgeryPlan
 from scionlm.surgery.target import target_config
 
 _CURVE_POINTS = 200
@@ -51,7 +54,49 @@ def plan_recipe(recipe: Recipe, device: str | None = None, world: int = 1, per_n
         count = devices_of(found, "", world, per_node).processors
         recipe = resolve_times(recipe, [s / count for s in table_seconds(recipe, target, teacher, found)])
     teaching = teaching_of(recipe, teacher, len(layers))
-    return plan_model(recipe, source.config, target, found, teaching, world, per_node)
+    return plan_run(recipe, source.config, plan, found, teaching, world, per_node)
+
+
+def plan_run(
+    recipe: Recipe,
+    source: Config,
+    plan: SurgeryPlan,
+    device: Device,
+    teaching: Teaching | None = None,
+    world: int = 1,
+    per_node: int | None = None,
+) -> Record:
+    """Return what a whole run will take: of one model, or at the most of its reference and all rounds that may come.
+
+    Args:
+        recipe: The recipe.
+        source: The source's `config.json`.
+        plan: The layers of the model, or of the first round's.
+        device: What it is trained on.
+        teaching: The teacher, where something is learned from one.
+        world: On how many of these.
+        per_node: How many of them are in one machine; None puts all into one, up to eight.
+    """
+
+    def of_model(recipe: Recipe, target: Config, teaching: Teaching | None) -> Record:
+        return plan_model(recipe, source, target, device, teaching, world, per_node)
+
+    alone = recipe.model_copy(update={"control": False})
+    first = of_model(recipe, target_config([source], plan), teaching)
+    if recipe.grow is None and recipe.reference is None:
+        return first
+    shapes = [target_config([source], shape) for shape in round_shapes(recipe, plan)]
+    rounds = [of_model(alone, shape, teaching) for shape in shapes]
+    parts = {
+        f"round {n} ({ModelShape.of(shapes[n - 1]).num_hidden_layers} layers)": one for n, one in enumerate(rounds, 1)
+    }
+    if recipe.grow is None:
+        parts = {"child": rounds[0]}
+    if recipe.reference is not None:
+        parts = {"reference": of_model(reference_recipe(recipe), source, None)} | parts
+    if recipe.control:
+        parts["control"] = rounds[-1]
+    return add_rounds(first | {"models_trained": 1}, rounds[-1], parts)
 
 
 def teaching_of(recipe: Recipe, teacher: Config | None, layers: int) -> Teaching | None:
@@ -165,7 +210,7 @@ def plan_model(
     evaluation = _evaluation_seconds(recipe, source, target, speed)
     return {
         "recipe": recipe.recipe,
-        "source": recipe.source,
+        "source": recipe.source or (REFERENCE if recipe.reference else None),
         "num_parameters": count_parameters(family, target)["total"],
         "parameters_by_part": {k: n for k, n in count_parameters(family, target).items() if k != "total"},
         "num_tokens": recipe.total_tokens,
@@ -218,7 +263,8 @@ def _evaluation_seconds(recipe: Recipe, source: Config, target: Config, speed: f
     def forward(config: Config) -> float:
         return budget * flops_per_token(family_of(config), config, recipe.data.seq_len) * _FORWARD / speed
 
-    return (1 + recipe.control) * times * forward(target) + forward(source)
+    once = 0.0 if recipe.recipe == "scratch" else forward(source)
+    return (1 + recipe.control) * times * forward(target) + once
 
 
 def _num_domains(recipe: Recipe) -> int:

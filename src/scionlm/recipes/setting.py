@@ -23,7 +23,8 @@ from scionlm.recipes.calibrate import choose_rows
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs, StageInputs
 from scionlm.recipes.layout import Devices, Training, with_rows
-from scionlm.recipes.planning import plan_model, run_flops, teaching_of
+from scionlm.recipes.planning import plan_run, run_flops, teaching_of
+from scionlm.recipes.rounds import round_shapes
 from scionlm.recipes.run import write_config, write_manifest
 from scionlm.sources import ModelFolder, load_hf_model, load_tokenizer
 from scionlm.surgery.target import target_config
@@ -63,7 +64,8 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, a
     recipe, source = inputs.recipe, inputs.source
     runtime = start_runtime(recipe.train.precision, ranks)
     runtime = replace(runtime, precision=ranks.share(runtime.precision))
-    target = target_config([source.config], inputs.plan)
+    largest = round_shapes(recipe, inputs.plan)[-1]
+    target = target_config([source.config], largest)
     teacher = inputs.teacher and inputs.teacher.config
     teaching = teaching_of(recipe, teacher, len(inputs.taught_layers))
     devices = Devices(runtime.kind, runtime.precision, runtime.memory(), ranks.world, ranks.local_world)
@@ -84,9 +86,8 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, a
         write_manifest(out, recipe, _facts(inputs, recipe, runtime), allow_change)
         write_config(recipe, out)
         if not (out / "plan.json").exists():
-            planned = plan_model(
-                recipe, source.config, target, this_machine(), teaching, ranks.world, ranks.local_world
-            )
+            world = ranks.world, ranks.local_world
+            planned = plan_run(recipe, source.config, inputs.plan, this_machine(), teaching, *world)
             write_json(out / "plan.json", planned)
 
     ranks.on_main(write)

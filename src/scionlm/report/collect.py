@@ -6,7 +6,7 @@ error of its own: a page drawn from the rest of the folder would mislead.
 
     config.yaml   -> Run.config, Run.config_text      result.json  -> Run.source, Run.child, Run.control, ...
     manifest.json -> Run.manifest                     metrics.jsonl, control/metrics.jsonl -> Trained.curves
-    status.json   -> Run.status
+    status.json   -> Run.status                       rounds.json -> Run.growth
 """
 
 from collections.abc import Iterable, Mapping
@@ -109,6 +109,7 @@ class Run:
     config_text: str
     finished: bool
     plan: Mapping[str, Any] = field(default_factory=dict)
+    growth: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_run(folder: Path) -> Run:
@@ -136,7 +137,7 @@ def read_run(folder: Path) -> Run:
         source=_source(mapping(result.get("source")), config),
         inherit=_inherit(mapping(result.get("inherit")), config),
         shape=mapping(result.get("model")),
-        child=_trained(result, _read_metrics(folder / "metrics.jsonl")),
+        child=_trained(result, _read_metrics(_metrics_of(folder))),
         control=_trained(control_result, control_curves) if has_control else None,
         samples=tuple(_samples(result.get("samples"))),
         manifest=_read_optional(folder / "manifest.json"),
@@ -144,7 +145,15 @@ def read_run(folder: Path) -> Run:
         config_text=config_text,
         finished=bool(result),
         plan=_read_optional(folder / "plan.json"),
+        growth=_read_optional(folder / "rounds.json"),
     )
+
+
+def _metrics_of(folder: Path) -> Path:
+    """Return where a run's metrics are: of rounds of growth that go on, in the folder of the newest."""
+    rounds = sorted(folder.glob("rounds/round-*/metrics.jsonl"))
+    own = folder / "metrics.jsonl"
+    return rounds[-1] if rounds and not own.is_file() else own
 
 
 def _read_optional(path: Path) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@
 from scionlm.report.collect import Run
 from scionlm.report.distill import distill_section
 from scionlm.report.findings import find
+from scionlm.report.growth import growth_section
 from scionlm.report.html import Markup, clip, join, name_of, page, tag
 from scionlm.report.schedule import schedule_section
 from scionlm.report.sections import (
@@ -35,6 +36,7 @@ def run_page(run: Run) -> str:
     main = join(
         banner(run),
         result_section(run, finding),
+        growth_section(run),
         origin_section(run),
         curve_section(run),
         distill_section(run),
