@@ -1,7 +1,8 @@
 """Inheritune, one round: inherit layers from the source, train, export, and compare with source and control.
 
 Source: Sanyal, Sanghavi and Dimakis, arXiv:2404.08634.
-Differs: embeddings and final norm are inherited too, and which layers are kept is a choice (`inherit.strategy`).
+Differs: embeddings and final norm are inherited too (`fidelity` leaves them out as the paper does), and which layers,
+parts and width are kept is a choice (`inherit`).
 """
 
 from dataclasses import replace
@@ -16,8 +17,9 @@ from scionlm.core.signals import StopRequest
 from scionlm.evaluation.loss import model_token_nll
 from scionlm.families.models import assemble, random_model
 from scionlm.parallel.ranks import ALONE, Ranks
-from scionlm.recipes.inputs import Inputs
+from scionlm.recipes.inputs import Inputs, match_layers
 from scionlm.recipes.result import add_control, best_losses, describe, write_card
+from scionlm.recipes.selection import selected
 from scionlm.recipes.setting import Setting, losses_of, open_model, release, samples_of, settle
 from scionlm.recipes.training import train_model
 from scionlm.sources import open_folder
@@ -29,7 +31,7 @@ def run_inheritune(
     inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, allow_change: bool = False
 ) -> Record:
     """Run one round into `out`; each finished phase is kept, so that the same call goes on after a stop."""
-    setting = settle(inputs, out, stop, ranks, allow_change)
+    setting = settle(with_selection(inputs, out, stop, ranks), out, stop, ranks, allow_change)
     recipe = setting.recipe
     source_losses = evaluate_source(setting, out)
     result = train_one(setting, out, source_losses, name="control" if recipe.inherit.init == "random" else "child")
@@ -42,6 +44,13 @@ def run_inheritune(
         result = add_control(result, {key: control[key] for key in keys} | {"num_seeds": 1}, control["samples"])
         ranks.on_main(lambda: write_json(out / "result.json", result))
     return ranks.on_main(lambda: read_json(out / "result.json"))
+
+
+def with_selection(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks) -> Inputs:
+    """Return the inputs with the plan that is carried out, in the place of the one that stood in for it."""
+    recipe, source, first = inputs.recipe, inputs.source, inputs.stages[0]
+    plan = selected(recipe, source, first.data, first.sampling.domains, out, stop, ranks)
+    return replace(inputs, plan=plan, taught_layers=match_layers(recipe, source, inputs.teacher, plan))
 
 
 def evaluate_source(setting: Setting, out: Path) -> Record:
@@ -70,8 +79,10 @@ def make_model(setting: Setting) -> PreTrainedModel:
     with open_surgery([source], setting.plan) as surgery:
         child = surgery.build(torch.float32)
         proof = surgery.prove(child)
-    kept = ", ".join(map(str, setting.plan.keep))
-    say(f"inherited layers {kept} of {source.name}; {len(proof.checks)} proofs hold")
+    plan = setting.plan
+    kept = ", ".join(map(str, plan.keep))
+    but = f" but its {', '.join(plan.fresh)}" if plan.fresh else ""
+    say(f"inherited layers {kept} of {source.name}{but}; {len(proof.checks)} proofs hold")
     return child
 
 
