@@ -32,7 +32,7 @@ def model_card(result: dict[str, Any], manifest: dict[str, Any], train_tokens: d
         made = (
             f"Layers {kept} of **{source['name']}** ({source['num_hidden_layers']} layers, "
             f"{format_count(source['num_parameters'])} parameters), chosen by `{inherit['strategy']}` "
-            f"({inherit['strategy_reason']}), with its embeddings, final norm and head; then trained."
+            f"({inherit['strategy_reason']}), {_rest(inherit)}; then trained."
         )
     else:
         made = (
@@ -75,6 +75,27 @@ was computed in {training["precision"]}, the others in float32.
 - Scion {manifest["scion_version"]}, torch {versions.get("torch")}, transformers {versions.get("transformers")}
 
 {_LICENCE.format(license=source["license"] or "not stated in its files")}"""
+
+
+def _rest(inherit: dict[str, Any]) -> str:
+    """Return what is said of everything but the choice of layers; results of before say nothing of it."""
+    fresh, width = inherit.get("fresh") or [], inherit.get("width")
+    outside = {"embedding": "embeddings", "final_norm": "final norm", "head": "head"}
+    taken = [word for part, word in outside.items() if part not in fresh]
+    words = f"with its {_and(taken)}" if taken else "without what is outside of them"
+    if fresh:
+        words += f"; not inherited but initialized anew: {_and([part.replace('_', ' ') for part in fresh])}"
+        fidelity = inherit.get("fidelity", "recommended")
+        words += f" (`fidelity: {fidelity}`)" if fidelity != "recommended" else ""
+    if width:
+        sizes = _and([f"{name} {size['child']} of {size['source']}" for name, size in width["sizes"].items()])
+        how = "the first ones" if width["importance"] == "first" else f"the most important by {width['importance']}"
+        words += f"; cut in width to {sizes} ({how})"
+    return words
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def inherit_card(source: str, license_name: str | None, facts: dict[str, Any], command: list[str]) -> str:

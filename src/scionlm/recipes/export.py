@@ -10,7 +10,8 @@ from scionlm.core.errors import UsageError
 from scionlm.core.files import staged_folder
 from scionlm.families.models import random_model
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.inputs import open_teacher, plan_of
+from scionlm.recipes.inputs import open_teacher
+from scionlm.recipes.selection import plan_of, recorded_plan
 from scionlm.recipes.training import export_type, provenance_of
 from scionlm.sources import resolve
 from scionlm.surgery.export import save_model
@@ -35,7 +36,7 @@ def export_checkpoint(run: Path, out: Path, step: int | None, last: int, average
         raise UsageError(f"{folder} has no config.yaml: not a run folder")
     recipe = validate(Recipe, load_yaml(home / "config.yaml"), str(home / "config.yaml"))
     source = resolve(recipe.source)
-    plan = plan_of(recipe, source)
+    plan = recorded_plan(folder) or plan_of(recipe, source)  # a run of before has none, and nothing was measured
     model: Any = random_model(target_config([source.config], plan), recipe.seed)
     steps = _put_weights(model, newest, last, averaged)
     how = "the average that the run kept" if averaged else "the mean of these" if len(steps) > 1 else "as they were"

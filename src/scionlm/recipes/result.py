@@ -7,8 +7,10 @@ from scionlm.core.files import write_text_atomic
 from scionlm.core.records import Record, read_json
 from scionlm.families import ModelShape, count_parameters, family_of
 from scionlm.recipes.card import model_card
+from scionlm.recipes.config_inherit import SIZES
+from scionlm.recipes.measured import strategy_reason
 from scionlm.recipes.setting import Setting
-from scionlm.surgery.depth import STRATEGIES
+from scionlm.surgery.plan import SurgeryPlan
 from scionlm.surgery.target import target_config
 
 
@@ -17,8 +19,6 @@ def describe(setting: Setting, name: str, source: Record, training: Record) -> R
     recipe, folder = setting.recipe, setting.source
     family = family_of(folder.config)
     config = target_config([folder.config], setting.plan)
-    rule = setting.plan.strategy.partition(":")[0]
-    reason = STRATEGIES[rule][1] if rule in STRATEGIES else "as listed"
     return {
         "recipe": recipe.recipe,
         "name": name,
@@ -34,13 +34,25 @@ def describe(setting: Setting, name: str, source: Record, training: Record) -> R
         "inherit": {
             "init": recipe.inherit.init,
             "strategy": setting.plan.strategy,
-            "strategy_reason": reason,
+            "strategy_reason": strategy_reason(setting.plan.strategy),
             "keep": list(setting.plan.keep),
+            "fresh": list(setting.plan.fresh),
+            "fidelity": recipe.fidelity,
+            "width": _width(setting.plan, ModelShape.of(folder.config), ModelShape.of(config)),
         },
         "model": {"num_parameters": count_parameters(family, config)["total"]} | ModelShape.of(config).to_dict(),
         "rounds": 1,
         "training": {k: v for k, v in training.items() if k not in ("format_version", "before")},
     }
+
+
+def _width(plan: SurgeryPlan, source: ModelShape, child: ModelShape) -> Record | None:
+    """Return what was cut of the width, and how it was chosen; None where nothing was."""
+    if not plan.cuts_width:
+        return None
+    sizes = {name: (getattr(source, name), getattr(child, name)) for name in SIZES}
+    cut = {name: {"source": was, "child": now} for name, (was, now) in sizes.items() if was != now}
+    return {"importance": plan.width, "sizes": cut}
 
 
 def best_losses(evaluations: list[Record], domains: list[str]) -> Record:
