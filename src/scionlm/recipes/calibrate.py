@@ -17,10 +17,11 @@ from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.parallel.runtime import Runtime, start_runtime
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.distillation import open_distillation
-from scionlm.recipes.inputs import match_layers, open_teacher, plan_of
+from scionlm.recipes.inputs import match_layers, open_teacher
 from scionlm.recipes.layout import with_rows
 from scionlm.recipes.origin import open_source
 from scionlm.recipes.planning import plan_recipe
+from scionlm.recipes.selection import plan_of
 from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import Piece, Schedule
 from scionlm.sources import ModelFolder

@@ -83,8 +83,29 @@ def _made(result: dict[str, Any]) -> str:
     return (
         f"Layers {kept} of **{source['name']}** ({source['num_hidden_layers']} layers, "
         f"{format_count(source['num_parameters'])} parameters), chosen by `{inherit['strategy']}` "
-        f"({inherit['strategy_reason']}), with its embeddings, final norm and head; then trained."
+        f"({inherit['strategy_reason']}), {_rest(inherit)}; then trained."
     )
+
+
+def _rest(inherit: dict[str, Any]) -> str:
+    """Return what is said of everything but the choice of layers; results of before say nothing of it."""
+    fresh, width = inherit.get("fresh") or [], inherit.get("width")
+    outside = {"embedding": "embeddings", "final_norm": "final norm", "head": "head"}
+    taken = [word for part, word in outside.items() if part not in fresh]
+    words = f"with its {_and(taken)}" if taken else "without what is outside of them"
+    if fresh:
+        words += f"; not inherited but initialized anew: {_and([part.replace('_', ' ') for part in fresh])}"
+        fidelity = inherit.get("fidelity", "recommended")
+        words += f" (`fidelity: {fidelity}`)" if fidelity != "recommended" else ""
+    if width:
+        sizes = _and([f"{name} {size['child']} of {size['source']}" for name, size in width["sizes"].items()])
+        how = "the first ones" if width["importance"] == "first" else f"the most important by {width['importance']}"
+        words += f"; cut in width to {sizes} ({how})"
+    return words
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def inherit_card(source: str, license_name: str | None, facts: dict[str, Any], command: list[str]) -> str:

@@ -48,8 +48,10 @@ def make_model(setting: Setting) -> PreTrainedModel:
     with open_surgery([source], setting.plan) as surgery:
         child = surgery.build(torch.float32)
         proof = surgery.prove(child)
-    kept = ", ".join(map(str, setting.plan.keep))
-    say(f"inherited layers {kept} of {source.name}; {len(proof.checks)} proofs hold")
+    plan = setting.plan
+    kept = ", ".join(map(str, plan.keep))
+    but = f" but its {', '.join(plan.fresh)}" if plan.fresh else ""
+    say(f"inherited layers {kept} of {source.name}{but}; {len(proof.checks)} proofs hold")
     return child
 
 

@@ -10,29 +10,11 @@ from scionlm.core.quantities import Count, Length, Steps
 from scionlm.recipes.config_data import DataConfig, ReplayConfig, ReweightConfig
 from scionlm.recipes.config_distill import SOURCE, DistillConfig
 from scionlm.recipes.config_grow import GrowConfig, ReferenceConfig
+from scionlm.recipes.config_inherit import Fidelity, InheritConfig
 from scionlm.recipes.config_train import AverageConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from scionlm.recipes.lengths import has_times
 from scionlm.recipes.stages import OptimizerState, Stage, StageConfig, check_stages, resolve_stages
 from scionlm.schedules import Schedule
-
-
-class InheritConfig(Section):
-    """What the child takes from the source."""
-
-    layers: int | None = None
-    """How many layers; null when `keep` names them."""
-    keep: str | list[int] | None = None
-    """Which layers, as `0-7,12` or a list."""
-    strategy: str | None = None
-    """How to choose `layers` of them; null is `first`."""
-    init: Literal["source", "random"] = "source"
-    """`random` is the control: the same shape from the family's own initialization."""
-
-    @model_validator(mode="after")
-    def _one_of(self) -> "InheritConfig":
-        if (self.layers is None) == (self.keep is None):
-            raise ValueError("set either layers (how many) or keep (which), the other null")
-        return self
 
 
 class EvaluateConfig(Section):
@@ -92,6 +74,9 @@ class Recipe(Section):
     """inheritune: what the child takes from the source."""
     grow: GrowConfig | None = None
     """inheritune: rounds of deeper children until the source is matched; null is one round."""
+    fidelity: Fidelity = "recommended"
+    """To Inheritune: `recommended` inherits all outside the layers. `paper-text` leaves final norm and position table
+    fresh, which its text does not name; `paper-code` also an embedding that is not tied, as its code does."""
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -155,6 +140,12 @@ class Recipe(Section):
             raise ValueError(
                 "grow.from student: a control of all its rounds has one stage; leave stages or control out"
             )
+
+    @property
+    def inherits(self) -> InheritConfig:
+        """What the child takes from the source, of a recipe that has one."""
+        assert self.inherit is not None
+        return self.inherit
 
     @property
     def from_random(self) -> bool:

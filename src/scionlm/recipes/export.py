@@ -10,8 +10,9 @@ from scionlm.core.errors import UsageError
 from scionlm.core.files import staged_folder
 from scionlm.families.models import random_model
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.inputs import open_teacher, plan_of
+from scionlm.recipes.inputs import open_teacher
 from scionlm.recipes.origin import open_source
+from scionlm.recipes.selection import plan_of, recorded_plan
 from scionlm.recipes.training import export_type, provenance_of
 from scionlm.surgery.export import save_model
 from scionlm.surgery.proof import Proof
@@ -30,12 +31,12 @@ def export_checkpoint(run: Path, out: Path, step: int | None, last: int, average
     """Write a checkpoint as a model folder; see `scionlm.api.export`."""
     newest = find_checkpoint(run, step)
     folder = newest.path.parent.parent  # RUN/checkpoints/step-N
-    home = next((place for place in (folder, folder.parent) if (place / "config.yaml").exists()), None)
+    home = next((place for place in (folder, *folder.parents[:2]) if (place / "config.yaml").exists()), None)
     if home is None:
         raise UsageError(f"{folder} has no config.yaml: not a run folder")
     recipe = validate(Recipe, load_yaml(home / "config.yaml"), str(home / "config.yaml"))
     source = open_source(recipe, home)
-    plan = plan_of(recipe, source)
+    plan = recorded_plan(folder) or plan_of(recipe, source)  # a run of before has none, and nothing was measured
     model: Any = random_model(target_config([source.config], plan), recipe.seed)
     steps = _put_weights(model, newest, last, averaged)
     how = "the average that the run kept" if averaged else "the mean of these" if len(steps) > 1 else "as they were"

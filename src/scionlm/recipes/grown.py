@@ -18,7 +18,9 @@ from scionlm.families.shape import expected_tensors
 from scionlm.recipes.beginning import Beginning, growing
 from scionlm.recipes.child import make_model
 from scionlm.recipes.config_grow import GrowConfig
-from scionlm.recipes.inputs import match_layers, plan_of
+from scionlm.recipes.inputs import match_layers
+from scionlm.recipes.measured import DEPTHS
+from scionlm.recipes.selection import selected
 from scionlm.recipes.setting import Setting
 from scionlm.sources import ModelFolder, open_folder
 from scionlm.sources.folder import read_json_object
@@ -160,11 +162,12 @@ def deeper(setting: Setting, first: SurgeryPlan, layers: int) -> SurgeryPlan:
         first: The first round's plan.
         layers: How many it is to have.
     """
-    inherit = setting.recipe.inherit
-    assert inherit is not None
-    if _grow(setting).init == "source_next" and inherit.keep is None:
-        wider = inherit.model_copy(update={"layers": layers})
-        return plan_of(setting.recipe.model_copy(update={"inherit": wider}), setting.source)
+    inherit = setting.recipe.inherits
+    if _grow(setting).init == "source_next" and inherit.keep is None and inherit.strategy not in DEPTHS:
+        more = setting.recipe.model_copy(update={"inherit": inherit.model_copy(update={"layers": layers})})
+        text = setting.stages[0]
+        where = setting.folder, setting.stop, setting.ranks
+        return selected(more, setting.source, text.data, text.sampling.domains, *where)
     return in_terms_of_source(first, _growth(setting, first, layers))
 
 

@@ -1,9 +1,11 @@
 """Inheritune: inherit layers from the source, train, compare with source and control, and grow until it is matched.
 
 Source: Sanyal, Sanghavi and Dimakis, arXiv:2404.08634.
-Differs: embeddings and final norm are inherited too, and which layers are kept is a choice (`inherit.strategy`).
+Differs: embeddings and final norm are inherited too (`fidelity` leaves them out as the paper does), and which layers,
+parts and width are kept is a choice (`inherit`).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from scionlm.core.records import Record, read_json, write_json
@@ -11,10 +13,12 @@ from scionlm.core.signals import StopRequest
 from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.recipes.child import evaluate_source, train_control, train_one
 from scionlm.recipes.growth import run_rounds
-from scionlm.recipes.inputs import Inputs, from_source
+from scionlm.recipes.inputs import Inputs, from_source, match_layers
 from scionlm.recipes.origin import REFERENCE, open_source
 from scionlm.recipes.reference import reference_recipe
+from scionlm.recipes.rounds import check_growth
 from scionlm.recipes.run import run_within
+from scionlm.recipes.selection import selected
 from scionlm.recipes.setting import Setting, settle
 
 
@@ -25,11 +29,20 @@ def run_inheritune(
     if inputs.recipe.reference is not None:
         run_within(reference_recipe(inputs.recipe), out / REFERENCE, stop, ranks, allow_change)
         inputs = from_source(inputs, open_source(inputs.recipe, out))
+    inputs = _with_selection(inputs, out, stop, ranks)
     setting = settle(inputs, out, stop, ranks, allow_change)
     source = evaluate_source(setting, out)
     result = _one_round(setting, out, source) if setting.recipe.grow is None else run_rounds(setting, out, source)
     ranks.on_main(lambda: write_json(out / "result.json", result))
     return ranks.on_main(lambda: read_json(out / "result.json"))
+
+
+def _with_selection(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks) -> Inputs:
+    """Return the inputs with the plan that is carried out, in the place of the one that stood in for it."""
+    recipe, source, first = inputs.recipe, inputs.source, inputs.stages[0]
+    plan = selected(recipe, source, first.data, first.sampling.domains, out, stop, ranks)
+    check_growth(recipe, plan)
+    return replace(inputs, plan=plan, taught_layers=match_layers(recipe, source, inputs.teacher, plan))
 
 
 def _one_round(setting: Setting, out: Path, source: Record) -> Record:

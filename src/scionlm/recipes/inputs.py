@@ -7,7 +7,7 @@ from typing import Any
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import sha256_file
 from scionlm.data import DataFolder
-from scionlm.families import ModelShape, family_of
+from scionlm.families import family_of
 from scionlm.families.shape import context_length
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_distill import SOURCE
@@ -15,10 +15,10 @@ from scionlm.recipes.order import Sampling, check_supply, replayed_data, samplin
 from scionlm.recipes.origin import check_keys, open_source, with_data
 from scionlm.recipes.references import given_references
 from scionlm.recipes.rounds import check_growth
+from scionlm.recipes.selection import plan_of
 from scionlm.recipes.stages import Stage
 from scionlm.recipes.teacher_layers import layer_map
 from scionlm.sources import ModelFolder, load_tokenizer, resolve
-from scionlm.surgery.depth import parse_keep, plan_depth
 from scionlm.surgery.lineage import plan_origins
 from scionlm.surgery.plan import SurgeryPlan
 from scionlm.train.folders import checkpoint_folders
@@ -50,7 +50,7 @@ class Inputs:
             reference and not trained yet.
         stages: What is trained on, stage by stage.
         held_out: What is evaluated: name to data folder and domain.
-        plan: The layers to keep.
+        plan: What to keep of the source; before anything is measured, what stands in for it (`selection.plan_of`).
         branched: The checkpoint that the run begins with, where it does and has not begun.
         teacher: The model that is learned from, where one is.
         taught_layers: Layer of the student to the layer of the teacher whose output it learns to give.
@@ -185,21 +185,6 @@ def check_text(recipe: Recipe, model: ModelFolder) -> None:
             raise UsageError(f"data.document_mask: {model.config['model_type']} models do not keep documents apart")
         if learned and longest is not None and stage.data.seq_len > longest:
             raise UsageError(f"data.seq_len {stage.data.seq_len}: {model.name} has {longest} positions")
-
-
-def plan_of(recipe: Recipe, source: ModelFolder) -> SurgeryPlan:
-    """Return which layers of the source a recipe keeps.
-
-    Raises:
-        UsageError: Layers that are not there.
-    """
-    inherit = recipe.inherit
-    if inherit is None:
-        layers = ModelShape.of(source.config).num_hidden_layers
-        return plan_depth(layers, layers, name=source.name)
-    keep = parse_keep(inherit.keep) if isinstance(inherit.keep, str) else inherit.keep
-    layers = ModelShape.of(source.config).num_hidden_layers
-    return plan_depth(layers, inherit.layers, keep, inherit.strategy, name=source.name)
 
 
 def _open_stage(stage: Stage, seed: int, out: Path) -> StageInputs:

@@ -6,17 +6,20 @@ from typing import Any
 
 from scionlm.core.devices import GPUS, Device, this_machine
 from scionlm.core.errors import UsageError
+from scionlm.core.log import say
 from scionlm.core.records import Record
 from scionlm.data import DataFolder
 from scionlm.families import ModelShape, count_parameters, family_of, flops_per_token
 from scionlm.planning.memory import Teaching, checkpoint_bytes
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.inputs import check_text, match_layers, open_teacher, plan_of
+from scionlm.recipes.inputs import check_text, match_layers, open_teacher
 from scionlm.recipes.layout import Devices, Training, with_rows
 from scionlm.recipes.lengths import has_times
+from scionlm.recipes.measured import DEPTHS
 from scionlm.recipes.origin import REFERENCE, open_source
 from scionlm.recipes.reference import reference_recipe
 from scionlm.recipes.rounds import add_rounds, round_shapes
+from scionlm.recipes.selection import plan_of
 from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import curve, describe
 from scionlm.surgery.plan import SurgeryPlan
@@ -43,6 +46,8 @@ def plan_recipe(recipe: Recipe, device: str | None = None, world: int = 1, per_n
     """
     source = open_source(recipe, None, weights=False)
     plan = plan_of(recipe, source)
+    if recipe.inherit and recipe.inherit.strategy in DEPTHS and recipe.inherit.analysis is None:
+        say(f"{recipe.inherit.strategy} counts layers when the run begins; until then this is of {len(plan.keep)}")
     target = target_config([source.config], plan)
     found = find_device(device)
     model = open_teacher(recipe, source, weights=False)

@@ -8,6 +8,7 @@ from typing import Any
 from scionlm.core.config import Mapping, apply_overrides, load_yaml, nearest, parse_yaml, validate
 from scionlm.core.errors import UsageError
 from scionlm.recipes.config import Recipe
+from scionlm.recipes.config_inherit import says_how_many, settle_inherit
 
 # A bare recipe's defaults: what is left out (source, data.dir, a budget) the user must give.
 RECIPES: dict[str, Mapping] = {
@@ -21,7 +22,7 @@ _REQUIRED = {
 _ALTERNATIVES = {
     "source": {"reference"},
     "train.tokens": {"train.steps", "train.time", "stages"},
-    "inherit.layers": {"inherit.keep", "inherit"},
+    "inherit.layers": {"inherit.keep"},
 }
 
 
@@ -68,6 +69,9 @@ def load_recipe(name: str, overrides: Sequence[str] | dict[str, Any] = ()) -> Re
         given = {text.split("=", 1)[0].strip() for text in texts}
         sections = {key.split(".")[0] for key in given}
         given |= sections & {"model", "reference"}  # by parts: reference.model.hidden_size=...
+        inherit = override_recipe(config, overrides).get("inherit") or {}
+        # A strategy may say how many; where it does not, or is misspelt, the section says it better.
+        given |= {"inherit.layers"} if says_how_many(inherit) or inherit.get("strategy") else set()
         lacking = [key for key in _REQUIRED[name] if not ({key} | _ALTERNATIVES.get(key, set())) & given]
         if lacking:
             raise UsageError(f"recipe {name} needs {', '.join(lacking)}; for example: {lacking[0]}=...")
@@ -93,11 +97,12 @@ def override_recipe(config: Mapping, overrides: Sequence[str] | dict[str, Any]) 
     else:
         config = apply_overrides(config, overrides)
         keys = [text.split("=", 1)[0].strip() for text in overrides]
-    for section, names in (("train", ("steps", "tokens", "time")), ("inherit", ("layers", "keep"))):
-        inner = config.get(section)
-        given = [name for name in names if f"{section}.{name}" in keys]
-        if isinstance(inner, dict) and len(given) == 1:
-            inner |= {name: None for name in names if name != given[0]}
-            if given[0] == "keep":
-                inner["strategy"] = None
+    budget = ("steps", "tokens", "time")
+    train, given = config.get("train"), [name for name in budget if f"train.{name}" in keys]
+    if isinstance(train, dict) and len(given) == 1:
+        train |= {name: None for name in budget if name != given[0]}
+    inherit = config.get("inherit")
+    if isinstance(inherit, dict):
+        whole = max((number for number, key in enumerate(keys) if key == "inherit"), default=-1)
+        settle_inherit(inherit, [key[len("inherit.") :] for key in keys[whole + 1 :] if key.startswith("inherit.")])
     return config

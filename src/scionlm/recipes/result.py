@@ -7,8 +7,10 @@ from scionlm.core.files import write_text_atomic
 from scionlm.core.records import Record, read_json
 from scionlm.families import ModelShape, count_parameters, family_of
 from scionlm.recipes.card import model_card
+from scionlm.recipes.config_inherit import SIZES
+from scionlm.recipes.measured import strategy_reason
 from scionlm.recipes.setting import Setting
-from scionlm.surgery.depth import STRATEGIES
+from scionlm.surgery.plan import SurgeryPlan
 from scionlm.surgery.target import target_config
 
 
@@ -42,14 +44,25 @@ def _describe_source(setting: Setting, source: Record) -> Record:
 
 
 def _describe_inheritance(setting: Setting) -> Record:
-    plan = setting.plan
-    rule = plan.strategy.partition(":")[0]
+    plan, source = setting.plan, setting.source.config
     return {
         "init": "random" if setting.recipe.from_random else "source",
         "strategy": plan.strategy,
-        "strategy_reason": STRATEGIES[rule][1] if rule in STRATEGIES else "as listed",
+        "strategy_reason": strategy_reason(plan.strategy),
         "keep": list(plan.keep),
+        "fresh": list(plan.fresh),
+        "fidelity": setting.recipe.fidelity,
+        "width": _width(plan, ModelShape.of(source), ModelShape.of(target_config([source], plan))),
     }
+
+
+def _width(plan: SurgeryPlan, source: ModelShape, child: ModelShape) -> Record | None:
+    """Return what was cut of the width, and how it was chosen; None where nothing was."""
+    if not plan.cuts_width:
+        return None
+    sizes = {name: (getattr(source, name), getattr(child, name)) for name in SIZES}
+    cut = {name: {"source": was, "child": now} for name, (was, now) in sizes.items() if was != now}
+    return {"importance": plan.width, "sizes": cut}
 
 
 def best_losses(evaluations: list[Record], domains: list[str]) -> Record:

@@ -22,6 +22,7 @@ from scionlm.recipes.changes import judge_changes
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs, open_inputs
 from scionlm.recipes.lengths import has_times, set_at, timed_paths, value_at
+from scionlm.recipes.selection import ANALYSIS, IMPORTANCE
 from scionlm.recipes.timing import resolve_times
 from scionlm.train.folders import checkpoint_folders
 
@@ -31,6 +32,9 @@ _STATES = ("running", "stopped", "done", "failed")
 _CHANGEABLE = ("train.", "optimizer", "schedule.", "stages", "average", "evaluate.every", "export.")
 # What may change without a word, for it changes no result.
 _FREE = ("checkpoint.", "track", "train.parallel")
+
+# What a failure must not take away: a run that has begun, and what was measured before it could.
+_LASTING = ("config.yaml", ANALYSIS, IMPORTANCE)
 
 # What a run resolves when it starts: section, key, and the value that leaves it open.
 _AUTOMATIC = (
@@ -118,7 +122,7 @@ def _begin(recipe: Recipe, out: Path, allow_change: bool, ranks: Ranks, opened: 
 
 @contextlib.contextmanager
 def claimed_folder(out: Path) -> Generator[None, None, None]:
-    """Hold the run folder; when the block fails before the run has begun (no config.yaml yet), take it away again.
+    """Hold the run folder; when the block fails before anything in it took long (`_LASTING`), take it away again.
 
     Raises:
         UsageError: `out` is neither a run nor free, or another process holds it.
@@ -138,7 +142,7 @@ def claimed_folder(out: Path) -> Generator[None, None, None]:
         except StoppedError:
             raise  # the same command goes on with what is there
         except BaseException:
-            if not began and not (out / "config.yaml").exists():
+            if not began and not any((out / name).exists() for name in _LASTING):
                 # The folder was empty: everything in it is ours, but only what we know by name is taken away.
                 shutil.rmtree(out / "data", ignore_errors=True)
                 for name in ("status.json", ".lock"):

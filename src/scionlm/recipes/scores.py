@@ -1,5 +1,6 @@
 """Importance of a source's layers, heads and channels, measured once for a request."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from scionlm.core.log import Progress
 from scionlm.families.shape import context_length
 from scionlm.sources import ModelFolder
 
-# A pass over this much text, spread evenly over every domain's training part.
+# A pass over this much text, spread evenly over the domains' training part.
 _TOKENS, _LENGTH, _BATCH = 32_768, 256, 4
 
 Scores = dict[str, NDArray[np.float64]]
@@ -22,10 +23,11 @@ class Scorer:
     Args:
         source: The model.
         data: Data folder that `activation` and `taylor` are measured on.
+        domains: Which of its domains; None takes all.
     """
 
-    def __init__(self, source: ModelFolder, data: str | None) -> None:
-        self._source, self._data = source, data
+    def __init__(self, source: ModelFolder, data: str | None, domains: Sequence[str] | None = None) -> None:
+        self._source, self._data, self._domains = source, data, domains
         self._found: dict[str, Scores] = {}
 
     def get(self, rule: str) -> Scores:
@@ -60,7 +62,7 @@ class Scorer:
         data = DataFolder(Path(self._data))
         check_tokenizer(self._source, data)
         length = min(_LENGTH, context_length(self._source.config) or _LENGTH)
-        streams = [data.stream(domain, "train") for domain in data.domains]
+        streams = [data.stream(domain, "train") for domain in self._domains or data.domains]
         windows = _TOKENS // length // len(streams)
         taken = [
             torch.from_numpy(stream.read(start, length).astype("int64"))

@@ -29,6 +29,7 @@ from scionlm.recipes.order import Sampling, stage_folder
 from scionlm.recipes.planning import run_flops, teacher_flops
 from scionlm.recipes.reweighting import EVALUATION_S, open_reweighting
 from scionlm.recipes.run import write_status
+from scionlm.recipes.selection import record_plan
 from scionlm.recipes.setting import Setting, losses_of, release
 from scionlm.schedules import describe
 from scionlm.sources import ModelFolder, load_hf_model
@@ -77,6 +78,7 @@ def train_model(
     """
     recipe, runtime, ranks = setting.recipe, setting.runtime, setting.ranks
     ranks.on_main(lambda: remove_leftovers(out, "model."))
+    ranks.on_main(lambda: record_plan(setting.plan, out))
     runtime.seed(recipe.seed)
     model = ranks.together(lambda: make_model(setting))
     _use_attention(recipe, model)

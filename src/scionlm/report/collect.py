@@ -68,6 +68,7 @@ class Inherit:
     strategy: str | None = None
     reason: str | None = None
     keep: tuple[int, ...] = ()
+    fresh: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,12 +205,13 @@ def _source(record: Mapping[str, Any], config: Mapping[str, Any]) -> Source | No
 
 def _inherit(record: Mapping[str, Any], config: Mapping[str, Any]) -> Inherit:
     planned = mapping(config.get("inherit"))
-    keep = record.get("keep")
+    keep, fresh = record.get("keep"), record.get("fresh")
     return Inherit(
         init=text(record, "init") or text(planned, "init"),
         strategy=text(record, "strategy"),
         reason=text(record, "strategy_reason"),
         keep=tuple(index for index in keep if _is_index(index)) if isinstance(keep, list) else (),
+        fresh=tuple(part for part in fresh if isinstance(part, str)) if isinstance(fresh, list) else (),
     )
 
 

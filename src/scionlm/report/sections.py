@@ -81,6 +81,8 @@ def _origin_words(run: Run) -> Markup:
         parts += ["; strategy ", name_of(inherit.strategy)]
     if inherit.reason:
         parts += [": ", tag("bdi", clip(inherit.reason, 400))]
+    if inherit.fresh:
+        parts += ["; not inherited but initialized anew: ", tag("bdi", clip(", ".join(inherit.fresh), 400))]
     return tag("p", [*parts, "."])
 
 
@@ -93,6 +95,8 @@ def _strip(run: Run) -> Markup | None:
     caption = Caption("layers", "The layers of the source that the child keeps", described)
     picture = responsive(caption, lambda named, width: layer_strip(named, width, total, keep))
     note = "Layers are counted from 0. Filled layers were copied with their weights, in this order."
+    if run.inherit.fresh:
+        note += " What was initialized anew stands above."
     return tag("figure", picture, tag("figcaption", note, class_="note"), class_="card")
 
 
