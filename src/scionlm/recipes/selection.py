@@ -134,9 +134,8 @@ class _Measure:
             seq_len=seq_len,
             num_sequences=sequences,
         )
-        return analyze_folder(
-            self._recipe.source or str(self._source.path), str(self._data.path), where, options
-        ).record
+        model = self._recipe.source or str(self._source.path)
+        return analyze_folder(model, str(self._data.path), where, options).record
 
     def _is_own(self, record: Record) -> bool:
         """Return whether an analysis in the run folder is of this source and text; else the store says what differs."""
