@@ -21,7 +21,7 @@ from scionlm.core.records import read_json, write_json
 from scionlm.core.signals import StopRequest
 from scionlm.families import ModelShape, family_of
 from scionlm.parallel.ranks import ALONE, Ranks
-from scionlm.recipes import inheritune
+from scionlm.recipes import child, inheritune
 from scionlm.recipes import selection as selection_module
 from scionlm.recipes.analysis_options import options_of
 from scionlm.recipes.analyze import analyze_folder
@@ -391,7 +391,7 @@ def narrow(tmp_path_factory, tiny_folder, data_folder):
     """A run of half the width, with fresh parts and a control: (folder, result, models before training)."""
     out, made = tmp_path_factory.mktemp("narrow") / "run", []
     inherit = {"keep": [0, 2, 2], "repeat": True, "width": "half", "fresh": ["mlp"]}
-    make_model = inheritune.make_model
+    make_model = child.make_model
 
     def spy(setting):
         model = make_model(setting)
@@ -400,24 +400,24 @@ def narrow(tmp_path_factory, tiny_folder, data_folder):
 
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch.setattr)
-        patch.setattr(inheritune, "make_model", spy)
+        patch.setattr(child, "make_model", spy)
         asked = recipe_of(tiny_folder, data_folder.path, inherit=inherit, fidelity="paper-text", control=True)
         result = run_recipe(asked, out)
     return out, result, made
 
 
 def test_the_child_begins_with_its_plan_and_the_control_has_its_shape(narrow, tiny_folder):
-    out, result, (child, control) = narrow
+    out, result, (heir, control) = narrow
     theirs = load_hf_model(open_folder(tiny_folder)).state_dict()
     name = "model.layers.{}.self_attn.q_proj.weight"
-    assert torch.equal(child[name.format(1)], theirs[name.format(2)][:16, :16])
-    assert torch.equal(child[name.format(1)], child[name.format(2)])
+    assert torch.equal(heir[name.format(1)], theirs[name.format(2)][:16, :16])
+    assert torch.equal(heir[name.format(1)], heir[name.format(2)])
     assert not torch.equal(
-        child["model.layers.0.mlp.up_proj.weight"], theirs["model.layers.0.mlp.up_proj.weight"][:24, :16]
+        heir["model.layers.0.mlp.up_proj.weight"], theirs["model.layers.0.mlp.up_proj.weight"][:24, :16]
     )
-    assert bool((child["model.norm.weight"] == 1).all())
-    assert {name: tensor.shape for name, tensor in child.items()} == {n: t.shape for n, t in control.items()}
-    assert not torch.equal(child[name.format(0)], control[name.format(0)])
+    assert bool((heir["model.norm.weight"] == 1).all())
+    assert {name: tensor.shape for name, tensor in heir.items()} == {n: t.shape for n, t in control.items()}
+    assert not torch.equal(heir[name.format(0)], control[name.format(0)])
     plans = [SurgeryPlan.from_dict(read_json(folder / "surgery.json")) for folder in (out, out / "control")]
     assert plans[0] == plans[1]
     assert plans[0].fresh == ("mlp", "final_norm")

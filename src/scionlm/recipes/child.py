@@ -60,7 +60,7 @@ def train_one(
     out: Path,
     source: Record,
     name: str,
-    make: Callable[[Setting], PreTrainedModel] = make_model,
+    make: Callable[[Setting], PreTrainedModel] | None = None,
     begin: Beginning | None = None,
 ) -> Record:
     """Train one model into `out` and return its result; a finished one is read back.
@@ -70,13 +70,13 @@ def train_one(
         out: Folder for the model and all that comes with it.
         source: What is known of the source.
         name: Of the model in what is said of it.
-        make: Gives its first weights.
+        make: Gives its first weights; None takes what the setting inherits.
         begin: Called before the first step, with what learns and where it is.
     """
 
     def train_and_measure() -> Record:
         if not setting.ranks.on_main((out / "model").exists):
-            train_model(setting, make, out, name, begin)
+            train_model(setting, make or make_model, out, name, begin)
         exported = open_model(setting, open_folder(out / "model"), torch.float32)
         domains = losses_of(setting, model_token_nll(exported), f"evaluating {name}")
         samples = samples_of(setting, exported)

@@ -29,7 +29,7 @@ def run_inheritune(
     if inputs.recipe.reference is not None:
         run_within(reference_recipe(inputs.recipe), out / REFERENCE, stop, ranks, allow_change)
         inputs = from_source(inputs, open_source(inputs.recipe, out))
-    inputs = _with_selection(inputs, out, stop, ranks)
+    inputs = with_selection(inputs, out, stop, ranks)
     setting = settle(inputs, out, stop, ranks, allow_change)
     source = evaluate_source(setting, out)
     result = _one_round(setting, out, source) if setting.recipe.grow is None else run_rounds(setting, out, source)
@@ -37,7 +37,7 @@ def run_inheritune(
     return ranks.on_main(lambda: read_json(out / "result.json"))
 
 
-def _with_selection(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks) -> Inputs:
+def with_selection(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks) -> Inputs:
     """Return the inputs with the plan that is carried out, in the place of the one that stood in for it."""
     recipe, source, first = inputs.recipe, inputs.source, inputs.stages[0]
     plan = selected(recipe, source, first.data, first.sampling.domains, out, stop, ranks)
