@@ -9,6 +9,9 @@ from scionlm.core.config import Mapping, apply_overrides, load_yaml, nearest, pa
 from scionlm.core.errors import UsageError
 from scionlm.recipes.config import Recipe
 
+SWEEP = "sweep"
+"""The recipe of a file that is a sweep of several runs."""
+
 # A bare recipe's defaults: what is left out (source, data.dir, a budget) the user must give.
 RECIPES: dict[str, Mapping] = {
     "inheritune": {"recipe": "inheritune", "data": {}, "inherit": {}, "train": {}},
@@ -38,22 +41,37 @@ def preset_summary(name: str) -> str:
 
 
 def load_recipe(name: str, overrides: Sequence[str] | dict[str, Any] = ()) -> Recipe:
-    """Return the recipe that `name` stands for, with overrides.
+    """Return the recipe that `name` stands for, with overrides; `config_sweep.load_request` takes sweeps too.
 
     Args:
         name: Path of a YAML file, a preset, or a recipe's name.
         overrides: `KEY=VALUE` texts, or a mapping of dotted keys to values.
 
     Raises:
-        UsageError: There is no such recipe, or it does not validate.
+        UsageError: There is no such recipe, it does not validate, or it is a sweep of several.
+    """
+    config, where = find_recipe(name, overrides)
+    if config.get("recipe") == SWEEP:
+        raise UsageError(f"{where} is a sweep of several runs, and one run is asked for; name another recipe")
+    return validate(Recipe, override_recipe(config, overrides), where)
+
+
+def find_recipe(name: str, overrides: Sequence[str] | dict[str, Any] = ()) -> tuple[Mapping, str]:
+    """Return what stands in the recipe that `name` stands for, and what it is called in messages.
+
+    Args:
+        name: Path of a YAML file, a preset, or a recipe's name.
+        overrides: What will be changed in it; a bare recipe needs some.
+
+    Raises:
+        UsageError: There is no such recipe, or it is no mapping.
     """
     path = Path(name)
     if path.is_file():
-        config, where = load_yaml(path), name
-    elif name in preset_names():
-        config, where = parse_yaml(preset_text(name), f"preset {name}"), f"preset {name}"
-    elif name in RECIPES:
-        config, where = RECIPES[name], f"recipe {name}"
+        return load_yaml(path), name
+    if name in preset_names():
+        return parse_yaml(preset_text(name), f"preset {name}"), f"preset {name}"
+    if name in RECIPES:
         texts = overrides if not isinstance(overrides, dict) else [f"{key}=" for key in overrides]
         given = {text.split("=", 1)[0].strip() for text in texts}
         required = ["source", "data.dir", "train.tokens", "inherit.layers"]
@@ -62,11 +80,10 @@ def load_recipe(name: str, overrides: Sequence[str] | dict[str, Any] = ()) -> Re
         lacking = [key for key in required if key not in given and not alternatives.get(key, set()) & given]
         if lacking:
             raise UsageError(f"recipe {name} needs {', '.join(lacking)}; for example: {lacking[0]}=...")
-    else:
-        known = [*preset_names(), *RECIPES]
-        listed = ", ".join(known)
-        raise UsageError(f"recipe {name!r} is no file, preset or recipe{nearest(name, known)} (known: {listed})")
-    return validate(Recipe, override_recipe(config, overrides), where)
+        return RECIPES[name], f"recipe {name}"
+    known = [*preset_names(), *RECIPES]
+    listed = ", ".join(known)
+    raise UsageError(f"recipe {name!r} is no file, preset or recipe{nearest(name, known)} (known: {listed})")
 
 
 def override_recipe(config: Mapping, overrides: Sequence[str] | dict[str, Any]) -> Mapping:
