@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import signal
 
 import pytest
@@ -11,6 +12,7 @@ from scionlm import api
 from scionlm.core.config import dump_yaml
 from scionlm.core.errors import DivergenceError, StoppedError, StorageError, UsageError
 from scionlm.core.records import read_json
+from scionlm.recipes import sweep as sweep_module
 from scionlm.recipes import training as training_module
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_sweep import load_request, read_sweep
@@ -362,6 +364,25 @@ def test_only_some_runs_then_more_then_other_settings_then_more_seeds(shared, tm
     assert sorted(path.name for path in (out / "runs").iterdir()) == ["a", "a-seed1", "b", "c", "d"]
     assert weights_of(out / "runs" / "a") == first
     assert [run["state"] for run in result["runs"]] == ["done"] * 5 + ["waiting"] * 3
+
+
+def test_runs_without_data_share_the_demos_prepared_once(shared, tmp_path, monkeypatch, data_folder):
+    prepared = []
+
+    def prepare(tokenizer, folder):
+        prepared.append((tokenizer, folder))
+        shutil.copytree(data_folder.path, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(sweep_module, "prepare_demo_data", prepare)
+    runs = [{"name": "a"}, {"name": "b", "source": "run:a", "inherit": {"layers": 2}}]
+    sweep, out = sweep_of(shared, "data.dir=null", "train.steps=1", runs=runs), tmp_path / "out"
+    run_sweep(sweep, out)
+    assert prepared == [(shared["source"], out / "data")]
+    for name in ("a", "b"):
+        assert yaml.safe_load((out / "runs" / name / "config.yaml").read_text())["data"]["dir"] == str(out / "data")
+        assert not (out / "runs" / name / "data").exists()
+    run_sweep(sweep, out)
+    assert len(prepared) == 1
 
 
 def test_a_folder_of_another_kind_is_refused_either_way(finished, earlier, shared):

@@ -105,6 +105,15 @@ def test_runs_that_differ_by_their_seed_are_one(root, tmp_path):
     assert "a-seed0" in text
 
 
+@pytest.mark.parametrize(
+    ("prose", "said"),
+    [(4.0, "it closes 67% of the gap between control and source."), (2.0, "it is better than the source.")],
+)
+def test_the_headline_says_what_the_winner_is_worth(root, tmp_path, prose, said):
+    items = [compared_run(root / "a", pair(prose, prose - 1), control=pair(6.0, 5.0))]
+    assert write_comparison(items, tmp_path / "out")["summary"][0].endswith(said)
+
+
 def test_a_seed_twice_is_no_second_measurement_and_other_settings_are_another_group(root, tmp_path):
     items = [
         compared_run(root / "x", pair(4.0, 3.0), seed=0),

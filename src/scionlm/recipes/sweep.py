@@ -205,7 +205,10 @@ def _begin(sweep: Sweep, out: Path, allow_change: bool) -> list[Record]:
 
 
 def _places(sweep: Sweep, out: Path) -> list[_Placed]:
-    """Return all runs of a sweep with their folders, and a run's result as source where it is asked for."""
+    """Return all runs of a sweep with their folders, and a run's result as source where it is asked for.
+
+    What is made before the runs for all of them to begin with, in a run folder of its own, becomes their source here.
+    """
     folders = {run.folder: _folder_of(run, out) for run in sweep.runs}
     placed: list[_Placed] = []
     for run in sweep.runs:

@@ -11,12 +11,14 @@ from typing import Any
 from scionlm.core.errors import UsageError
 from scionlm.core.records import Record
 from scionlm.report.collect import Losses, Run, Trained, read_config, read_run
+from scionlm.report.curves import thinned
 from scionlm.report.findings import known, last_losses
 from scionlm.report.values import integer, mapping, number, text
 
 _RUN_FILES = ("config.yaml", "status.json", "result.json", "metrics.jsonl")
 _RUNS = "runs"
 _DIVERGED = 3  # the exit code
+_MAX_POINTS = 80  # of a line: enough for every turn at the width of a page, for many lines
 _SEED = re.compile(r"-seed(\d+)$")
 # What of a recipe says nothing about what is measured, beside the seed; and paths, for which hashes stand.
 _UNTOLD = ("seed", "checkpoint", "track", "control")
@@ -201,11 +203,15 @@ def _row(run: Run, child: Trained, folder: Path, name: str) -> Row:
         seconds=_finite(training, "seconds"),
         losses=losses,
         setup=_setup(run, child.after),
-        curve=[(point.tokens, point.nll) for point in child.curves.mean],
+        curve=_curve(child),
         base=_base(run),
         source_path=text(run.config, "source"),
         signature=_signature(run, folder),
     )
+
+
+def _curve(trained: Trained) -> list[tuple[float, float]]:
+    return [(point.tokens, point.nll) for point in thinned(trained.curves.mean, _MAX_POINTS)]
 
 
 def _finite(record: Mapping[str, Any], key: str) -> float | None:
@@ -280,7 +286,7 @@ def _control(run: Run, control: Trained, child: Row) -> Row:
         seconds=_finite(training, "seconds"),
         losses=known(control.after) if done else last_losses(control.curves),
         setup=replace(_setup(run, control.after), domains=child.setup.domains),
-        curve=[(point.tokens, point.nll) for point in control.curves.mean],
+        curve=_curve(control),
         signature=f"control {child.signature}",
     )
 

@@ -29,7 +29,8 @@ def headline(comparison: Comparison) -> Sentence:
     if len(groups) > 1:
         parts += [f", {nats(groups[1].mean - best.mean, 3)} below ", Name(groups[1].name), ", the next best"]
     if best.gap is not None:
-        parts.append(f"; it closes {percent(best.gap)} of the gap between control and source")
+        closes = f"it closes {percent(best.gap)} of the gap between control and source"
+        parts.append(f"; {'it is better than the source' if best.gap > 1 else closes}")
     return [*parts, "."]
 
 
