@@ -169,6 +169,13 @@ def test_an_unfinished_run_has_its_last_loss_and_wins_nothing(root, tmp_path, st
     assert [track.name for track in tracks(compared(items))] == ["a", "half", "a/control"]
 
 
+def test_the_tokens_of_an_unfinished_run_are_those_that_its_loss_was_measured_after(root, tmp_path):
+    run = compared_run(root / "half", pair(5.0, 5.0), state="running")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 11, "tokens": 5 * TOKENS, "train/nll_nats": 1.0}) + "\n")
+    assert row_of(write_comparison([run], tmp_path / "out"), "half")["tokens"] == TOKENS
+
+
 def test_nothing_finished_claims_nothing(root, tmp_path):
     record = write_comparison([compared_run(root / "half", pair(5.0, 5.0), state="running")], tmp_path / "out")
     assert record["summary"][0] == "None of these has final losses that compare yet."

@@ -198,7 +198,7 @@ def _row(run: Run, child: Trained, folder: Path, name: str) -> Row:
         shape=run.shape,
         num_layers=_layers(run),
         num_parameters=_finite(run.plan, "num_parameters") if parameters is None else parameters,
-        tokens=child.curves.last_tokens if tokens is None else tokens,
+        tokens=_tokens_so_far(child, losses) if tokens is None else tokens,
         flops=_finite(training, "flops"),
         seconds=_finite(training, "seconds"),
         losses=losses,
@@ -212,6 +212,12 @@ def _row(run: Run, child: Trained, folder: Path, name: str) -> Row:
 
 def _curve(trained: Trained) -> list[tuple[float, float]]:
     return [(point.tokens, point.nll) for point in thinned(trained.curves.mean, _MAX_POINTS)]
+
+
+def _tokens_so_far(trained: Trained, losses: Mapping[str, float]) -> float | None:
+    """Return the tokens that were trained on when the last losses were measured; else all so far."""
+    measured = trained.curves.mean[-1].tokens if losses and trained.curves.mean else None
+    return trained.curves.last_tokens if measured is None else measured
 
 
 def _finite(record: Mapping[str, Any], key: str) -> float | None:
