@@ -1,5 +1,6 @@
 """The Python interface: what `import scionlm as scion` offers, in terms of the floors below."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from scionlm.evaluation.loss import DomainLoss
     from scionlm.recipes.analyze import Analysis
+    from scionlm.recipes.config_sweep import Sweep
     from scionlm.surgery.request import InheritOptions
 
 
@@ -86,21 +88,88 @@ def run(
         overrides: Dotted keys to values.
         out: The run folder.
         allow_change: Go on with a run although settings differ.
+
+    Returns:
+        What result.json holds; of a sweep `runs`, how each ended, and what its compare.json holds.
     """
     from scionlm.parallel.ranks import tells_the_user
-    from scionlm.recipes.presets import load_recipe
+    from scionlm.recipes.config_sweep import Sweep, load_request
     from scionlm.recipes.run import run_recipe
     from scionlm.report import write_report
 
     try:
-        loaded = load_recipe(recipe, overrides or {})
+        loaded = load_request(recipe, overrides or {})
     except ScionError as error:
         error.told = not tells_the_user()
         raise
+    if isinstance(loaded, Sweep):
+        return _run_sweep(loaded, Path(out), allow_change)
     result = run_recipe(loaded, Path(out), allow_change)
     if tells_the_user():
         write_report(Path(out))
     return result
+
+
+def _run_sweep(sweep: "Sweep", out: Path, allow_change: bool) -> Record:
+    """Make a sweep's runs, drawing each and the comparison of all so far."""
+    from scionlm.parallel.ranks import tells_the_user
+    from scionlm.recipes.sweep import run_sweep
+    from scionlm.report import write_comparison, write_report
+
+    def draw(run: Path) -> None:
+        write_report(run)
+        write_comparison([out], out)
+
+    result = run_sweep(sweep, out, allow_change, draw)
+    if not tells_the_user():
+        return result
+    for folder in (Path(run["folder"]) for run in result["runs"]):
+        if (folder / "config.yaml").exists() and not (folder / "report.html").exists():  # killed before it was drawn
+            write_report(folder)
+    return result | write_comparison([out], out)
+
+
+def compare(
+    items: Sequence[str | Path],
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    max_tokens: int | None = None,
+    seq_len: int | None = None,
+) -> Record:
+    """Set runs, sweeps and models side by side: `compare.html`, `.json` and `.md` in `out`; return what the JSON holds.
+
+    Args:
+        items: Run folders, finished or not; sweep folders, which stand for all their runs; models.
+        out: Folder for the comparison; what was measured of models is kept there.
+        data: Data folder that models are measured on, in the way of `evaluate`.
+        max_tokens: Budget a domain for models; None takes that of the runs.
+        seq_len: Tokens predicted in one window for models; None takes that of the runs, else 1024.
+
+    Raises:
+        UsageError: One of them is neither; a model comes without data; `out` is a file.
+        DataError: A file is broken, or model and data do not fit.
+    """
+    from scionlm.report import comparable_setup, is_run, write_comparison
+
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"output {out} exists and is not a folder; choose another path")
+    runs = [Path(item) for item in items if is_run(Path(item))]
+    models = [str(item) for item in items if not is_run(Path(item))]
+    if models and data is None:
+        raise UsageError(f"{models[0]} is no run folder; to compare a model give --data, which it is measured on")
+    found: list[Record] = []
+    if models:
+        from scionlm.recipes.compared_model import measured_model
+
+        usual = comparable_setup(runs)
+        budget = max((count for _, count in usual.num_tokens or ()), default=None)
+        for model in dict.fromkeys(models):
+            how = {"seq_len": seq_len or usual.seq_len or 1024, "max_tokens": max_tokens or budget}
+            measured = measured_model(model, Path(str(data)), out, evaluate, **how, domains=sorted(usual.domains))
+            found.append(measured)
+    return write_comparison(runs, out, found)
 
 
 def demo(out: str | Path = "runs/demo", overrides: dict[str, Any] | None = None) -> Record:
@@ -233,7 +302,7 @@ def plan(
     per_node: int | None = None,
     calibrate: bool = False,
 ) -> Record:
-    """Return what a recipe will take: parameters, operations, memory, time.
+    """Return what a recipe will take: parameters, operations, memory, time; of a sweep also each run's, under `runs`.
 
     Args:
         recipe: Path of a YAML file, name of a preset or of a recipe.
@@ -247,10 +316,16 @@ def plan(
         UsageError: The recipe does not validate, or the device is not known.
         DataError: The source is broken or of an unknown family.
     """
+    from scionlm.recipes.config_sweep import Sweep, load_request
     from scionlm.recipes.planning import plan_recipe
-    from scionlm.recipes.presets import load_recipe
 
-    loaded = load_recipe(recipe, overrides or {})
+    loaded = load_request(recipe, overrides or {})
+    if isinstance(loaded, Sweep):
+        if calibrate:
+            raise UsageError("--calibrate measures one recipe, not a sweep; leave it out, or name a recipe")
+        from scionlm.recipes.sweep_plan import plan_sweep
+
+        return plan_sweep(loaded, device, devices, per_node)
     if not calibrate:
         return plan_recipe(loaded, device, devices, per_node)
     if device is not None or devices > 1:

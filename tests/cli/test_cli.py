@@ -31,7 +31,8 @@ def in_process(capsys, *arguments):
 
 
 COMMANDS = [
-    "demo", "inspect", "prepare", "train-tokenizer", "fit-reference", "inherit", "run", "evaluate", "report", "presets",
+    "demo", "inspect", "prepare", "train-tokenizer", "fit-reference", "inherit", "run", "evaluate", "compare", "report",
+    "presets",
 ]  # fmt: skip
 
 
@@ -188,6 +189,17 @@ WRONG = [
     ("run inheritune-mini -o full", 2, "not empty"),
     ("run inheritune-mini -o /proc/scion/out", 74, "/proc"),
     ("report nowhere", 2, "nowhere"),
+    ("compare TINY -o out", 2, "--data"),
+    ("compare nowhere --data full -o out", 2, "nowhere"),
+    ("compare TINY --data nowhere -o out", 2, "scion prepare"),
+    ("compare TINY --data full -o file", 2, "not a folder"),
+    ("compare TINY --data full --max-tokens 0 -o out", 2, "--max-tokens"),
+    ("compare full --data full -o out", 65, "config.json"),
+    ("compare -o out", 2, "RUN_OR_MODEL"),
+    ("compare TINY", 2, "--out"),
+    ("run strategies-mini runs.frist.seed=1 -o out", 2, "did you mean 'first'"),
+    ("run strategies-mini optimizer.lr=0 -o out", 2, "run 'first': optimizer.lr"),
+    ("plan strategies-mini --calibrate", 2, "--calibrate"),
     ("presets inheritune-mani", 2, "did you mean"),
     ("frobnicate", 2, "frobnicate"),
     ("inspect --frobnicate x", 2, "frobnicate"),

@@ -5,14 +5,16 @@ import yaml
 
 from scionlm.core.errors import UsageError
 from scionlm.recipes.config import Recipe
+from scionlm.recipes.config_sweep import load_request
 from scionlm.recipes.presets import load_recipe, preset_names, preset_text
 
 
 def test_every_preset_is_a_valid_recipe_with_a_head_comment():
     assert "inheritune-mini" in preset_names()
     for name in preset_names():
-        recipe = load_recipe(name)
-        assert recipe.total_steps > 0
+        request = load_request(name)
+        for recipe in [request] if isinstance(request, Recipe) else [run.recipe for run in request.runs]:
+            assert recipe.total_steps > 0
         head = "\n".join(line for line in preset_text(name).splitlines() if line.startswith("#"))
         for word in ("Paper", "Hardware", "Time", "Expected", "Data"):
             assert word in head, (name, word)

@@ -223,11 +223,14 @@ def plan(
 ) -> None:
     """Say what a run will take before anything is spent: parameters, FLOPs, memory, time, learning rate."""
     from scionlm import api
-    from scionlm.cli.plan import print_plan
+    from scionlm.cli.plan import print_plan, print_sweep_plan
     from scionlm.cli.tables import print_json
 
     found = api.plan(recipe, overrides or [], device=device, devices=devices, per_node=per_node, calibrate=calibrate)
-    print_json(found) if json else print_plan(found)
+    if json:
+        print_json(found)
+    else:
+        print_sweep_plan(found) if found["recipe"] == "sweep" else print_plan(found)
 
 
 @app.command()
@@ -239,8 +242,9 @@ def run(
     ] = None,
     allow_change: Annotated[bool, typer.Option("--allow-change", help="Go on with changed settings.")] = False,
 ) -> None:
-    """Run a recipe; the same command goes on after a stop."""
+    """Run a recipe, or a sweep of several; the same command goes on after a stop."""
     from scionlm import api
+    from scionlm.cli.compare import print_comparison
     from scionlm.cli.tables import print_run
     from scionlm.parallel.ranks import tells_the_user
 
@@ -248,7 +252,7 @@ def run(
     folder = out or (path.parent if path.name == "config.yaml" else Path("runs") / path.stem)
     result = api.run(recipe, overrides or [], out=folder, allow_change=allow_change)
     if tells_the_user():
-        print_run(result, folder)
+        print_comparison(result, folder) if result["recipe"] == "sweep" else print_run(result, folder)
 
 
 @app.command()
@@ -297,11 +301,31 @@ def evaluate(
 
 
 @app.command()
-def report(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The page (default: RUN/report.html).")] = None,
+def compare(
+    items: Annotated[list[str], typer.Argument(metavar="RUN_OR_MODEL...", help="Run or sweep folders, models.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for compare.html, .json and .md.")],
+    data: Annotated[Path | None, typer.Option(help="Data folder that models are measured on.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Budget a domain for models (the runs').", min=1)] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Window for models (the runs').", min=2)] = None,
+    json: Json = False,
 ) -> None:
-    """Write one self-contained page about a run."""
+    """Set runs, sweeps and models side by side: one table, one page."""
+    from scionlm import api
+    from scionlm.cli.compare import print_comparison
+    from scionlm.cli.tables import print_json
+
+    found = api.compare(items, out, data=data, max_tokens=max_tokens, seq_len=seq_len)
+    print_json(found) if json else print_comparison(found, out)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder, or that of a sweep.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The page (default: RUN/report.html, SWEEP/compare.html).")
+    ] = None,
+) -> None:
+    """Write one self-contained page about a run, or about a sweep."""
     from scionlm.report import write_report
 
     print(write_report(run, out))

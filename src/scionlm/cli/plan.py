@@ -64,6 +64,28 @@ def _print_rounds(rounds: list[dict[str, Any]]) -> None:
     show_table(table)
 
 
+def print_sweep_plan(found: dict[str, Any]) -> None:
+    """Print the plan of a sweep: a row for each run, and what all of them take."""
+    runs = found["runs"]
+    table = new_table(
+        f"sweep of {len(runs)} runs on {found['device']}, one after the other",
+        "run", "seed", "parameters", "tokens", "FLOPs", "memory", "time",
+    )  # fmt: skip
+    for run in runs:
+        times = f" x {run['models_trained']}" if run["models_trained"] > 1 else ""
+        memory = format_bytes(run["memory_bytes_per_device"])
+        add_row(
+            table, run["name"], run["seed"], format_count(run["num_parameters"]), format_count(run["num_tokens"]),
+            f"{run['flops']:.3g}{times}", memory, format_seconds(run["seconds"]),
+        )  # fmt: skip
+    add_row(
+        table, "all", "", format_count(found["num_parameters"]), format_count(found["num_tokens"]),
+        f"{found['flops']:.3g}", format_bytes(found["memory_bytes_per_device"]), format_seconds(found["seconds"]),
+    )  # fmt: skip
+    show_table(table)
+    print("all: sums; of parameters and memory the largest. x 2: trained twice, with a control; time counts both")
+
+
 def _layout(layout: dict[str, Any]) -> str:
     """Return how weights lie on several devices, in words."""
     shards, replicas = layout["shards"], layout["replicas"]

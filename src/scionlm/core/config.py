@@ -215,6 +215,13 @@ def validate(schema: type[S], config: Mapping, where: str) -> S:
         raise UsageError(f"{where}: {text}{more}") from error
 
 
+def section_at(schema: type[Section], key: str) -> type[Section] | None:
+    """Return the schema of the section under `key`; None where there is a plain value, or nothing."""
+    field = schema.model_fields.get(key)
+    inner = _section_in(field.annotation) if field else None
+    return inner if isinstance(inner, type) and issubclass(inner, Section) else None
+
+
 def _keys_at(schema: type[Section], path: Sequence[str]) -> list[str]:
     """Return the keys of the section at `path`, looking through `X | None`, mappings and lists of sections."""
     here: Any = schema

@@ -10,6 +10,9 @@ from scionlm.core.errors import UsageError
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_inherit import says_how_many, settle_inherit
 
+SWEEP = "sweep"
+"""The recipe of a file that is a sweep of several runs."""
+
 # A bare recipe's defaults: what is left out (source, data.dir, a budget) the user must give.
 RECIPES: dict[str, Mapping] = {
     "inheritune": {"recipe": "inheritune", "data": {}, "inherit": {}, "train": {}},
@@ -49,37 +52,51 @@ def preset_summary(name: str) -> str:
 
 
 def load_recipe(name: str, overrides: Sequence[str] | dict[str, Any] = ()) -> Recipe:
-    """Return the recipe that `name` stands for, with overrides.
+    """Return the recipe that `name` stands for, with overrides; `config_sweep.load_request` takes sweeps too.
 
     Args:
         name: Path of a YAML file, a preset, or a recipe's name.
         overrides: `KEY=VALUE` texts, or a mapping of dotted keys to values.
 
     Raises:
-        UsageError: There is no such recipe, or it does not validate.
+        UsageError: There is no such recipe, it does not validate, or it is a sweep of several.
+    """
+    config, where = find_recipe(name, overrides)
+    if config.get("recipe") == SWEEP:
+        raise UsageError(f"{where} is a sweep of several runs, and one run is asked for; name another recipe")
+    return validate(Recipe, override_recipe(config, overrides), where)
+
+
+def find_recipe(name: str, overrides: Sequence[str] | dict[str, Any] = ()) -> tuple[Mapping, str]:
+    """Return what stands in the recipe that `name` stands for, and what it is called in messages.
+
+    Args:
+        name: Path of a YAML file, a preset, or a recipe's name.
+        overrides: What will be changed in it; a bare recipe needs some.
+
+    Raises:
+        UsageError: There is no such recipe, or it is no mapping.
     """
     path = Path(name)
     if path.is_file():
-        config, where = load_yaml(path), name
-    elif name in preset_names():
-        config, where = parse_yaml(preset_text(name), f"preset {name}"), f"preset {name}"
-    elif name in RECIPES:
-        config, where = RECIPES[name], f"recipe {name}"
+        return load_yaml(path), name
+    if name in preset_names():
+        return parse_yaml(preset_text(name), f"preset {name}"), f"preset {name}"
+    if name in RECIPES:
         texts = overrides if not isinstance(overrides, dict) else [f"{key}=" for key in overrides]
         given = {text.split("=", 1)[0].strip() for text in texts}
         sections = {key.split(".")[0] for key in given}
         given |= sections & {"model", "reference"}  # by parts: reference.model.hidden_size=...
-        inherit = override_recipe(config, overrides).get("inherit") or {}
+        inherit = override_recipe(RECIPES[name], overrides).get("inherit") or {}
         # A strategy may say how many; where it does not, or is misspelt, the section says it better.
         given |= {"inherit.layers"} if says_how_many(inherit) or inherit.get("strategy") else set()
         lacking = [key for key in _REQUIRED[name] if not ({key} | _ALTERNATIVES.get(key, set())) & given]
         if lacking:
             raise UsageError(f"recipe {name} needs {', '.join(lacking)}; for example: {lacking[0]}=...")
-    else:
-        known = [*preset_names(), *RECIPES]
-        listed = ", ".join(known)
-        raise UsageError(f"recipe {name!r} is no file, preset or recipe{nearest(name, known)} (known: {listed})")
-    return validate(Recipe, override_recipe(config, overrides), where)
+        return RECIPES[name], f"recipe {name}"
+    known = [*preset_names(), *RECIPES]
+    listed = ", ".join(known)
+    raise UsageError(f"recipe {name!r} is no file, preset or recipe{nearest(name, known)} (known: {listed})")
 
 
 def override_recipe(config: Mapping, overrides: Sequence[str] | dict[str, Any]) -> Mapping:

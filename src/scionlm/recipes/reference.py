@@ -4,10 +4,10 @@ from typing import Any
 
 from scionlm.core.config import validate
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.stages import overlaid
+from scionlm.recipes.stages import left_of
 
-# What a reference has of the recipe that it is for; the rest is about children.
-_SHARED = ("data", "train", "optimizer", "schedule", "evaluate", "checkpoint", "track", "seed")
+OF_REFERENCE = ("data", "train", "optimizer", "schedule", "evaluate", "checkpoint", "track", "seed")
+"""What a reference has of the recipe that it is for; the rest is about children."""
 
 
 def reference_recipe(recipe: Recipe) -> Recipe:
@@ -19,7 +19,8 @@ def reference_recipe(recipe: Recipe) -> Recipe:
     assert recipe.reference is not None
     top = recipe.model_dump(mode="json")
     config: dict[str, Any] = {"recipe": "scratch", "model": recipe.reference.model}
-    config |= {key: top[key] for key in _SHARED}
+    config |= {key: top[key] for key in OF_REFERENCE}
     for name in ("train", "optimizer", "schedule"):
-        config[name] = overlaid(name, config[name], getattr(recipe.reference, name) or {})
+        own = getattr(recipe.reference, name) or {}
+        config[name] = left_of(name, config[name], own) | own
     return validate(Recipe, config | {"export": {"dtype": "float32"}}, "reference")

@@ -24,7 +24,7 @@ _SECTIONS: dict[str, type[Section]] = {
 }
 
 
-# One of these keys set in a stage clears the other of the top level.
+# One of these keys set in a stage, or in a run of a sweep, clears the other of the top level.
 _EXCLUDING = (
     ("steps", "tokens"),
     ("steps", "time"),
@@ -38,6 +38,9 @@ _EXCLUDING = (
     ("stage", "data"),
     ("run", "stage"),
     ("data", "stage"),
+    ("layers", "keep"),
+    ("keep", "layers"),
+    ("keep", "strategy"),
 )
 _ANY_SCHEDULE = ("warmup", "start_lr_ratio", "min_lr_ratio")
 _WHOLE_RUN = ("precision", "compile", "skip_nonfinite", "z_loss", "parallel", "activation_checkpointing", "attention")
@@ -144,25 +147,27 @@ def _resolve(top: TopLevel, stage: StageConfig) -> Stage:
         if own is None:
             sections[name] = None
             continue
-        values = overlaid(name, base.model_dump(mode="json") if base else {}, own)
-        sections[name] = validate(schema, values, f"stage {stage.name!r}, {name}")
+        values = left_of(name, base.model_dump(mode="json") if base else {}, own)
+        sections[name] = validate(schema, values | own, f"stage {stage.name!r}, {name}")
     return Stage(**sections, optimizer_state=stage.optimizer_state or top.optimizer_state)
 
 
-def overlaid(name: str, base: Mapping, own: Mapping) -> Mapping:
-    """Return a section with some of its keys set anew: one that excludes another clears it.
+def left_of(name: str, base: Mapping, own: Mapping) -> Mapping:
+    """Return what still counts of the top level's section `name` where a stage, or a run of a sweep, has its own keys.
 
     Args:
-        name: The section's.
-        base: What it has.
-        own: What is set anew.
+        name: Of the section.
+        base: The top level's keys.
+        own: Those that are set over them.
     """
     cleared = {other for one, other in _EXCLUDING if own.get(one) is not None and other not in own}
     values = {key: value for key, value in base.items() if key not in cleared}
-    if name == "schedule" and "name" in base and own.get("name", base["name"]) != base["name"]:
-        # Another schedule: what the one before needs means nothing to it.
-        values = {key: value for key, value in values.items() if key in _ANY_SCHEDULE}
-    return values | own
+    if name == "schedule":
+        usual = ScheduleConfig.model_fields["name"].default
+        before = values.get("name", usual)
+        if own.get("name", before) != before:  # what the top level's needs means nothing to another schedule
+            values = {key: value for key, value in values.items() if key in _ANY_SCHEDULE}
+    return values
 
 
 def check_stages(stages: list[Stage], timed: bool = False) -> None:

@@ -8,30 +8,40 @@ from pathlib import Path
 from scionlm.core.errors import UsageError
 from scionlm.core.files import write_text_atomic
 from scionlm.report.collect import read_run
+from scionlm.report.compare import PAGE, comparable_setup, compared, write_comparison
+from scionlm.report.compare_page import compare_page
+from scionlm.report.compare_read import is_run, is_sweep
 from scionlm.report.page import run_page
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["comparable_setup", "is_run", "render_report", "write_comparison", "write_report"]
 
 
 def render_report(run: Path) -> str:
-    """Return the page of the run folder `run`, finished or not, as one HTML document.
+    """Return the page of the folder `run` of a run, finished or not, or of a sweep, as one HTML document.
 
     Raises:
         UsageError: `run` is not a run folder.
         DataError: A file in it is broken or of a newer format.
     """
+    if run.is_dir() and is_sweep(run):
+        return compare_page(compared([run]), run.resolve().name)
     return run_page(read_run(run))
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
-    """Write the page of the run folder `run` to `out` (by default `run/report.html`) and return where it is.
+    """Write the page of the folder `run` to `out` and return where it is.
+
+    Args:
+        run: Folder of a run or of a sweep.
+        out: Where to; None is `run/report.html`, of a sweep `run/compare.html`.
 
     Raises:
         UsageError: `run` is not a run folder, or `out` is a folder.
         DataError: A file in the run folder is broken or of a newer format.
     """
-    out = run / "report.html" if out is None else out
+    usual = PAGE if run.is_dir() and is_sweep(run) else "report.html"
+    out = run / usual if out is None else out
     if out.is_dir():
-        raise UsageError(f"{out} is a folder; give the name of a file, such as {out / 'report.html'}")
+        raise UsageError(f"{out} is a folder; give the name of a file, such as {out / usual}")
     write_text_atomic(out, render_report(run))
     return out

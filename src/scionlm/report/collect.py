@@ -7,6 +7,7 @@ error of its own: a page drawn from the rest of the folder would mislead.
     config.yaml   -> Run.config, Run.config_text      result.json  -> Run.source, Run.child, Run.control, ...
     manifest.json -> Run.manifest                     metrics.jsonl, control/metrics.jsonl -> Trained.curves
     status.json   -> Run.status                       rounds.json -> Run.growth
+    source.json   -> Run.source, before there is a result
 """
 
 from collections.abc import Iterable, Mapping
@@ -125,7 +126,7 @@ def read_run(folder: Path) -> Run:
         raise UsageError(f"{folder} is not a folder; give the folder of a run")
     if not any((folder / name).is_file() for name in known):
         raise UsageError(f"{folder} is not a run folder: it holds none of {', '.join(known)}")
-    config, config_text = _read_config(folder / "config.yaml")
+    config, config_text = read_config(folder / "config.yaml")
     result = _read_optional(folder / "result.json")
     control_result = mapping(result.get("control")) or _read_optional(folder / "control" / "result.json")
     control_curves = _read_metrics(folder / "control" / "metrics.jsonl")
@@ -135,7 +136,7 @@ def read_run(folder: Path) -> Run:
         recipe=text(result, "recipe") or text(config, "recipe"),
         name=text(result, "name") or text(config, "name") or folder.resolve().name,
         status=_status(_read_optional(folder / "status.json")),
-        source=_source(mapping(result.get("source")), config),
+        source=_source(mapping(result.get("source")) or _read_optional(folder / "source.json"), config),
         inherit=_inherit(mapping(result.get("inherit")), config),
         shape=mapping(result.get("model")),
         child=_trained(result, _read_metrics(_metrics_of(folder))),
@@ -165,7 +166,12 @@ def _read_metrics(path: Path) -> Curves:
     return read_curves(read_jsonl(path) if path.is_file() else [])
 
 
-def _read_config(path: Path) -> tuple[Mapping[str, Any], str]:
+def read_config(path: Path) -> tuple[Mapping[str, Any], str]:
+    """Return what a config.yaml holds, and its text; both empty where it is not there.
+
+    Raises:
+        DataError: It is broken, or no recipe.
+    """
     if not path.is_file():
         return {}, ""
     raw = path.read_bytes()

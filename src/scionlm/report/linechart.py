@@ -17,13 +17,19 @@ _MAX_MARKERS = 40
 
 @dataclass(frozen=True)
 class Series:
-    """A line; `tone` is its color class, `thin` draws it faintly behind the others, `end` is the label at its end."""
+    """A line; `tone` is its color class, `thin` draws it faintly behind the others, `end` is the label at its end.
+
+    One that is not `listed` has no entry in the legend: another of the same color stands for it. One that is not
+    `marked` has no marker on its points.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
     tone: str
     thin: bool = False
     end: str | None = None
+    listed: bool = True
+    marked: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,14 +134,14 @@ def _curve(series: Series, frame: _Frame) -> Content:
         pen_down = drawable(x) and drawable(y)
     stroke = tag("path", d="".join(path), class_=f"line {series.tone}{' thin' if series.thin else ''}")
     places = [(frame.x(x), frame.y(y)) for x, y in series.points if drawable(x) and drawable(y)]
-    if series.thin or len(places) > _MAX_MARKERS:
+    if series.thin or not series.marked or len(places) > _MAX_MARKERS:
         return stroke
     return [stroke, [_marker(x, y, series.tone, 3.4) for x, y in places]]
 
 
 def _marker(x: float, y: float, tone: str, radius: float) -> Markup:
     """Child and control differ in shape too, for those to whom the colors look alike."""
-    if tone == "control":
+    if tone.startswith("control"):
         return tag("rect", x=x - radius, y=y - radius, width=2 * radius, height=2 * radius, class_=f"marker {tone}")
     return tag("circle", cx=x, cy=y, r=radius, class_=f"marker {tone}")
 
@@ -164,13 +170,13 @@ def _last(series: Series) -> float:
 def _legend(chart: Chart, width: int) -> tuple[Content, float]:
     """The legend and the height it takes: entries in a row, in more rows where the width asks for it."""
     entries, x, y = [], 0.0, 14.0
-    for one in (*chart.series, *chart.references):
+    for one in (*(each for each in chart.series if each.listed), *chart.references):
         if x and x + 30 + text_width(one.name, SMALL) > width:
             x, y = 0.0, y + 20
         dashed = isinstance(one, Reference)
         style = "reference" if dashed else "line thin" if one.thin else "line"
         entries += [line(x, y - 4, x + 22, y - 4, f"{style} {one.tone}"), label(x + 28, y, one.name, "small")]
-        if not dashed and not one.thin:
+        if isinstance(one, Series) and one.marked and not one.thin:
             entries.append(_marker(x + 11, y - 4, one.tone, 3.4))
         x += 28 + text_width(one.name, SMALL) + 18
     return entries, y + 12

@@ -29,7 +29,7 @@ def run_page(run: Run) -> str:
     state = run.status.state
     pill = tag("span", clip(state, 40), class_=f"state {_STATES.get(state, 'unknown')}")
     header = join(
-        tag("div", _sprout(), tag("span", "Scion run report"), _recipe(run), pill, class_="eyebrow"),
+        tag("div", sprout(), tag("span", "Scion run report"), _recipe(run), pill, class_="eyebrow"),
         tag("h1", name_of(run.name)),
         headline(run, finding),
     )
@@ -57,8 +57,8 @@ def _recipe(run: Run) -> Markup | None:
     return tag("span", "recipe ", name_of(run.recipe, 40)) if run.recipe else None
 
 
-def _sprout() -> Markup:
-    """The mark of Scion: a cutting that has taken."""
+def sprout() -> Markup:
+    """Return the mark of Scion: a cutting that has taken."""
     return tag(
         "svg",
         tag(

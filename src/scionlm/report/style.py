@@ -2,6 +2,7 @@
 
 Colors carry meaning: green is the child, orange the control, slate the source, on the page as in the drawings. Each
 differs from the others in lightness or shape too, and every text color has a contrast of 4.5 or more on its ground.
+Where many runs are compared they have colors of their own, k0 to k7, and then the same ones with dashed lines.
 """
 
 _LIGHT = """
@@ -9,6 +10,8 @@ _LIGHT = """
   --child: #0a6b57; --control: #ad4708; --source: #49546f; --plain: #59625c;
   --track: #e4ebe6; --cell: #e9e7df; --on-fill: #ffffff;
   --done: #0a6b57; --going: #2456a6; --bad: #b3261e; --warn: #8a5a00;
+  --k0: #0a6b57; --k1: #2456a6; --k2: #b0178a; --k3: #7d5a00; --k4: #6b3fa0; --k5: #0e6d84; --k6: #5a6600;
+  --k7: #b3261e;
 """
 
 _DARK = """
@@ -16,6 +19,8 @@ _DARK = """
   --child: #4fd1ae; --control: #ff9f66; --source: #aab6d3; --plain: #a3ada6;
   --track: #2a332e; --cell: #2b322e; --on-fill: #0c1a15;
   --done: #4fd1ae; --going: #8ab4f8; --bad: #ff8a80; --warn: #f0c060;
+  --k0: #4fd1ae; --k1: #8ab4f8; --k2: #f48fd0; --k3: #e0b050; --k4: #c0a0ff; --k5: #5fd0e8; --k6: #b8cc50;
+  --k7: #ff8a80;
 """
 
 _TEXT = """
@@ -149,6 +154,12 @@ svg .cut { stroke: var(--card); stroke-width: 3; }
 .sprout { fill: none; stroke: var(--child); stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round; }
 """
 
+_SERIES = "".join(
+    f"svg .line.k{k} {{ stroke: var(--k{k}); }} svg :is(text, .marker, .fill).k{k} {{ fill: var(--k{k}); }}\n"
+    for k in range(8)
+)
+_SERIES += "svg .line.dashed { stroke-dasharray: 7 5; } svg .seed { opacity: .55; }\n"
+
 _MEDIA = """
 @media (max-width: 40rem) {
   body { padding: 1.5rem 1rem 3rem; }
@@ -173,4 +184,4 @@ _MEDIA = """
 CSS = f"""
 :root {{ color-scheme: light dark;{_LIGHT}}}
 @media screen and (prefers-color-scheme: dark) {{ :root {{{_DARK}}} }}
-{_TEXT}{_PARTS}{_DRAWINGS}{_MEDIA}"""
+{_TEXT}{_PARTS}{_DRAWINGS}{_SERIES}{_MEDIA}"""

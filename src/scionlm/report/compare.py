@@ -1,0 +1,59 @@
+"""Set runs, sweeps and models side by side: one page, one table, one JSON document, read from their folders alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scionlm.core.errors import UsageError
+from scionlm.core.files import write_text_atomic
+from scionlm.core.records import Record, write_json
+from scionlm.report.compare_join import Comparison, join, to_record, usual_setup
+from scionlm.report.compare_page import compare_page
+from scionlm.report.compare_read import Setup, read_rows, run_folders
+from scionlm.report.compare_table import to_markdown
+from scionlm.report.compare_words import headline, text, verdict
+
+PAGE, DOCUMENT, TABLE = "compare.html", "compare.json", "compare.md"
+
+
+def compared(items: Sequence[Path], models: Sequence[Record] = ()) -> Comparison:
+    """Return the comparison of runs, sweeps (which stand for all their runs) and models that were measured.
+
+    Args:
+        items: Folders of runs and sweeps.
+        models: What was measured of models: name, model, domains, data, seq_len.
+
+    Raises:
+        UsageError: There is nothing to compare.
+        DataError: A file in a folder is broken or of a newer format.
+    """
+    rows = read_rows(run_folders(items), models)
+    if not rows:
+        raise UsageError("nothing to compare: name run folders, sweeps or models")
+    return join(rows)
+
+
+def write_comparison(items: Sequence[Path], out: Path, models: Sequence[Record] = ()) -> Record:
+    """Write `compare.html`, `compare.json` and `compare.md` into the folder `out`; return what the JSON holds.
+
+    Args:
+        items: Folders of runs and sweeps.
+        out: Where to write.
+        models: See `compared`.
+
+    Raises:
+        UsageError: There is nothing to compare.
+        DataError: A file in a folder is broken or of a newer format.
+        StorageError: `out` cannot be written.
+    """
+    comparison = compared(items, models)
+    summary = [text(sentence) for sentence in (headline(comparison), *verdict(comparison))]
+    record = {"format_version": 1} | to_record(comparison) | {"summary": summary}
+    write_text_atomic(out / PAGE, compare_page(comparison, out.resolve().name))
+    write_text_atomic(out / TABLE, to_markdown(comparison))
+    write_json(out / DOCUMENT, record)
+    return record
+
+
+def comparable_setup(items: Sequence[Path]) -> Setup:
+    """Return how most of these runs were measured: what is measured in the same way compares with them."""
+    return usual_setup(read_rows(run_folders(items)))

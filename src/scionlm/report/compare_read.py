@@ -1,0 +1,327 @@
+"""Read what is compared: a row for each model that was trained or measured, from run folders alone."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from scionlm.core.errors import UsageError
+from scionlm.core.records import Record
+from scionlm.report.collect import Losses, Run, Trained, read_config, read_run
+from scionlm.report.curves import thinned
+from scionlm.report.findings import known, last_losses
+from scionlm.report.values import integer, mapping, number, text
+
+_RUN_FILES = ("config.yaml", "status.json", "result.json", "metrics.jsonl")
+_RUNS = "runs"
+_DIVERGED = 3  # the exit code
+_MAX_POINTS = 80  # of a line: enough for every turn at the width of a page, for many lines
+_SEED = re.compile(r"-seed(\d+)$")
+# What of a recipe says nothing about what is measured, beside the seed; and paths, for which hashes stand.
+_UNTOLD = ("seed", "checkpoint", "track", "control")
+_UNTOLD_TRAIN = ("parallel", "micro_batch_size", "compile")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How losses were measured; what is not recorded is None, and agrees with anything."""
+
+    domains: frozenset[str] = frozenset()
+    num_tokens: tuple[tuple[str, int], ...] | None = None
+    data: str | None = None
+    seq_len: int | None = None
+
+    def difference(self, usual: "Setup") -> str | None:
+        """Return in words why losses do not compare with those of another setup, None where they do."""
+        if self.domains != usual.domains:
+            return "other domains"
+        mine, theirs = dict(self.num_tokens or ()), dict(usual.num_tokens or ())
+        for name in sorted(mine.keys() & theirs.keys()):
+            if mine[name] != theirs[name]:
+                return f"losses of {mine[name]:,} tokens a domain, not of {theirs[name]:,}"
+        if None not in (self.data, usual.data) and self.data != usual.data:
+            return "other data"
+        if None not in (self.seq_len, usual.seq_len) and self.seq_len != usual.seq_len:
+            return f"windows of {self.seq_len} tokens, not of {usual.seq_len}"
+        return None
+
+
+@dataclass(frozen=True)
+class Base:
+    """A source: the model that others were made from."""
+
+    name: str
+    num_layers: int | None
+    num_parameters: float | None
+    losses: Mapping[str, float]
+    key: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model that was trained or measured.
+
+    Attributes:
+        name: Unique in the comparison.
+        kind: `run`, `control` (the one inside a run), or `model`.
+        state: done, running, stopped, failed, diverged or unknown.
+        folder: The run's; of a control that of its run.
+        losses: Final ones in nats by domain; of what is not done the last so far.
+        curve: Tokens and mean loss over the domains.
+        base: The source, as far as its losses are known.
+        source_path: Where the recipe takes the source from.
+        signature: The same for runs that differ by their seed alone.
+    """
+
+    name: str
+    kind: str
+    state: str
+    folder: Path
+    seed: int | None = None
+    init: str | None = None
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    num_layers: int | None = None
+    num_parameters: float | None = None
+    tokens: float | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    losses: Mapping[str, float] = field(default_factory=dict)
+    setup: Setup = Setup()
+    curve: Sequence[tuple[float, float]] = ()
+    base: Base | None = None
+    source_path: str | None = None
+    signature: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether its losses are final."""
+        return self.state == "done"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it began from random weights in a source's shape."""
+        return self.kind == "control" or (self.kind == "run" and self.init == "random")
+
+    @property
+    def base_name(self) -> str:
+        """Its name without the seed that a sweep has put behind it."""
+        match = _SEED.search(self.name)
+        return self.name[: match.start()] if match and int(match[1]) == self.seed else self.name
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a path is the folder of a run or of a sweep."""
+    return folder.is_dir() and any((folder / name).is_file() for name in _RUN_FILES)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Return whether a path is the folder of a sweep.
+
+    Raises:
+        DataError: Its config.yaml is broken.
+    """
+    return read_config(folder / "config.yaml")[0].get("recipe") == "sweep"
+
+
+def _runs_in(sweep: Path) -> list[Path]:
+    folders = sorted((sweep / _RUNS).iterdir()) if (sweep / _RUNS).is_dir() else []
+    return [one for one in folders if one.is_dir() and any((one / name).is_file() for name in _RUN_FILES)]
+
+
+def run_folders(items: Iterable[Path]) -> list[Path]:
+    """Return the run folders that items stand for, each once: a sweep stands for all its runs.
+
+    Raises:
+        UsageError: A sweep has no runs yet.
+    """
+    found: dict[Path, Path] = {}
+    for item in items:
+        folders = [item]
+        if is_sweep(item):
+            folders = _runs_in(item)
+            if not folders:
+                raise UsageError(f"{item} is a sweep without runs yet; compare it when one has begun")
+        for folder in folders:
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def read_rows(folders: Sequence[Path], models: Sequence[Record] = ()) -> list[Row]:
+    """Return a row for each run, for each control inside one, and for each model; equal controls once.
+
+    Args:
+        folders: Run folders.
+        models: What was measured of plain models: name, model, domains, data, seq_len.
+
+    Raises:
+        UsageError: A folder holds no run.
+        DataError: A file in one is broken.
+    """
+    rows: list[Row] = []
+    for name, folder in zip(_names(folders), folders, strict=True):
+        run = read_run(folder)
+        child = _row(run, run.child, folder, name)
+        rows.append(child)
+        if run.control is not None:
+            rows.append(_control(run, run.control, child))
+    rows = [row for k, row in enumerate(rows) if row.kind != "control" or not _repeats(row, rows, k)]
+    return rows + [_model(record, [row.name for row in rows]) for record in models]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the folders' names, with as many of the folders above as it takes to tell them apart."""
+    paths = [[part for part in folder.resolve().parts if part != _RUNS] for folder in folders]
+    depth = [1] * len(paths)
+    for _ in range(max((len(parts) for parts in paths), default=0)):
+        names = ["/".join(parts[-d:]) for parts, d in zip(paths, depth, strict=True)]
+        same = [names.count(name) > 1 for name in names]
+        depth = [min(d + s, len(parts)) for d, s, parts in zip(depth, same, paths, strict=True)]
+    return ["/".join(parts[-d:]) for parts, d in zip(paths, depth, strict=True)]
+
+
+def _row(run: Run, child: Trained, folder: Path, name: str) -> Row:
+    state = _state(run)
+    losses = known(child.after) if state == "done" else {} if state == "diverged" else last_losses(child.curves)
+    training = child.training
+    seed = integer(training, "seed")
+    tokens, parameters = _finite(training, "tokens"), _finite(run.shape, "num_parameters")
+    return Row(
+        name=name,
+        kind="run",
+        state=state,
+        folder=folder,
+        seed=integer(run.config, "seed") if seed is None else seed,
+        init=run.inherit.init,
+        shape=run.shape,
+        num_layers=_layers(run),
+        num_parameters=_finite(run.plan, "num_parameters") if parameters is None else parameters,
+        tokens=_tokens_so_far(child, losses) if tokens is None else tokens,
+        flops=_finite(training, "flops"),
+        seconds=_finite(training, "seconds"),
+        losses=losses,
+        setup=_setup(run, child.after),
+        curve=_curve(child),
+        base=_base(run),
+        source_path=text(run.config, "source"),
+        signature=_signature(run, folder),
+    )
+
+
+def _curve(trained: Trained) -> list[tuple[float, float]]:
+    return [(point.tokens, point.nll) for point in thinned(trained.curves.mean, _MAX_POINTS)]
+
+
+def _tokens_so_far(trained: Trained, losses: Mapping[str, float]) -> float | None:
+    """Return the tokens that were trained on when the last losses were measured; else all so far."""
+    measured = trained.curves.mean[-1].tokens if losses and trained.curves.mean else None
+    return trained.curves.last_tokens if measured is None else measured
+
+
+def _finite(record: Mapping[str, Any], key: str) -> float | None:
+    value = number(record, key)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _state(run: Run) -> str:
+    status = run.status
+    if status.state == "failed" and status.exit_code == _DIVERGED:
+        return "diverged"
+    if status.state == "done":
+        return "done" if run.finished else "unknown"
+    return status.state if status.state in ("running", "stopped", "failed") else "unknown"
+
+
+def _layers(run: Run) -> int | None:
+    found = integer(run.shape, "num_hidden_layers")
+    inherit = mapping(run.config.get("inherit"))
+    return integer(inherit, "layers") if found is None else found
+
+
+def _setup(run: Run, after: Losses) -> Setup:
+    measured = after or (run.source.losses if run.source else {})
+    counts = {name: loss.num_tokens for name, loss in measured.items()}
+    domains = frozenset(measured) or frozenset(run.child.curves.domains)
+    sound = bool(counts) and all(count is not None and math.isfinite(count) for count in counts.values())
+    return Setup(
+        domains,
+        tuple(sorted((name, int(count or 0)) for name, count in counts.items())) if sound else None,
+        text(mapping(run.manifest.get("data")), "fingerprint"),
+        integer(mapping(run.config.get("data")), "seq_len"),
+    )
+
+
+def _base(run: Run) -> Base | None:
+    source = run.source
+    losses = known(source.losses) if source else {}
+    if source is None or not losses:
+        return None
+    key = text(mapping(run.manifest.get("source")), "sha256") or source.name or "?"
+    return Base(source.name or "source", source.num_layers, source.num_parameters, losses, key)
+
+
+def _signature(run: Run, folder: Path) -> str:
+    """Return the recipe and the data as text, without what differs between runs that are the same but for the seed."""
+    if not run.config:
+        return str(folder.resolve())
+    config: dict[str, Any] = {key: value for key, value in run.config.items() if key not in _UNTOLD}
+    config["train"] = {k: v for k, v in mapping(config.get("train")).items() if k not in _UNTOLD_TRAIN}
+    config["data"] = {k: v for k, v in mapping(config.get("data")).items() if k != "dir"}
+    source = text(run.config, "source")
+    if source is not None:
+        parts = source.split("/")
+        config["source"] = "/".join(_SEED.sub("", part) for part in parts) if parts[-1] == "model" else source
+    data = text(mapping(run.manifest.get("data")), "fingerprint")
+    return json.dumps([config, data], sort_keys=True, default=str)
+
+
+def _control(run: Run, control: Trained, child: Row) -> Row:
+    training = control.training
+    done = child.done and bool(control.after)
+    tokens = _finite(training, "tokens")
+    return replace(
+        child,
+        name=f"{child.name}/control",
+        kind="control",
+        state=child.state if done or not child.done else "unknown",
+        init="random",
+        tokens=control.curves.last_tokens if tokens is None else tokens,
+        flops=_finite(training, "flops"),
+        seconds=_finite(training, "seconds"),
+        losses=known(control.after) if done else last_losses(control.curves),
+        setup=replace(_setup(run, control.after), domains=child.setup.domains),
+        curve=_curve(control),
+        signature=f"control {child.signature}",
+    )
+
+
+def _repeats(row: Row, rows: Sequence[Row], place: int) -> bool:
+    """Return whether another row is the same control: the same shape, seed, tokens and losses."""
+
+    def facts(one: Row) -> tuple[object, ...]:
+        return dict(one.shape), one.seed, one.tokens, dict(one.losses), one.setup
+
+    earlier = [one for k, one in enumerate(rows) if one.is_control and (k < place or one.kind == "run") and k != place]
+    return row.done and any(facts(one) == facts(row) for one in earlier)
+
+
+def _model(record: Record, taken: Sequence[str]) -> Row:
+    shape = mapping(record.get("model"))
+    domains = {name: mapping(loss) for name, loss in mapping(record.get("domains")).items()}
+    losses = {name: nll for name, loss in domains.items() if (nll := number(loss, "nll")) is not None}
+    name = text(record, "name") or "model"
+    counts = tuple(sorted((domain, integer(loss, "num_tokens") or 0) for domain, loss in domains.items()))
+    return Row(
+        name=name if name not in taken else f"{name} (model)",
+        kind="model",
+        state="done",
+        folder=Path(name),
+        shape=shape,
+        num_layers=integer(shape, "num_hidden_layers"),
+        num_parameters=_finite(shape, "num_parameters"),
+        losses={name: nll for name, nll in losses.items() if math.isfinite(nll)},
+        setup=Setup(frozenset(domains), counts, text(record, "data"), integer(record, "seq_len")),
+        signature=f"model {name}",
+    )

@@ -1,0 +1,119 @@
+"""What a comparison says in sentences, for the page, the table for a pull request and the command line."""
+
+from collections.abc import Sequence
+
+from scionlm.report.compare_join import Comparison, Group, Judged
+from scionlm.report.wording import listing, nats, percent
+
+# A sentence that names more of them is a list, and the table has that.
+_MAX_NAMED = 6
+
+
+class Name(str):
+    """A name from a run in a sentence: the page keeps it apart from the words around it."""
+
+    __slots__ = ()
+
+
+Sentence = Sequence[str]
+
+
+def headline(comparison: Comparison) -> Sentence:
+    """Return what won, and by how much."""
+    groups = contenders(comparison)
+    if not groups:
+        return ["None of these has final losses that compare yet."]
+    best = groups[0]
+    over = f"mean over {len(comparison.domains)} domains" if len(comparison.domains) != 1 else "of the one domain"
+    parts: list[str] = [Name(best.name), f" has the lowest held-out loss: {nats(best.mean, 3)} nats ({over})"]
+    if len(groups) > 1:
+        parts += [f", {nats(groups[1].mean - best.mean, 3)} below ", Name(groups[1].name), ", the next best"]
+    if best.gap is not None:
+        closes = f"it closes {percent(best.gap)} of the gap between control and source"
+        parts.append(f"; {'it is better than the source' if best.gap > 1 else closes}")
+    return [*parts, "."]
+
+
+def contenders(comparison: Comparison) -> list[Group]:
+    """Return the groups that can win, the best first: those that were trained, or models where there are no others."""
+    groups = list(comparison.groups)
+    return [group for group in groups if group.first.kind != "model"] or groups
+
+
+def verdict(comparison: Comparison) -> list[Sentence]:
+    """Return the sentences that say what the headline is worth, and what does not compare."""
+    return [sentence for sentence in (_spread(comparison), *_left_out(comparison), _unfinished(comparison)) if sentence]
+
+
+def _spread(comparison: Comparison) -> Sentence | None:
+    groups = [group for group in contenders(comparison) if group.first.kind != "model"]
+    if not groups:
+        return None
+    best = groups[0]
+    if best.std is None:
+        return ["With one seed each no spread is known." if _single(groups) else "Of the best there is one seed only."]
+    spread = f"Over {len(best.members)} seeds its standard deviation is {nats(best.std, 3)}"
+    if len(groups) == 1:
+        return [f"{spread}."]
+    other = groups[1]
+    if other.std is None:
+        return [f"{spread}; of the next best there is one seed only."]
+    within = other.mean - best.mean <= best.std + other.std
+    told = "within that spread: no winner is known" if within else "more than that"
+    return [f"{spread}, that of the next best {nats(other.std, 3)}; their difference is {told}."]
+
+
+def _single(groups: Sequence[Group]) -> bool:
+    return all(group.std is None for group in groups)
+
+
+def _left_out(comparison: Comparison) -> list[Sentence]:
+    """Return one sentence that names what does not compare, with the reason of each."""
+    strange = [one for one in comparison.rows if one.reason is not None]
+    if not strange:
+        return []
+    reasons: dict[str, list[Judged]] = {}
+    for one in strange:
+        reasons.setdefault(str(one.reason), []).append(one)
+    parts: list[str] = ["Not comparable with the others: "]
+    for k, (reason, ones) in enumerate(reasons.items()):
+        parts += ["; " if k else "", *_names([one.row.name for one in ones]), f" ({reason})"]
+    return [[*parts, "."]]
+
+
+def _unfinished(comparison: Comparison) -> Sentence | None:
+    found: dict[str, list[str]] = {}
+    for one in comparison.rows:
+        if not one.row.done and one.row.kind == "run":
+            found.setdefault(one.row.state, []).append(one.row.name)
+    if not found:
+        return None
+    parts: list[str] = ["Without a final loss: "]
+    for k, (state, names) in enumerate(found.items()):
+        parts += ["; " if k else "", *_names(names), f" ({'state ' if state == 'unknown' else ''}{state})"]
+    return [*parts, "."]
+
+
+def _names(names: Sequence[str]) -> list[str]:
+    shown = list(names[:_MAX_NAMED])
+    parts: list[str] = []
+    for k, name in enumerate(shown):
+        parts += [", " if k else "", Name(name)]
+    return [*parts, f" and {len(names) - len(shown)} more"] if len(names) > len(shown) else parts
+
+
+def text(sentence: Sentence) -> str:
+    """Return a sentence as plain text."""
+    return "".join(sentence)
+
+
+def measured(comparison: Comparison) -> str:
+    """Return how the losses that compare were measured."""
+    setup = comparison.setup
+    if not comparison.domains:
+        return "Nothing has been measured yet."
+    counts = sorted({count for _, count in setup.num_tokens or ()})
+    budget = f" over {' to '.join(f'{count:,}' for count in (counts[0], counts[-1])[: len(counts)])} tokens a domain"
+    windows = f" in windows of {setup.seq_len} + 1 tokens" if setup.seq_len else ""
+    what = "Held-out nll in nats" + (budget if counts else "") + windows
+    return f"{what}; the mean is the plain one over {listing(list(comparison.domains)[:_MAX_NAMED])}."

@@ -1,0 +1,345 @@
+"""Comparisons: the numbers are those of the folders, what does not compare is said, and nothing in it can act."""
+
+import json
+import statistics
+
+import pytest
+from compared_folders import SOURCE, TOKENS, compared_run, pair
+from test_report import HOSTILE, Page, check_inert, check_page, words
+
+from scionlm.core.errors import DataError, UsageError
+from scionlm.core.records import read_json
+from scionlm.report import comparable_setup, is_run, render_report, write_comparison, write_report
+from scionlm.report import html as report_html
+from scionlm.report.compare import compared
+from scionlm.report.compare_charts import dot_chart, loss_chart, tracks
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "runs"
+
+
+def row_of(record, name):
+    return next(row for row in record["rows"] if row["name"] == name)
+
+
+def named(group_or_row):
+    return [one["name"] for one in group_or_row]
+
+
+def test_the_share_of_the_gap_is_that_of_the_control_with_the_same_shape_and_tokens(root, tmp_path):
+    items = [
+        compared_run(root / "good", pair(4.0, 3.0), strategy="a"),
+        compared_run(root / "poor", pair(5.0, 4.0), strategy="b"),
+        compared_run(root / "deep", pair(3.5, 2.5), strategy="c", layers=12),
+        compared_run(root / "long", pair(3.4, 2.4), strategy="d", tokens=2 * TOKENS),
+        compared_run(root / "random", pair(6.0, 5.0), init="random"),
+    ]
+    record = write_comparison(items, tmp_path / "out")
+    # Source 2.5, control 5.5: good (5.5 - 3.5) / 3, poor (5.5 - 4.5) / 3.
+    assert record["source"]["mean"] == 2.5
+    assert row_of(record, "good")["gap_closed"] == pytest.approx(2 / 3)
+    assert row_of(record, "poor")["gap_closed"] == pytest.approx(1 / 3)
+    for other in ("deep", "long", "random"):  # another shape, other tokens, the control itself
+        assert row_of(record, other)["gap_closed"] is None
+    assert named(record["rows"]) == ["long", "deep", "good", "poor", "random"]
+    assert [group["name"] for group in record["groups"] if group["best"]] == ["long"]
+    assert record["summary"][0] == (
+        "long has the lowest held-out loss: 2.900 nats (mean over 2 domains), 0.100 below deep, the next best."
+    )
+    assert "With one seed each no spread is known." in record["summary"]
+
+
+def test_a_runs_own_control_comes_first_and_equal_ones_stand_once(root, tmp_path):
+    items = [
+        compared_run(root / "own", pair(4.0, 3.0), control=pair(7.0, 6.0), strategy="a"),
+        compared_run(root / "same", pair(4.5, 3.5), control=pair(7.0, 6.0), strategy="b"),
+        compared_run(root / "bare", pair(4.0, 3.0), strategy="c"),
+        compared_run(root / "random", pair(6.0, 5.0), init="random"),
+    ]
+    record = write_comparison(items, tmp_path / "out")
+    assert row_of(record, "own")["gap_closed"] == pytest.approx((6.5 - 3.5) / (6.5 - 2.5))
+    assert sorted(named(record["rows"])) == ["bare", "own", "own/control", "random", "same"]
+    # Without one of its own, the mean of those there are: of its seed the first.
+    assert row_of(record, "bare")["gap_closed"] in (pytest.approx(2 / 3), pytest.approx(3 / 4))
+
+
+def test_the_control_of_the_same_seed_counts_else_the_mean_of_the_others(root, tmp_path):
+    items = [compared_run(root / f"a{s}", pair(4.0, 3.0), seed=s, strategy="a") for s in (0, 1, 2)]
+    items += [
+        compared_run(root / f"r{s}", pair(level, level - 1), seed=s, init="random") for s, level in ((0, 6.0), (1, 8.0))
+    ]
+    record = write_comparison(items, tmp_path / "out")
+    shares = [row_of(record, f"a{s}")["gap_closed"] for s in (0, 1, 2)]
+    assert shares == pytest.approx([2 / 3, 4 / 5, 3 / 4])
+
+
+def test_the_gap_is_that_of_the_domains_that_all_three_share(root, tmp_path):
+    run = compared_run(root / "run", pair(4.0, 3.0), control={"prose": 6.0}, source_nll={"prose": 3.0, "code": 2.0})
+    record = write_comparison([run], tmp_path / "out")
+    assert row_of(record, "run")["gap_closed"] == pytest.approx((6.0 - 4.0) / (6.0 - 3.0))
+
+
+def test_runs_that_differ_by_their_seed_are_one(root, tmp_path):
+    levels = {"a": (4.0, 4.2, 4.1), "b": (4.15, 4.35, 4.25), "c": (6.0, 6.1, 6.2)}
+    items = [
+        compared_run(root / f"{name}-seed{seed}", pair(level, level - 1), seed=seed, strategy=name)
+        for name, means in levels.items()
+        for seed, level in enumerate(means)
+    ]
+    record = write_comparison(items, tmp_path / "out")
+    assert named(record["groups"]) == ["a", "b", "c"]
+    first = record["groups"][0]
+    means = [level - 0.5 for level in levels["a"]]
+    assert (first["n"], first["seeds"], first["best"]) == (3, [0, 1, 2], True)
+    assert first["mean"] == pytest.approx(statistics.fmean(means))
+    assert first["std"] == pytest.approx(statistics.stdev(means)) == pytest.approx(0.1)
+    assert first["domains"] == pytest.approx({"prose": 4.1, "code": 3.1})
+    assert row_of(record, "b-seed1")["group"] == "b"
+    assert "their difference is within that spread: no winner is known." in record["summary"][1]
+    apart = write_comparison([item for item in items if not item.name.startswith("b")], tmp_path / "apart")
+    assert "their difference is more than that." in apart["summary"][1]
+    text = words(check_page((tmp_path / "out" / "compare.html").read_text()))
+    assert "3.600 ± 0.100" in text
+    assert "a-seed0" in text
+
+
+@pytest.mark.parametrize(
+    ("prose", "said"),
+    [(4.0, "it closes 67% of the gap between control and source."), (2.0, "it is better than the source.")],
+)
+def test_the_headline_says_what_the_winner_is_worth(root, tmp_path, prose, said):
+    items = [compared_run(root / "a", pair(prose, prose - 1), control=pair(6.0, 5.0))]
+    assert write_comparison(items, tmp_path / "out")["summary"][0].endswith(said)
+
+
+def test_a_seed_twice_is_no_second_measurement_and_other_settings_are_another_group(root, tmp_path):
+    items = [
+        compared_run(root / "x", pair(4.0, 3.0), seed=0),
+        compared_run(root / "again", pair(4.0, 3.0), seed=0),
+        compared_run(root / "y", pair(4.2, 3.2), seed=1),
+        compared_run(root / "z", pair(4.4, 3.4), seed=2, strategy="other"),
+    ]
+    record = write_comparison(items, tmp_path / "out")
+    assert sorted((group["name"], group["n"]) for group in record["groups"]) == [("again", 1), ("x, y", 2), ("z", 1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"nll": {"prose": 3.0}}, "other domains"),
+        ({"num_tokens": 100}, "losses of 100 tokens a domain, not of 4,096"),
+        ({"data": "d2"}, "other data"),
+        ({"seq_len": 32}, "windows of 32 tokens, not of 256"),
+    ],
+)
+def test_what_does_not_compare_is_shown_and_named_and_gets_no_gap(root, tmp_path, change, reason):
+    strange = {"nll": pair(3.0, 2.0), "strategy": "s"} | change
+    items = [
+        compared_run(root / "a", pair(4.0, 3.0), strategy="a"),
+        compared_run(root / "random", pair(6.0, 5.0), init="random"),
+        compared_run(root / "strange", strange.pop("nll"), **strange),
+    ]
+    record = write_comparison(items, tmp_path / "out")
+    row = row_of(record, "strange")
+    assert (row["not_comparable"], row["gap_closed"], row["group"]) == (reason, None, None)
+    assert record["rows"][-1] == row
+    assert f"Not comparable with the others: strange ({reason})." in record["summary"]
+    assert record["summary"][0].startswith("a has the lowest")
+    assert row_of(record, "a")["gap_closed"] == pytest.approx(2 / 3)
+    assert "strange" not in [track.name for track in tracks(compared(items))]
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "shown"), [("running", 0, 5.0), ("stopped", 75, 5.0), ("failed", 74, 5.0), ("failed", 3, None)]
+)
+def test_an_unfinished_run_has_its_last_loss_and_wins_nothing(root, tmp_path, state, code, shown):
+    items = [
+        compared_run(root / "a", pair(5.5, 5.5), control=pair(7.0, 7.0)),
+        compared_run(root / "half", pair(5.0, 5.0), state=state, exit_code=code, tokens=TOKENS // 2, strategy="b"),
+    ]
+    record = write_comparison(items, tmp_path / "out")
+    row = row_of(record, "half")
+    assert row["state"] == ("diverged" if code == 3 else state)
+    assert row["mean"] == shown
+    assert (row["gap_closed"], row["not_comparable"], row["tokens"]) == (None, None, TOKENS // 2)
+    assert record["summary"][0].startswith("a has the lowest")
+    assert f"Without a final loss: half ({row['state']})." in record["summary"]
+    assert [track.name for track in tracks(compared(items))] == ["a", "half", "a/control"]
+
+
+def test_the_tokens_of_an_unfinished_run_are_those_that_its_loss_was_measured_after(root, tmp_path):
+    run = compared_run(root / "half", pair(5.0, 5.0), state="running")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 11, "tokens": 5 * TOKENS, "train/nll_nats": 1.0}) + "\n")
+    assert row_of(write_comparison([run], tmp_path / "out"), "half")["tokens"] == TOKENS
+
+
+def test_nothing_finished_claims_nothing(root, tmp_path):
+    record = write_comparison([compared_run(root / "half", pair(5.0, 5.0), state="running")], tmp_path / "out")
+    assert record["summary"][0] == "None of these has final losses that compare yet."
+    assert record["source"]["mean"] == 2.5  # from source.json, which is there before a result is
+    (root / "empty").mkdir()
+    (root / "empty" / "status.json").write_text('{"format_version": 1, "state": "running"}')
+    assert write_comparison([root / "empty"], tmp_path / "other")["domains"] == []
+    check_page((tmp_path / "other" / "compare.html").read_text())
+
+
+def test_a_run_that_begins_with_another_ones_result_is_measured_against_the_first_source(root, tmp_path):
+    first = compared_run(root / "first", pair(4.0, 3.0), control=pair(6.0, 5.0), strategy="a")
+    (first / "model").mkdir()
+    second = compared_run(
+        root / "second", pair(4.5, 3.5), source=str(first / "model"), source_nll=pair(4.0, 3.0), strategy="b"
+    )
+    record = write_comparison([second, first], tmp_path / "out")
+    assert [source["name"] for source in record["sources"]] == ["big"]
+    assert row_of(record, "second")["gap_closed"] == pytest.approx((5.5 - 4.0) / (5.5 - 2.5))
+    alone = write_comparison([second], tmp_path / "alone")
+    assert alone["source"]["mean"] == 3.5
+
+
+def test_plain_models_stand_beside_runs_and_never_win(root, tmp_path):
+    items = [compared_run(root / "a", pair(4.0, 3.0))]
+    losses = {name: {"nll": nll, "num_tokens": 4096} for name, nll in SOURCE.items()}
+    model = {
+        "name": "a", "model": {"num_parameters": 9, "num_hidden_layers": 30}, "domains": losses, "data": "d1",
+        "seq_len": 256,
+    }  # fmt: skip
+    record = write_comparison(items, tmp_path / "out", [model, model | {"name": "b", "data": "d2"}])
+    assert record["summary"][0].startswith("a has the lowest held-out loss: 3.500")
+    row = row_of(record, "a (model)")
+    assert (row["kind"], row["mean"], row["gap_closed"], row["not_comparable"]) == ("model", 2.5, None, None)
+    assert row_of(record, "b")["not_comparable"] == "other data"
+    only = write_comparison([], tmp_path / "only", [model])
+    assert only["summary"][0].startswith("a has the lowest")
+
+
+def test_a_sweep_stands_for_its_runs_and_has_the_page_as_its_report(root, tmp_path):
+    sweep = root / "sweep"
+    for name in ("a", "b"):
+        compared_run(sweep / "runs" / name, pair(4.0, 3.0), strategy=name)
+    (sweep / "config.yaml").write_text("recipe: sweep\nruns: [{name: a}, {name: b}]\n")
+    single = compared_run(root / "a", pair(5.0, 4.0), strategy="c")
+    record = write_comparison([sweep, single, sweep / "runs" / "a"], tmp_path / "out")
+    assert sorted(named(record["rows"])) == ["b", "sweep/a", f"{tmp_path.name}/a"]
+    assert write_report(sweep) == sweep / "compare.html"
+    assert "Scion comparison" in words(check_page(render_report(sweep)))
+    assert is_run(sweep)
+    assert is_run(single)
+    assert not is_run(tmp_path)
+    assert not is_run(tmp_path / "nowhere")
+    empty = root / "empty"
+    empty.mkdir()
+    (empty / "config.yaml").write_text("recipe: sweep\n")
+    with pytest.raises(UsageError, match="is a sweep without runs yet"):
+        write_comparison([empty], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_models_are_measured_as_most_runs_were(root):
+    items = [compared_run(root / f"a{k}", pair(4.0, 3.0), strategy=str(k)) for k in range(2)]
+    items.append(compared_run(root / "b", pair(4.0, 3.0), seq_len=32, num_tokens=50, strategy="b"))
+    usual = comparable_setup(items)
+    assert (usual.seq_len, usual.domains) == (256, {"prose", "code"})
+    assert dict(usual.num_tokens or ()) == {"prose": 4096, "code": 4096}
+
+
+def test_the_document_holds_what_others_rely_on_and_finite_numbers_only(root, tmp_path):
+    run = compared_run(root / "a", pair(4.0, 3.0))
+    result = json.loads((run / "result.json").read_text())
+    result["training"]["flops"] = 1e999
+    result["domains"]["code"]["nll"] = None
+    (run / "result.json").write_text(json.dumps(result).replace("Infinity", "1e999"))
+    record = write_comparison([run], tmp_path / "out")
+    assert read_json(tmp_path / "out" / "compare.json") == record
+    assert {"format_version", "domains", "source", "rows", "groups"} <= set(record)
+    expected = {
+        "name", "seed", "num_parameters", "num_hidden_layers", "tokens", "flops", "seconds", "domains", "mean",
+        "gap_closed", "state",
+    }  # fmt: skip
+    assert expected <= set(record["rows"][0])
+    assert record["rows"][0]["flops"] is None
+    assert record["rows"][0]["domains"] == {"prose": 4.0}
+    assert record["rows"][0]["mean"] is None  # not the mean of fewer domains
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_sixteen_lines_keep_a_legend_and_labels_apart_and_more_are_counted(root, tmp_path):
+    items = [compared_run(root / f"run-{k:02}", pair(4 + k / 10, 3 + k / 10), strategy=f"{k}") for k in range(18)]
+    comparison = compared(items)
+    drawn = tracks(comparison)
+    assert len(drawn) == 16
+    assert len({track.tone for track in drawn}) == 16
+    picture, _ = loss_chart(comparison)
+    for track in drawn:
+        assert picture.count(f">{track.name}<") >= 2  # in the legend of the wide and the narrow drawing
+    record = write_comparison(items, tmp_path / "out")
+    assert len(record["rows"]) == 18
+    text = words(check_page((tmp_path / "out" / "compare.html").read_text()))
+    assert "2 more lines would not be told apart" in text
+
+
+def test_first_losses_that_would_flatten_the_rest_leave_the_frame_and_are_told(root, tmp_path):
+    high = [compared_run(root / "high", pair(4.0, 3.0), start=90.0), compared_run(root / "b", pair(4.2, 3.2), seed=1)]
+    assert "The first losses, up to 90.00, lie above the frame." in loss_chart(compared(high))[1]
+    low = [compared_run(root / "low", pair(4.0, 3.0), start=3.9)]
+    assert loss_chart(compared(low))[1] == ""
+
+
+def test_a_source_far_away_is_told_and_not_drawn_among_dots(root):
+    close = [compared_run(root / f"a{k}", pair(14 + k / 100, 13), strategy=str(k)) for k in range(3)]
+    picture, note = dot_chart(compared(close))
+    assert "source 2.50" in note
+    assert "source" not in str(picture)
+    wide = [compared_run(root / f"b{k}", pair(3 + k, 3), strategy=str(k)) for k in range(3)]
+    picture, note = dot_chart(compared(wide))
+    assert note == ""
+    assert "source 2.50" in str(picture)
+
+
+def hostile_items(root):
+    """Return runs in which every text is an attack."""
+    everything = " ".join(HOSTILE)
+    domains = {f"{k} {bad}": 3.0 + k / 10 for k, bad in enumerate(HOSTILE)}
+    items = [
+        compared_run(root / f"<img src=x onerror=alert({k})>\u202e|*_`[x](y)", domains, strategy=everything,
+                     source=everything, seed=k, control=domains, source_nll=domains)
+        for k in range(2)
+    ]  # fmt: skip
+    items.append(compared_run(root / "<script>b", domains, data=everything, source=everything, strategy="o"))
+    items.append(compared_run(root / "'onload='", domains, state=everything, source=everything))
+    return items
+
+
+def test_hostile_names_are_shown_and_cannot_act(root, tmp_path, monkeypatch):
+    items = hostile_items(root)
+    write_comparison(items, tmp_path / "<b>out")
+    document = (tmp_path / "<b>out" / "compare.html").read_text()
+    check_inert(document)
+    assert "<script>b" in Page(document).text
+    table = (tmp_path / "<b>out" / "compare.md").read_text()
+    assert "<img" not in table
+    assert "<script" not in table
+    assert "\u202e" not in table
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    bars = {line.replace("\\|", "").count("|") for line in lines}
+    assert len(bars) == 1, "a name has broken the table"
+    monkeypatch.setattr(report_html, "escape", str)
+    with pytest.raises(AssertionError):
+        check_inert(render_report_of(items))
+
+
+def render_report_of(items):
+    from scionlm.report.compare_page import compare_page
+
+    return compare_page(compared(items), "x")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "result.json", "manifest.json", "metrics.jsonl"])
+def test_a_broken_file_is_named_and_nothing_is_written(root, tmp_path, name):
+    run = compared_run(root / "a", pair(4.0, 3.0))
+    (run / name).write_text('{"format_version": 99}\n' if name != "config.yaml" else "a: [1")
+    with pytest.raises(DataError, match=name):
+        write_comparison([run], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
