@@ -332,12 +332,15 @@ def report(
 
 
 @app.command()
-def presets(name: Annotated[str | None, typer.Argument(help="Print this one as YAML.")] = None) -> None:
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Print this one as YAML.")] = None,
+    corpora: Annotated[bool, typer.Option("--corpora", help="Print its CORPORA.yaml instead.")] = False,
+) -> None:
     """List the presets, or print one."""
     from scionlm.cli.tables import print_presets
-    from scionlm.recipes.presets import preset_text
+    from scionlm.recipes.presets import preset_corpora, preset_text
 
     if name is None:
         print_presets()
     else:
-        print(preset_text(name), end="")
+        print(preset_corpora(name) if corpora else preset_text(name), end="")

@@ -33,8 +33,8 @@ class InheritConfig(Section):
     strategy: str | None = None
     """How to choose `layers` of them; null is `first`. Beside those of `scion inherit`, what the source's layers are
     worth on the text that is trained on: `removal`, `taylor`, `block_influence`, `angular_distance`, `update_norm`,
-    `cka_distance`, `lens`, `weight_norm`, `max_rank`, `mean_mass`, `angular_block`, `greedy`. `potent_prefix` and
-    `before_lazy_group` also say how many: `layers` is then the most there may be."""
+    `cka_distance`, `lens`, `weight_norm`, `max_rank`, `mean_mass`, `angular_block`, `greedy`, `lazy`. `potent_prefix`
+    and `before_lazy_group` also say how many: `layers` is then the most there may be."""
     analysis: str | None = None
     """Folder of a finished `scion analyze` of the source, to choose by instead of measuring."""
     fresh: list[str] = Field(default=[])

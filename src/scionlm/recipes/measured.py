@@ -30,6 +30,7 @@ MEASURED: dict[str, str] = {
     **{name: f"the N layers highest in this: {what}" for name, what in CRITERIA.items()},
     "angular_block": "all but the consecutive layers that turn the last token least",
     "greedy": "one layer after another is taken out, each time the one that costs least loss",
+    "lazy": "the N layers lowest in MaxRank: those that Inheritune calls lazy, which its ablation begins with",
     **DEPTHS,
 }
 """Name to what it does; what each is measured with is in `analysis`."""
@@ -99,7 +100,8 @@ def _choose(record: Record, strategy: str, layers: int | None, where: str) -> tu
         gone = set(record["greedy"]["order"][: total - layers]) if layers < total else set()
         return [index for index in range(total) if index not in gone], strategy
     scores: Mapping[str, Any] = {each["name"]: each["scores"] for each in record["criteria"]}
-    return best_layers(np.array(scores[strategy], dtype=np.float64), layers), strategy
+    name, sign = ("max_rank", -1.0) if strategy == "lazy" else (strategy, 1.0)
+    return best_layers(sign * np.array(scores[name], dtype=np.float64), layers), strategy
 
 
 def has_greedy(record: Record, layers: int) -> bool:

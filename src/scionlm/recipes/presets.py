@@ -46,6 +46,19 @@ def preset_text(name: str) -> str:
     return (resources.files("scionlm.recipes") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
+def preset_corpora(name: str) -> str:
+    """Return the CORPORA.yaml that ships with a preset.
+
+    Raises:
+        UsageError: There is no such preset, or its data needs none.
+    """
+    marked = [line for line in preset_text(name).splitlines() if line.startswith("# Corpora: ")]
+    if not marked:
+        raise UsageError(f"preset {name} comes with no CORPORA.yaml: its head comment says where its data comes from")
+    file = resources.files("scionlm.recipes") / "presets" / "corpora" / f"{marked[0].removeprefix('# Corpora: ')}.yaml"
+    return file.read_text(encoding="utf-8")
+
+
 def preset_summary(name: str) -> str:
     """Return the first line of a preset's head comment."""
     return preset_text(name).splitlines()[0].lstrip("# ")

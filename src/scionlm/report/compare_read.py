@@ -74,6 +74,7 @@ class Row:
         base: The source, as far as its losses are known.
         source_path: Where the recipe takes the source from.
         signature: The same for runs that differ by their seed alone.
+        grown: Whether it is what rounds of growth have come to; tokens, operations and time are of all of them.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Row:
     base: Base | None = None
     source_path: str | None = None
     signature: str = ""
+    grown: bool = False
 
     @property
     def done(self) -> bool:
@@ -102,8 +104,8 @@ class Row:
 
     @property
     def is_control(self) -> bool:
-        """Whether it began from random weights in a source's shape."""
-        return self.kind == "control" or (self.kind == "run" and self.init == "random")
+        """Whether it began from random weights in a source's shape, as a whole."""
+        return self.kind == "control" or (self.kind == "run" and self.init == "random" and not self.grown)
 
     @property
     def base_name(self) -> str:
@@ -187,7 +189,9 @@ def _row(run: Run, child: Trained, folder: Path, name: str) -> Row:
     losses = known(child.after) if state == "done" else {} if state == "diverged" else last_losses(child.curves)
     training = child.training
     seed = integer(training, "seed")
-    tokens, parameters = _finite(training, "tokens"), _finite(run.shape, "num_parameters")
+    spent = mapping(run.growth.get("total")) if run.finished else {}  # of all rounds of growth, not of the last alone
+    spent = spent or training
+    tokens, parameters = _finite(spent, "tokens"), _finite(run.shape, "num_parameters")
     return Row(
         name=name,
         kind="run",
@@ -199,8 +203,9 @@ def _row(run: Run, child: Trained, folder: Path, name: str) -> Row:
         num_layers=_layers(run),
         num_parameters=_finite(run.plan, "num_parameters") if parameters is None else parameters,
         tokens=_tokens_so_far(child, losses) if tokens is None else tokens,
-        flops=_finite(training, "flops"),
-        seconds=_finite(training, "seconds"),
+        flops=_finite(spent, "flops"),
+        seconds=_finite(spent, "seconds"),
+        grown=bool(run.growth),
         losses=losses,
         setup=_setup(run, child.after),
         curve=_curve(child),
