@@ -3,10 +3,12 @@
 import pytest
 import yaml
 
+from scionlm.core.config import parse_yaml, validate
 from scionlm.core.errors import UsageError
+from scionlm.data import Corpora
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_sweep import load_request
-from scionlm.recipes.presets import load_recipe, preset_names, preset_text
+from scionlm.recipes.presets import load_recipe, preset_corpora, preset_names, preset_text
 
 
 def test_every_preset_is_a_valid_recipe_with_a_head_comment():
@@ -18,6 +20,36 @@ def test_every_preset_is_a_valid_recipe_with_a_head_comment():
         head = "\n".join(line for line in preset_text(name).splitlines() if line.startswith("#"))
         for word in ("Paper", "Hardware", "Time", "Expected", "Data"):
             assert word in head, (name, word)
+
+
+def test_every_preset_of_a_paper_has_a_small_twin_and_its_data():
+    whole = [name for name in preset_names() if not name.endswith("-mini")]
+    assert len(whole) == 8
+    for name in whole:
+        assert f"{name}-mini" in preset_names()
+        mini = load_request(f"{name}-mini")
+        recipes = [mini] if isinstance(mini, Recipe) else [run.recipe for run in mini.runs]
+        assert all(recipe.data.dir is None for recipe in recipes)  # runs on what ships
+        if "Corpora" in preset_text(name):
+            corpora = validate(Corpora, parse_yaml(preset_corpora(name), name), name)
+            mixture = load_recipe(name).data.mixture
+            assert mixture is None or set(mixture) == set(corpora.domains)
+        else:
+            with pytest.raises(UsageError, match=r"comes with no CORPORA\.yaml"):
+                preset_corpora(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.endswith("-mini")])
+def test_every_small_twin_runs_on_what_ships(name, tmp_path):
+    from scionlm import api
+
+    less = {"train.steps": 6, "evaluate.tokens_per_domain": 256, "evaluate.every": 1.0}
+    sizes = {"grow.tokens_per_domain": 512} if "grow" in preset_text(name) and "sweep" not in preset_text(name) else {}
+    only = {"only": ["first", "stacking"]} if name == "inheritune-shootout-mini" else {}
+    api.run(name, less | sizes | only, out=tmp_path / "run")
+    page = "compare.html" if "recipe: sweep" in preset_text(name) else "report.html"
+    assert (tmp_path / "run" / page).stat().st_size > 10_000
 
 
 def test_the_example_of_the_design_is_valid(tmp_path):

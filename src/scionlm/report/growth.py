@@ -34,17 +34,14 @@ def _words(run: Run, rounds: Sequence[_Record], reference: _Record) -> Markup:
     grow, why = mapping(run.config.get("grow")), text(run.growth, "why")
     windows, sizes = number(reference, "num_sequences"), mapping(reference.get("num_tokens"))
     tokens = sum(value for value in sizes.values() if isinstance(value, int))
-    outcome = {
-        "matched": "The reference was matched. ",
-        "not matched": "The reference was not matched. ",
-        "running": "Rounds are still to come. ",
-    }.get(text(run.growth, "outcome") or "", "")
     begins = {
         "source": "Each round begins anew with layers of the source.",
         "student": "Each round goes on with the trained child and adds layers.",
     }.get(text(grow, "from") or "", "")
     chosen = number(run.growth, "result_round")
-    said = [outcome, tag("bdi", f"{why[:1].upper()}{why[1:]}. ") if why else "", f"{begins} "]
+    if text(run.growth, "outcome") == "running":
+        why = f"next: {why}" if why else why
+    said = [tag("bdi", f"{why[:1].upper()}{why[1:]}. ") if why else "", f"{begins} "]
     if chosen is not None and math.isfinite(chosen):
         said.append(f"The result is the child of round {chosen:.0f}. ")
     decided = f"What decides is the loss on {exact(tokens)} held-out tokens" if tokens else ""
@@ -57,7 +54,7 @@ def _figure(rounds: Sequence[_Record], reference: _Record) -> Markup | None:
     """The held-out loss by the number of layers, with the reference as a line."""
     points = [(layers, nll) for one in rounds if (layers := number(one, "layers")) and (nll := number(one, "nll"))]
     target = number(reference, "nll")
-    if not points or target is None:
+    if len(points) < 2 or target is None:
         return None
     series = [Series("child of each round", points, "child", end=nats(points[-1][1]))]
     references = [Reference("reference", target, "source", f"reference {nats(target)}")]
