@@ -1,6 +1,7 @@
 """Rounds of growth: what each child begins with, what it sees, when it ends, and that no stop changes anything."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -236,6 +237,91 @@ def test_a_control_sees_as_much_as_the_childs_weights_have(grown, tmp_path, monk
     assert shape == student["model"]
 
 
+def test_the_control_of_a_round_that_is_not_the_last(grown, tmp_path, monkeypatch):
+    script(monkeypatch, 0.2, 0.5, 0.4, 0.3)
+    result = run_recipe(grown({"from": "student", "by": 1}, control=True), tmp_path / "run")
+    assert result["growth"]["result_round"] == 1
+    assert result["control"]["training"]["steps"] == result["training"]["steps"] == 3
+    assert read_json(tmp_path / "run/control/result.json")["model"]["num_hidden_layers"] == 2
+
+
+def test_what_a_students_weights_have_seen_is_said_of_it(grown, tmp_path):
+    result = run_recipe(grown(STUDENT), tmp_path / "run")
+    rounds = result["growth"]["rounds"]
+    assert result["training"]["tokens"] == sum(one["tokens"] for one in rounds) == 2 * rounds[0]["tokens"]
+    assert (
+        "192 in 6 steps".replace("192", f"{2 * rounds[0]['tokens']}") in (tmp_path / "run/model/README.md").read_text()
+    )
+    tokens = [line["tokens"] for line in metrics_of(tmp_path / "run") if "train/nll_nats" in line]
+    assert tokens == [rounds[0]["tokens"] // 3 * n for n in range(1, 7)]
+
+
+def test_the_text_that_decides_can_be_limited(grown, tmp_path):
+    run_recipe(grown({"tokens_per_domain": 50}), tmp_path / "run")
+    ledger = read_json(tmp_path / "run/rounds.json")
+    assert ledger["reference"]["num_tokens"] == {"alpha": 50, "beta": 50}
+    assert {loss["num_tokens"] for loss in ledger["rounds"][0]["domains"].values()} == {50}
+
+
+def test_tolerance_and_criterion_of_the_recipe_decide(grown, tmp_path, monkeypatch):
+    script(monkeypatch, *[0.05] * 4)
+    assert run_recipe(grown({"tolerance": 0.05}), tmp_path / "mean")["rounds"] == 1
+    script(monkeypatch, *[0.05] * 4)
+    assert run_recipe(grown({"tolerance": 0.05, "criterion": "upper"}), tmp_path / "upper")["rounds"] == 3
+
+
+def test_a_match_that_is_not_the_result_is_no_outcome(grown, tmp_path, monkeypatch):
+    script(monkeypatch, -1.0, 1.0)
+    growth = run_recipe(grown(SOURCE), tmp_path / "run")["growth"]
+    assert [one["matched"] for one in growth["rounds"]] == [True, False]
+    assert (growth["result_round"], growth["outcome"]) == (2, "not matched")
+    assert growth["why"].startswith("the reference is not matched")
+
+
+def test_state_follows_layers_that_move(grown, begun, tmp_path):
+    """Layers 1 and 3 of the source become 0 and 1; with layer 0 before them they are 1 and 2."""
+    grow = STUDENT | {"optimizer_state": "keep"}
+    run_recipe(grown(grow, inherit={"keep": [1, 3]}), tmp_path / "run")
+    before = find_checkpoint(tmp_path / "run/rounds/round-01").tensors("optimizer")
+    kept = begun["round-02 optimizer"]
+    for new, old in ((1, 0), (2, 1)):
+        name = "model.layers.{}.mlp.up_proj.weight/exp_avg"
+        assert torch.equal(kept[name.format(new)], before[name.format(old)])
+    assert not any(key.startswith("model.layers.0.") for key in kept)
+
+
+def test_an_average_is_what_is_measured_and_grows(grown, tmp_path):
+    recipe = grown(STUDENT | {"init": "zero_output"}, average={"decay": 0.9}, export__dtype="float32")
+    run_recipe(recipe, tmp_path / "run")
+    first, second = (read_json(tmp_path / f"run/rounds/round-0{n}/result.json") for n in (1, 2))
+    for domain, loss in first["domains"].items():
+        assert second["before"][domain]["nll"] == pytest.approx(loss["nll"], abs=1e-5)
+
+
+def test_rounds_whose_weights_of_domains_move(grown, tmp_path, monkeypatch):
+    watch = Watch(monkeypatch)
+    moving = {"rule": "paper", "every": 1, "tokens_per_domain": 40, "step_size": 40.0, "reference": "best"}
+    run_recipe(grown(SOURCE | {"max_layers": 2}, reweight=moving, control=True), tmp_path / "run")
+    steps = [tuple(map(tuple, step)) for step in watch.samples]
+    assert steps[:3] == steps[3:]  # the control follows its child
+    assert any("reweight/alpha/weight" in line for line in metrics_of(tmp_path / "run"))
+
+
+def test_rounds_of_stages_that_replay(grown, tmp_path):
+    stages = [{"name": "a"}, {"name": "b", "replay": {"stage": "a", "fraction": 0.5}}]
+    run_recipe(grown(SOURCE, stages=stages), tmp_path / "run")
+    for number in (1, 2):
+        assert (tmp_path / f"run/rounds/round-0{number}/stages/a").is_dir()
+    assert not (tmp_path / "run/stages").exists()
+
+
+def test_a_source_with_somebody_elses_result_beside_it(grown, tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    (tmp_path / "result.json").write_text('{"acc": 1}')
+    run_recipe(grown(SOURCE, source=str(tmp_path / "model")), tmp_path / "run")
+    assert read_json(tmp_path / "run/rounds.json")["reference"]["tokens"] is None
+
+
 @pytest.mark.parametrize("grow", [STUDENT | {"optimizer_state": "keep"}, SOURCE], ids=["student", "source"])
 def test_no_stop_changes_anything(grow, grown, tmp_path, monkeypatch):
     """Inside a round and between rounds, at every step (G4)."""
@@ -279,6 +365,17 @@ def test_stopped_while_validating(grown, tmp_path, monkeypatch):
         ({"tolerance": -1}, {}, "grow.tolerance"),
         ({"from": "student"}, {"control": True, "stages": [{"name": "a"}, {"name": "b"}]}, "one stage"),
         ({}, {"branch": {"run": "somewhere"}}, "a branch goes on"),
+        ({"from": "student"}, {"inherit": {"layers": 2, "intermediate_size": 24}}, "wider than the child's"),
+        ({}, {"inherit": {"keep": [0, 2], "intermediate_size": 24}}, "wider than the child's"),
+        ({"from": "student"}, {"inherit": {"keep": [1, 0]}}, "not some of the donor's, each once and in order"),
+        ({"from": "student"}, {"inherit": {"layers": 2, "init": "random"}}, "the child began at random"),
+        (
+            {"from": "student"},
+            {"inherit": {"layers": 2, "fresh": ["mlp"]}},
+            "what inherit.fresh leaves out",
+        ),
+        ({"by": 1}, {"inherit": {"strategy": "hybrid_stack", "layers": 2}}, "3 cannot be made with hybrid_stack"),
+        ({"from": "student"}, {"control": True, "reweight": {"every": 1}}, "fixed weights"),
     ],
 )
 def test_rounds_that_cannot_be_are_refused(grow, changes, message, grown, tmp_path):

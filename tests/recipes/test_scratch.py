@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from factories import VOCAB_SIZE
-from scionlm.core.errors import UsageError
+from scionlm.core.errors import StoppedError, StorageError, UsageError
 from scionlm.core.records import read_json
 from scionlm.families.models import random_model
 from scionlm.recipes import child as child_module
+from scionlm.recipes import training as training_module
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.reference import reference_recipe
 from scionlm.recipes.run import run_recipe
@@ -143,6 +144,36 @@ def test_stopped_in_a_reference_and_in_its_child(heir, tmp_path, monkeypatch):
     assert weights_of(tmp_path / "parts/reference") == weights_of(tmp_path / "whole/reference")
 
 
+def test_a_reference_that_is_done_is_not_compared_again(heir, tmp_path, monkeypatch):
+    """What the child's run settled, or what may change of it, is nothing to the reference."""
+    with monkeypatch.context() as patch:
+        Watch(patch, [4])
+        with pytest.raises(StoppedError):
+            run_recipe(heir(), tmp_path / "run")
+    result = run_recipe(heir(checkpoint__every=1, train__parallel="ddp"), tmp_path / "run")
+    assert result["model"]["num_hidden_layers"] == 2
+
+
+def test_a_reference_that_fails_takes_nothing_away(heir, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_module, "fit", full)
+        with pytest.raises(StorageError):
+            run_recipe(heir(), tmp_path / "run")
+    assert read_json(tmp_path / "run/status.json")["state"] in ("running", "failed")
+    run_recipe(heir(), tmp_path / "run")
+    assert read_json(tmp_path / "run/status.json")["state"] == "done"
+
+
+def test_a_mistyped_key_leaves_nothing_behind(scratch, tmp_path):
+    recipe = scratch(MODEL | {"hiden_size": 3, "vocab_size": 300}, data__dir=None, data__mixture=None)
+    with pytest.raises(UsageError, match="hiden_size"):
+        run_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_reference_takes_from_the_child_what_it_leaves_open(heir):
     recipe = reference_recipe(heir({"train": {"tokens": "1k"}, "schedule": {"name": "constant"}}, seed=3))
     assert (recipe.train.tokens, recipe.train.steps) == (1000, None)
@@ -165,6 +196,9 @@ def test_a_reference_takes_from_the_child_what_it_leaves_open(heir):
         ({"source": "somewhere"}, "recipe scratch inherits nothing; leave source out"),
         ({"distill": {}}, "has no source to learn from"),
         ({"control": True}, "begins with it already"),
+        ({"model": MODEL | {"hidden_act": "foo"}}, "model: transformers refuses it"),
+        ({"model": MODEL | {"tie_word_embeddings": "maybe"}}, "model: transformers refuses it"),
+        ({"reweight": {"reference": "source"}}, "has no source to measure"),
         ({"model": None}, "needs model"),
     ],
 )
@@ -182,6 +216,8 @@ def test_models_that_cannot_be_are_refused(changes, message, scratch, tmp_path):
         ({"source": "somewhere"}, "set either source"),
         ({"reference.model": None}, "reference.model"),
         ({"model": MODEL}, "model is for recipe scratch"),
+        ({"stages": [{"name": "a"}, {"name": "b"}]}, "a reference is trained in one stage"),
+        ({"reference": {"model": MODEL, "train": {"time": "1 min"}}}, "reference: its lengths are steps"),
         ({"inherit.layers": 5}, "the source has 4 layers"),
         ({"reference": {"model": MODEL, "train": {"step": 4}}}, "reference: unknown key 'train.step'"),
     ],

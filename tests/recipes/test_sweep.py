@@ -12,7 +12,7 @@ from scionlm import api
 from scionlm.core.config import dump_yaml
 from scionlm.core.errors import DivergenceError, StoppedError, StorageError, UsageError
 from scionlm.core.records import read_json
-from scionlm.recipes import sweep as sweep_module
+from scionlm.recipes import origin as origin_module
 from scionlm.recipes import training as training_module
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_sweep import load_request, read_sweep
@@ -373,7 +373,7 @@ def test_runs_without_data_share_the_demos_prepared_once(shared, tmp_path, monke
         prepared.append((tokenizer, folder))
         shutil.copytree(data_folder.path, folder, dirs_exist_ok=True)
 
-    monkeypatch.setattr(sweep_module, "prepare_demo_data", prepare)
+    monkeypatch.setattr(origin_module, "prepare_demo_data", prepare)
     runs = [{"name": "a"}, {"name": "b", "source": "run:a", "inherit": {"layers": 2}}]
     sweep, out = sweep_of(shared, "data.dir=null", "train.steps=1", runs=runs), tmp_path / "out"
     run_sweep(sweep, out)

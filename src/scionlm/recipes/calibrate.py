@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from scionlm.core.errors import UsageError
 from scionlm.core.log import Progress, say
 from scionlm.core.records import Record
 from scionlm.data import Batch
@@ -50,7 +51,13 @@ class Speed(NamedTuple):
 
 
 def calibrated(recipe: Recipe) -> Record:
-    """Return a plan with its time, and its memory, as measured here."""
+    """Return a plan with its time, and its memory, as measured here.
+
+    Raises:
+        UsageError: The recipe trains several models, of several sizes.
+    """
+    if recipe.grow is not None or recipe.reference is not None:
+        raise UsageError("--calibrate measures one model; leave it out where a recipe grows or trains its reference")
     speed = measure_steps(recipe)
     recipe = resolve_times(recipe, speed.seconds)
     planned = plan_recipe(recipe)

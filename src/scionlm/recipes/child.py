@@ -109,11 +109,11 @@ def _result_of(
         {"prompt": own["prompt"], "texts": other | {name: own["text"]}}
         for other, own in zip(theirs, samples, strict=True)
     ]
-    write_card(setting, out, result)
+    write_card(setting, out / "model", result)
     return result
 
 
-def train_control(setting: Setting, out: Path, source: Record, result: Record) -> Record:
+def train_control(setting: Setting, out: Path, source: Record, result: Record, beside: Path) -> Record:
     """Train the randomly initialised control of a model and return the model's result with the control's beside it.
 
     Args:
@@ -121,11 +121,12 @@ def train_control(setting: Setting, out: Path, source: Record, result: Record) -
         out: Folder for the control.
         source: What is known of the source.
         result: The model's.
+        beside: Folder of the model.
     """
     recipe = setting.recipe
     assert recipe.inherit is not None
     inherit = recipe.inherit.model_copy(update={"init": "random"})
     alone = recipe.model_copy(update={"inherit": inherit, "control": False, "grow": None})
-    control = train_one(replace(setting, recipe=alone), out, source, name="control")
+    control = train_one(replace(setting, recipe=alone, followed=beside), out, source, name="control")
     keys = ("name", "before", "domains", "best", "training")
     return add_control(result, {key: control[key] for key in keys} | {"num_seeds": 1}, control["samples"])

@@ -127,19 +127,32 @@ class Recipe(Section):
                 raise ValueError("recipe scratch needs model, a configuration such as {model_type: llama, ...}")
             if self.distill is not None and self.distill.teacher == SOURCE:
                 raise ValueError("recipe scratch has no source to learn from; name a MODEL as distill.teacher")
+            if any(own.get("reference") == SOURCE for own in self._reweightings()):
+                raise ValueError("recipe scratch has no source to measure; set reweight.reference: best, or losses")
             return
         if self.model is not None:
             raise ValueError("model is for recipe scratch; recipe inheritune has the source's shape")
         if (self.source is None) == (self.reference is None):
             raise ValueError("set either source (a MODEL) or reference (one that is trained first), the other null")
+        if self.reference is not None and self.stages:
+            raise ValueError(
+                "a reference is trained in one stage, the child in several; train it by recipe scratch, with the same "
+                "stages, and name its model as source"
+            )
         if self.inherit is None:
             raise ValueError("inherit is required: what the child takes from the source")
         if self.grow is not None and self.branch is not None:
             raise ValueError("a branch goes on with weights of its own, rounds of growth begin with others")
-        if self.grow is not None and self.grow.base == "student" and self.control and self.stages:
+        if self.grow is not None and self.grow.base == "student" and self.control and (self.stages or self.reweight):
             raise ValueError(
-                "grow.from student: a control of all its rounds has one stage; leave stages or control out"
+                "grow.from student: a control of all its rounds has one stage and fixed weights; leave control out, or "
+                "stages and reweight"
             )
+
+    def _reweightings(self) -> list[Mapping]:
+        """Return the keys of `reweight`, of the top level and of the stages."""
+        top = [self.reweight.model_dump()] if self.reweight else []
+        return top + [stage.reweight for stage in self.stages if stage.reweight]
 
     @property
     def inherits(self) -> InheritConfig:

@@ -93,7 +93,8 @@ class Sweep:
     def parent_of(self, run: SweepRun) -> SweepRun | None:
         """Return the run of the same seed whose result is a run's source; the reference is the same for all seeds."""
         named = [one for one in self.runs if one.name == run.parent]
-        return next((one for one in named if one.recipe.seed == run.recipe.seed or one.name == REFERENCE), None)
+        same = (one for one in named if one.recipe.seed == run.recipe.seed)
+        return next(same, named[0] if len(named) == 1 else None)
 
 
 def load_request(name: str, overrides: Overrides = ()) -> Recipe | Sweep:

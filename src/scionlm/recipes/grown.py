@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from scionlm.core.errors import UsageError
-from scionlm.core.files import staged_folder
+from scionlm.core.files import remove_leftovers, staged_folder
 from scionlm.core.log import say
 from scionlm.core.records import Record
 from scionlm.families import family_of
@@ -19,19 +18,16 @@ from scionlm.recipes.beginning import Beginning, growing
 from scionlm.recipes.child import make_model
 from scionlm.recipes.config_grow import GrowConfig
 from scionlm.recipes.inputs import match_layers
-from scionlm.recipes.measured import DEPTHS
+from scionlm.recipes.rounds import STUDENT, chooses_anew, growth_of, in_terms_of_source
 from scionlm.recipes.selection import selected
-from scionlm.recipes.setting import Setting
+from scionlm.recipes.setting import Setting, trained_in
 from scionlm.sources import ModelFolder, open_folder
 from scionlm.sources.folder import read_json_object
-from scionlm.surgery.depth import plan_growth
 from scionlm.surgery.export import save_model
-from scionlm.surgery.plan import LayerPlan, SurgeryPlan
+from scionlm.surgery.plan import SurgeryPlan
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.target import target_config
 from scionlm.train.checkpoint import find_checkpoint
-
-_STUDENT = "student"
 
 
 @dataclass(frozen=True)
@@ -92,19 +88,22 @@ class Grown:
     def _student(self) -> ModelFolder:
         """Return the trained child before this one as it was trained, not as it was rounded for its export."""
         assert self.before is not None
-        path = self.folder / _STUDENT
+        path = self.folder / STUDENT
         if not path.exists():
             checkpoint = find_checkpoint(self.before.folder)
             config = read_json_object(self.before.folder / "model" / "config.json")
-            model = assemble(config, checkpoint.tensors("weights"), torch.float32)
+            # What was measured, and is handed out, is the average where one is kept: that is what grows.
+            weights = checkpoint.tensors("average") if checkpoint.state.get("average_count") else {}
+            model = assemble(config, weights or checkpoint.tensors("weights"), torch.float32)
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent, f"{STUDENT}.")
             with staged_folder(path) as stage:
                 save_model(model, stage, self.setting.source, "", {"round": self.before.folder.name}, torch.float32)
-        return open_folder(path, _STUDENT)
+        return open_folder(path, STUDENT)
 
     def tidy(self) -> None:
         """Take away what only the beginning of the round needed."""
-        shutil.rmtree(self.folder / _STUDENT, ignore_errors=True)
+        shutil.rmtree(self.folder / STUDENT, ignore_errors=True)
 
     def describe(self) -> list[Record]:
         """Return where each layer comes from: a layer of the source, or fresh; and whether it was trained before."""
@@ -129,7 +128,7 @@ def _grow(setting: Setting) -> GrowConfig:
 
 def first_round(setting: Setting, folder: Path) -> Grown:
     """Return the first round's child: what the recipe inherits."""
-    return Grown(setting, folder)
+    return Grown(trained_in(setting, folder), folder)
 
 
 def next_round(before: Grown, layers: int, folder: Path) -> Grown:
@@ -145,13 +144,13 @@ def next_round(before: Grown, layers: int, folder: Path) -> Grown:
     """
     setting, grow = before.setting, _grow(before.setting)
     if grow.base == "student":
-        growth = _growth(setting, setting.plan, layers)
+        growth = growth_of(setting.recipe, setting.plan, layers, setting.source.name)
         plan = in_terms_of_source(setting.plan, growth)
-        return Grown(_with_plan(setting, plan), folder, before, growth)
+        return Grown(_with_plan(setting, plan, folder), folder, before, growth)
     base = before
     while base.before is not None:
         base = base.before
-    return Grown(_with_plan(setting, deeper(setting, base.setting.plan, layers)), folder, before)
+    return Grown(_with_plan(setting, deeper(setting, base.setting.plan, layers), folder), folder, before)
 
 
 def deeper(setting: Setting, first: SurgeryPlan, layers: int) -> SurgeryPlan:
@@ -163,47 +162,14 @@ def deeper(setting: Setting, first: SurgeryPlan, layers: int) -> SurgeryPlan:
         layers: How many it is to have.
     """
     inherit = setting.recipe.inherits
-    if _grow(setting).init == "source_next" and inherit.keep is None and inherit.strategy not in DEPTHS:
+    if chooses_anew(setting.recipe):
         more = setting.recipe.model_copy(update={"inherit": inherit.model_copy(update={"layers": layers})})
         text = setting.stages[0]
         where = setting.folder, setting.stop, setting.ranks
         return selected(more, setting.source, text.data, text.sampling.domains, *where)
-    return in_terms_of_source(first, _growth(setting, first, layers))
+    return in_terms_of_source(first, growth_of(setting.recipe, first, layers, setting.source.name))
 
 
-def _growth(setting: Setting, plan: SurgeryPlan, layers: int) -> SurgeryPlan:
-    """Return how a model with the layers of a plan grows."""
-    grow, name = _grow(setting), setting.source.name
-    names = [_STUDENT, name] if grow.init == "source_next" else [_STUDENT]
-    if grow.init == "source_next" and any(layer.init != "source" for layer in plan.layers):
-        raise UsageError("grow.init source_next: the child has layers that are none of the source's")
-    return plan_growth(
-        names, len(plan.layers), layers, grow.init, plan.keep, setting.plan.num_source_layers, setting.recipe.seed
-    )
-
-
-def in_terms_of_source(plan: SurgeryPlan, growth: SurgeryPlan) -> SurgeryPlan:
-    """Return a plan of the source's layers that has the shape and the origins of a grown child.
-
-    Args:
-        plan: The child's before it grew.
-        growth: How it grows; its second donor is the source.
-    """
-
-    def origin(layer: LayerPlan) -> LayerPlan:
-        if layer.donor == 1:
-            return LayerPlan(layer.index)
-        before = plan.layers[layer.index]
-        return before if layer.init == "source" else replace(before, init=layer.init)
-
-    return replace(
-        plan,
-        layers=tuple(origin(layer) for layer in growth.layers),
-        seed=growth.seed,
-        strategy=f"{plan.strategy}, {growth.strategy}",
-    )
-
-
-def _with_plan(setting: Setting, plan: SurgeryPlan) -> Setting:
+def _with_plan(setting: Setting, plan: SurgeryPlan, folder: Path) -> Setting:
     layers = match_layers(setting.recipe, setting.source, setting.teacher, plan)
-    return replace(setting, plan=plan, taught_layers=layers)
+    return trained_in(replace(setting, plan=plan, taught_layers=layers), folder)

@@ -19,14 +19,16 @@ from typing import Any
 
 import torch
 
+from scionlm.core.errors import DataError
 from scionlm.core.files import staged_folder
 from scionlm.core.log import say, warn
 from scionlm.core.records import Record, read_json, read_jsonl, write_json, write_jsonl
 from scionlm.evaluation.loss import DomainLoss, model_token_nll
 from scionlm.evaluation.paired import paired_difference
 from scionlm.recipes.child import train_control, train_one
-from scionlm.recipes.controller import Shown, best_round, next_move
+from scionlm.recipes.controller import Move, Shown, best_round, next_move
 from scionlm.recipes.grown import Grown, first_round, next_round
+from scionlm.recipes.result import write_card
 from scionlm.recipes.rounds import rule_of
 from scionlm.recipes.setting import Setting, measured, open_model, release, with_recipe
 from scionlm.sources import ModelFolder, open_folder
@@ -52,8 +54,7 @@ def run_rounds(setting: Setting, out: Path, source: Record) -> Record:
     children: list[Grown] = []
     while True:
         move = next_move(rule, [shown(record) for record in rounds])
-        written = ledger(setting, rounds, move.why, move.layers is None) if ranks.is_main else {}
-        ranks.on_main(partial(write_json, out / "rounds.json", written))
+        ranks.on_main(partial(_write_ledger, setting, rounds, move, out))
         if move.layers is None:
             break
         say(f"round {len(rounds) + 1}: {move.why}")
@@ -64,12 +65,11 @@ def run_rounds(setting: Setting, out: Path, source: Record) -> Record:
         warn(move.why)
     best = best_round(rule, [shown(record) for record in rounds])
     chosen = children[best]
-    ranks.on_main(lambda: _bring_up(chosen.folder, out, rounds))
-    result = ranks.on_main(lambda: read_json(chosen.folder / "result.json"))
-    result |= {"rounds": len(rounds), "growth": ranks.on_main(lambda: read_json(out / "rounds.json"))}
+    behind = rounds[: best + 1] if grow.base == "student" else rounds[best : best + 1]  # what its weights have seen
+    result = ranks.on_main(lambda: _bring_up(chosen, out, rounds, behind))
     if setting.recipe.control:
-        alone = _control_setting(chosen.setting, best + 1)
-        result = train_control(alone, out / "control", source, result)
+        alone = _control_setting(chosen.setting, sum(record["steps"] for record in behind))
+        result = train_control(alone, out / "control", source, result, chosen.folder)
     return result
 
 
@@ -77,6 +77,10 @@ def shown(record: Record) -> Shown:
     """Return what decides of a round's record."""
     difference = record["difference"]
     return Shown(record["layers"], record["tokens"], difference["mean"], difference["high"])
+
+
+def _write_ledger(setting: Setting, rounds: Sequence[Record], move: Move, out: Path) -> None:
+    write_json(out / "rounds.json", ledger(setting, rounds, move.why, move.layers is None))
 
 
 def _round(grown: Grown, source: Record, theirs: dict[str, DomainLoss], number: int) -> Record:
@@ -139,9 +143,8 @@ def ledger(setting: Setting, rounds: Sequence[Record], why: str, ended: bool) ->
     for record in rounds:
         sums = {key: sums[key] + record[key] for key in _COSTS}
         listed.append(record | {"matched": rule.matches(shown(record)), "cumulative": sums})
-    matched = bool(listed) and any(record["matched"] for record in listed)
-    outcome = "matched" if matched else "not matched" if ended else "running"
-    chosen = best_round(rule, [shown(record) for record in rounds]) + 1 if ended and rounds else None
+    chosen = best_round(rule, [shown(record) for record in rounds]) + 1 if ended else None
+    outcome = "running" if chosen is None else "matched" if listed[chosen - 1]["matched"] else "not matched"
     return {
         "reference": _reference(setting),
         "settings": grow.model_dump(mode="json"),
@@ -157,8 +160,7 @@ def _reference(setting: Setting) -> Record:
     """Return what is known of the model that is to be matched, its own cost where a run of Scion made it."""
     found = read_json(setting.folder / "rounds" / "source.json")["domains"]
     losses = {name: loss["nll_sum"] / loss["num_tokens"] for name, loss in found.items()}
-    made = setting.source.path.parent / "result.json"
-    training = read_json(made)["training"] if made.is_file() and setting.source.path.name == "model" else {}
+    costs = _costs_of(setting.source)
     return {
         "name": setting.source.name,
         "layers": setting.plan.num_source_layers,
@@ -166,15 +168,39 @@ def _reference(setting: Setting) -> Record:
         "domains": losses,
         "num_tokens": {name: loss["num_tokens"] for name, loss in found.items()},
         "num_sequences": sum(len(loss["windows"]) for loss in found.values()),
-        **{key: training.get(key) for key in _COSTS},
+        **{key: costs.get(key) for key in _COSTS},
     }
 
 
-def _bring_up(best: Path, out: Path, rounds: Sequence[Record]) -> None:
-    """Put the chosen round's model, and the metrics of all rounds one after another, where a run has its own."""
+def _costs_of(source: ModelFolder) -> Record:
+    """Return what a model cost that a run of Scion made, all rounds of it where it grew; nothing of others."""
+    made = source.path.parent / "result.json"
+    if source.path.name != "model" or not made.is_file():
+        return {}
+    try:
+        result = read_json(made)
+        return (result.get("growth") or {}).get("total") or result["training"]
+    except (DataError, KeyError, AttributeError):
+        return {}  # somebody else's file
+
+
+def _bring_up(chosen: Grown, out: Path, rounds: Sequence[Record], behind: Sequence[Record]) -> Record:
+    """Put the chosen round's model, and the metrics of all rounds, where a run has its own; return its result.
+
+    Args:
+        chosen: The round.
+        out: The run folder.
+        rounds: The records of all rounds.
+        behind: Those of the rounds that its weights went through: what it was trained on.
+    """
+    result = read_json(chosen.folder / "result.json")
+    spent = {key: sum(record[key] for record in behind) for key in (*_COSTS, "steps")}
+    result |= {"rounds": len(rounds), "growth": read_json(out / "rounds.json")}
+    result["training"] |= spent
     if not (out / "model").exists():
         with staged_folder(out / "model") as stage:
-            shutil.copytree(best / "model", stage, dirs_exist_ok=True)
+            shutil.copytree(chosen.folder / "model", stage, dirs_exist_ok=True)
+            write_card(chosen.setting, stage, result)
     lines: list[Record] = []
     steps = tokens = 0
     for record in rounds:
@@ -183,13 +209,13 @@ def _bring_up(best: Path, out: Path, rounds: Sequence[Record]) -> None:
             lines.append(line | at | {"round": record["round"]})
         steps, tokens = steps + record["steps"], tokens + record["tokens"]
     write_jsonl(out / "metrics.jsonl", "metrics", lines)
+    return result
 
 
-def _control_setting(setting: Setting, rounds: int) -> Setting:
-    """Return the setting of a control that sees as much as the child's weights have: all rounds where they went on."""
-    recipe, grow = setting.recipe, setting.recipe.grow
-    if grow is None or grow.base == "source" or rounds == 1:
+def _control_setting(setting: Setting, steps: int) -> Setting:
+    """Return the setting of a control that takes as many steps as the child's weights have."""
+    recipe = setting.recipe
+    if steps == recipe.total_steps:
         return setting
-    train = {"steps": recipe.total_steps * rounds, "tokens": None, "time": None}
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
-    return with_recipe(setting, recipe)
+    train = {"steps": steps, "tokens": None, "time": None}
+    return with_recipe(setting, recipe.model_copy(update={"train": recipe.train.model_copy(update=train)}))

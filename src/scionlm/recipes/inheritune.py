@@ -27,7 +27,9 @@ def run_inheritune(
 ) -> Record:
     """Run the recipe into `out`; each finished phase is kept, so that the same call goes on after a stop."""
     if inputs.recipe.reference is not None:
-        run_within(reference_recipe(inputs.recipe), out / REFERENCE, stop, ranks, allow_change)
+        # Once the child's settings are written down the reference is done; what they settled is not for it.
+        if not ranks.on_main((out / "config.yaml").exists):
+            run_within(reference_recipe(inputs.recipe), out / REFERENCE, stop, ranks, allow_change)
         inputs = from_source(inputs, open_source(inputs.recipe, out))
     inputs = with_selection(inputs, out, stop, ranks)
     setting = settle(inputs, out, stop, ranks, allow_change)
@@ -41,11 +43,11 @@ def with_selection(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks) -
     """Return the inputs with the plan that is carried out, in the place of the one that stood in for it."""
     recipe, source, first = inputs.recipe, inputs.source, inputs.stages[0]
     plan = selected(recipe, source, first.data, first.sampling.domains, out, stop, ranks)
-    check_growth(recipe, plan)
+    check_growth(recipe, plan, source)
     return replace(inputs, plan=plan, taught_layers=match_layers(recipe, source, inputs.teacher, plan))
 
 
 def _one_round(setting: Setting, out: Path, source: Record) -> Record:
     recipe = setting.recipe
     result = train_one(setting, out, source, name="control" if recipe.from_random else "child")
-    return train_control(setting, out / "control", source, result) if recipe.control else result
+    return train_control(setting, out / "control", source, result, out) if recipe.control else result

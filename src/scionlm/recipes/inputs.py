@@ -12,9 +12,9 @@ from scionlm.families.shape import context_length
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_distill import SOURCE
 from scionlm.recipes.order import Sampling, check_supply, replayed_data, sampling_of
-from scionlm.recipes.origin import check_keys, open_source, with_data
+from scionlm.recipes.origin import check_model, open_source, with_data
 from scionlm.recipes.references import given_references
-from scionlm.recipes.rounds import check_growth
+from scionlm.recipes.rounds import check_growth, round_shapes
 from scionlm.recipes.selection import plan_of
 from scionlm.recipes.stages import Stage
 from scionlm.recipes.teacher_layers import layer_map
@@ -88,13 +88,16 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
         UsageError: The layers or domains asked for are not there.
         DataError: Source and data were made with different tokenizers, or a domain is too short.
     """
+    model = recipe.model or (recipe.reference.model if recipe.reference else None)
+    if check and model is not None:
+        check_model(model, "model" if recipe.model else "reference.model")
     recipe = with_data(recipe, out)
     source = open_source(recipe, out)
     teacher = open_teacher(recipe, source)
     for model in (source, teacher or source):
         check_text(recipe, model)
     plan = plan_of(recipe, source)
-    check_growth(recipe, plan)
+    check_growth(recipe, plan, source)
     taught_layers = match_layers(recipe, source, teacher, plan)
     require_trackers(recipe.track)
     branched = None
@@ -108,10 +111,8 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
     stages = [_open_stage(stage, recipe.seed, out) for stage in recipe.resolved_stages]
     held_out = _held_out(stages)
     if check:
-        model = recipe.model or (recipe.reference.model if recipe.reference else None)
-        if model is not None:
-            check_keys(model, "model" if recipe.model else "reference.model")
-        _check(source, teacher, stages, held_out)
+        goes_on = recipe.grow is not None and recipe.grow.base == "student"
+        _check(source, teacher, stages, held_out, len(round_shapes(recipe, plan)) if goes_on else 1)
     return Inputs(recipe, source, stages, held_out, plan, branched, teacher, taught_layers)
 
 
@@ -132,9 +133,10 @@ def _check(
     teacher: ModelFolder | None,
     stages: list[StageInputs],
     held_out: dict[str, tuple[DataFolder, str]],
+    rounds: int,
 ) -> None:
-    """Check that there is enough data, whole, and made with the models' tokenizer."""
-    check_supply([(inputs.stage, inputs.sampling) for inputs in stages])
+    """Check that there is enough data, for so many rounds one after another, whole, and of the models' tokenizer."""
+    check_supply([(inputs.stage, inputs.sampling) for inputs in stages] * rounds)
     folders = [inputs.data for inputs in stages]
     folders += [earlier for inputs in stages if (earlier := replayed_data(inputs.sampling)) is not None]
     for folder in {folder.fingerprint: folder for folder in folders}.values():

@@ -57,18 +57,31 @@ def _shape(model: Mapping, recipe: Recipe, where: str) -> ModelFolder:
     return ModelFolder(path, REFERENCE if where.startswith(REFERENCE) else config["model_type"], config)
 
 
-def check_keys(model: Mapping, where: str) -> None:
-    """Refuse keys that transformers' configuration of the family does not have: it would silently ignore them.
+def check_model(model: Mapping, where: str) -> None:
+    """Refuse a configuration that transformers cannot make a model of, and keys that it would silently ignore.
 
     Raises:
-        UsageError: There is one.
+        UsageError: It is one.
     """
     from transformers import AutoConfig
 
-    known = [*AutoConfig.for_model(model["model_type"]).to_dict(), *family_of(model).defaults]
-    for key in model:
-        if key not in known:
-            raise UsageError(f"{where}.{key} is no setting of {model['model_type']}{nearest(key, known)}")
+    if not isinstance(model.get("model_type"), str):
+        raise UsageError(f"{where}.model_type is required: the family, such as llama or gpt2")
+    try:
+        family = family_of(model)
+        known = [*AutoConfig.for_model(model["model_type"]).to_dict(), *family.defaults]
+        for key in model:
+            if key not in known:
+                raise UsageError(f"{where}.{key} is no setting of {model['model_type']}{nearest(key, known)}")
+        ModelShape.of({"vocab_size": 1} | model)
+        import torch
+
+        from scionlm.families.models import empty_model
+
+        with torch.device("meta"):
+            empty_model(dict(model), torch.float32)
+    except DataError as error:
+        raise UsageError(f"{where}: {str(error).removeprefix('config.json: ')}") from error
 
 
 def with_data(recipe: Recipe, out: Path) -> Recipe:

@@ -18,7 +18,7 @@ from scionlm.recipes.lengths import has_times
 from scionlm.recipes.measured import DEPTHS
 from scionlm.recipes.origin import REFERENCE, open_source
 from scionlm.recipes.reference import reference_recipe
-from scionlm.recipes.rounds import add_rounds, round_shapes
+from scionlm.recipes.rounds import add_rounds, check_growth, round_shapes
 from scionlm.recipes.selection import plan_of
 from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import curve, describe
@@ -46,6 +46,7 @@ def plan_recipe(recipe: Recipe, device: str | None = None, world: int = 1, per_n
     """
     source = open_source(recipe, None, weights=False)
     plan = plan_of(recipe, source)
+    check_growth(recipe, plan, source)
     if recipe.inherit and recipe.inherit.strategy in DEPTHS and recipe.inherit.analysis is None:
         say(f"{recipe.inherit.strategy} counts layers when the run begins; until then this is of {len(plan.keep)}")
     target = target_config([source.config], plan)
@@ -100,7 +101,9 @@ def plan_run(
     if recipe.reference is not None:
         parts = {"reference": of_model(reference_recipe(recipe), source, None)} | parts
     if recipe.control:
-        parts["control"] = rounds[-1]
+        times = len(rounds) if recipe.grow and recipe.grow.base == "student" else 1  # what the child's weights see
+        summed = ("num_tokens", "num_steps", "flops", "seconds")
+        parts["control"] = rounds[-1] | {key: times * rounds[-1][key] for key in summed}
     return add_rounds(first | {"models_trained": 1}, rounds[-1], parts)
 
 

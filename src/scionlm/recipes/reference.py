@@ -3,7 +3,9 @@
 from typing import Any
 
 from scionlm.core.config import validate
+from scionlm.core.errors import UsageError
 from scionlm.recipes.config import Recipe
+from scionlm.recipes.lengths import has_times
 from scionlm.recipes.stages import left_of
 
 OF_REFERENCE = ("data", "train", "optimizer", "schedule", "evaluate", "checkpoint", "track", "seed")
@@ -23,4 +25,6 @@ def reference_recipe(recipe: Recipe) -> Recipe:
     for name in ("train", "optimizer", "schedule"):
         own = getattr(recipe.reference, name) or {}
         config[name] = left_of(name, config[name], own) | own
+    if has_times(config):
+        raise UsageError("reference: its lengths are steps, tokens or shares; times are resolved for the child alone")
     return validate(Recipe, config | {"export": {"dtype": "float32"}}, "reference")

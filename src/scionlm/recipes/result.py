@@ -84,8 +84,8 @@ def add_control(result: Record, control: Record, samples: list[dict[str, Any]]) 
     return result | {"control": control, "samples": joined}
 
 
-def write_card(setting: Setting, out: Path, result: Record) -> None:
-    """Write the model card into RUN/model."""
+def write_card(setting: Setting, model: Path, result: Record) -> None:
+    """Write the model card into the folder of a model."""
     manifest = read_json(setting.folder / "manifest.json")
     tokens = {name: data.num_tokens(domain, "train") for name, (data, domain) in setting.held_out.items()}
-    write_text_atomic(out / "model" / "README.md", model_card(result, manifest, tokens))
+    write_text_atomic(model / "README.md", model_card(result, manifest, tokens))

@@ -116,7 +116,7 @@ class Follower:
 
 
 def open_reweighting(
-    setting: Setting, inputs: StageInputs, plan: SamplePlan, token_nll: TokenNll, name: str, out: Path, first_step: int
+    setting: Setting, inputs: StageInputs, plan: SamplePlan, token_nll: TokenNll, name: str, first_step: int
 ) -> Reweighter | Follower | None:
     """Return what moves the weights of a stage; None where they stay.
 
@@ -126,7 +126,6 @@ def open_reweighting(
         plan: Its samples.
         token_nll: The model.
         name: Of the model, for progress bars.
-        out: The model's folder: the run's, or its control's, which follows.
         first_step: Steps before the stage.
 
     Raises:
@@ -138,8 +137,8 @@ def open_reweighting(
     prior = inputs.sampling.mixture.shares
     every = max(stage.steps(config.every), 1)
     sequences = stage.sequences_per_step
-    if out != setting.folder:
-        return Follower(setting.folder / "metrics.jsonl", every, plan, sequences, prior, first_step)
+    if setting.followed is not None:
+        return Follower(setting.followed / "metrics.jsonl", every, plan, sequences, prior, first_step)
     budget = config.tokens_per_domain
     names = _evaluated_names(setting, inputs)
 

@@ -6,7 +6,15 @@ from typing import Any
 from scionlm.core.errors import UsageError
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.controller import Rule
-from scionlm.surgery.plan import SurgeryPlan
+from scionlm.recipes.measured import DEPTHS
+from scionlm.recipes.selection import plan_of
+from scionlm.sources import ModelFolder
+from scionlm.surgery.depth import plan_growth
+from scionlm.surgery.plan import LayerPlan, SurgeryPlan
+
+_IN_LAYERS = ("attention_norm", "attention", "mlp_norm", "mlp")
+STUDENT = "student"
+"""What a trained child is called where it is grown."""
 
 
 def rule_of(recipe: Recipe, plan: SurgeryPlan) -> Rule:
@@ -31,8 +39,13 @@ def rule_of(recipe: Recipe, plan: SurgeryPlan) -> Rule:
     )
 
 
-def check_growth(recipe: Recipe, plan: SurgeryPlan) -> None:
+def check_growth(recipe: Recipe, plan: SurgeryPlan, source: ModelFolder) -> None:
     """Refuse rounds that cannot be.
+
+    Args:
+        recipe: The recipe.
+        plan: The layers of its first round.
+        source: The source.
 
     Raises:
         UsageError: There is no room for a second round, or no budget for the first.
@@ -46,8 +59,85 @@ def check_growth(recipe: Recipe, plan: SurgeryPlan) -> None:
         raise UsageError(
             f"grow.max_layers {grow.max_layers}: the source has {total} layers; another grow.init has more"
         )
+    _dry_run(recipe, plan, source)
     if grow.max_tokens is not None and grow.max_tokens < recipe.total_tokens:
         raise UsageError(f"grow.max_tokens {grow.max_tokens:,}: one round takes {recipe.total_tokens:,} tokens")
+
+
+def _dry_run(recipe: Recipe, plan: SurgeryPlan, source: ModelFolder) -> None:
+    """Work out what every round that may come begins with, as far as that is known before anything is measured."""
+    first = plan
+    for layers in rule_of(recipe, plan).layers[1:]:
+        if chooses_anew(recipe):
+            plan_of(_with_layers(recipe, layers), source)
+            continue
+        if recipe.grow and recipe.grow.base == "student":
+            plan = in_terms_of_source(plan, growth_of(recipe, plan, layers, plan.donors[0]))
+        else:
+            in_terms_of_source(first, growth_of(recipe, first, layers, plan.donors[0]))
+
+
+def chooses_anew(recipe: Recipe) -> bool:
+    """Return whether a deeper child has the layers that the recipe would choose for it, whatever the one before had."""
+    grow, inherit = recipe.grow, recipe.inherits
+    from_source = grow is not None and grow.base == "source" and grow.init == "source_next"
+    return from_source and inherit.keep is None and inherit.strategy not in DEPTHS
+
+
+def _with_layers(recipe: Recipe, layers: int) -> Recipe:
+    return recipe.model_copy(update={"inherit": recipe.inherits.model_copy(update={"layers": layers})})
+
+
+def growth_of(recipe: Recipe, plan: SurgeryPlan, layers: int, source: str) -> SurgeryPlan:
+    """Return how a model with the layers of a plan grows.
+
+    Args:
+        recipe: The recipe.
+        plan: The layers that it has, in terms of the source.
+        layers: How many it is to have.
+        source: Name of the source.
+
+    Raises:
+        UsageError: It cannot be grown in the way asked for.
+    """
+    grow = recipe.grow
+    assert grow is not None
+    takes = grow.init == "source_next"
+    if takes and grow.base == "student" and recipe.from_random:
+        raise UsageError("grow.init source_next: the child began at random, the source's layers do not; choose another")
+    if takes and grow.base == "student" and set(plan.fresh) & set(_IN_LAYERS):
+        raise UsageError(
+            "grow.init source_next: the source's layers would bring what inherit.fresh leaves out; choose "
+            "another, or grow from the source"
+        )
+    if takes and any(layer.init != "source" for layer in plan.layers):
+        raise UsageError("grow.init source_next: the child has layers that are none of the source's; choose another")
+    if takes and plan.cuts_width:
+        raise UsageError("grow.init source_next: the source's layers are wider than the child's; choose another")
+    names = [STUDENT, source] if takes else [STUDENT]
+    return plan_growth(names, len(plan.layers), layers, grow.init, plan.keep, plan.num_source_layers, recipe.seed)
+
+
+def in_terms_of_source(plan: SurgeryPlan, growth: SurgeryPlan) -> SurgeryPlan:
+    """Return a plan of the source's layers that has the shape and the origins of a grown child.
+
+    Args:
+        plan: The child's before it grew.
+        growth: How it grows; its second donor is the source.
+    """
+
+    def origin(layer: LayerPlan) -> LayerPlan:
+        if layer.donor == 1:
+            return LayerPlan(layer.index)
+        before = plan.layers[layer.index]
+        return before if layer.init == "source" else replace(before, init=layer.init)
+
+    return replace(
+        plan,
+        layers=tuple(origin(layer) for layer in growth.layers),
+        seed=growth.seed,
+        strategy=f"{plan.strategy}, {growth.strategy}",
+    )
 
 
 def round_shapes(recipe: Recipe, plan: SurgeryPlan) -> list[SurgeryPlan]:

@@ -22,6 +22,7 @@ from scionlm.recipes.changes import judge_changes
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs, open_inputs
 from scionlm.recipes.lengths import has_times, set_at, timed_paths, value_at
+from scionlm.recipes.origin import REFERENCE
 from scionlm.recipes.selection import ANALYSIS, IMPORTANCE
 from scionlm.recipes.timing import resolve_times
 from scionlm.train.folders import checkpoint_folders
@@ -34,7 +35,7 @@ _CHANGEABLE = ("train.", "optimizer", "schedule.", "stages", "average", "evaluat
 _FREE = ("checkpoint.", "track", "train.parallel")
 
 # What a failure must not take away: a run that has begun, and what was measured before it could.
-_LASTING = ("config.yaml", ANALYSIS, IMPORTANCE)
+_LASTING = ("config.yaml", ANALYSIS, IMPORTANCE, REFERENCE)
 
 # What a run resolves when it starts: section, key, and the value that leaves it open.
 _AUTOMATIC = (
@@ -144,7 +145,8 @@ def claimed_folder(out: Path) -> Generator[None, None, None]:
         except BaseException:
             if not began and not any((out / name).exists() for name in _LASTING):
                 # The folder was empty: everything in it is ours, but only what we know by name is taken away.
-                shutil.rmtree(out / "data", ignore_errors=True)
+                for name in ("data", "tokenizer"):
+                    shutil.rmtree(out / name, ignore_errors=True)
                 for name in ("status.json", ".lock"):
                     (out / name).unlink(missing_ok=True)
                 for folder in made:

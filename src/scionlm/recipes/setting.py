@@ -23,6 +23,7 @@ from scionlm.recipes.calibrate import choose_rows
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs, StageInputs
 from scionlm.recipes.layout import Devices, Training, with_rows
+from scionlm.recipes.order import sampling_of
 from scionlm.recipes.planning import plan_run, run_flops, teaching_of
 from scionlm.recipes.rounds import round_shapes
 from scionlm.recipes.run import write_config, write_manifest
@@ -39,12 +40,14 @@ class Setting(Inputs):
         stop: Asked between pieces of work.
         folder: The run folder.
         allow_change: Go on with a checkpoint although what it was made with has changed.
+        followed: Folder of the model whose control this is, and whose batches it sees; None where it is none.
     """
 
     runtime: Runtime
     stop: StopRequest
     folder: Path
     allow_change: bool = False
+    followed: Path | None = None
 
     @property
     def ranks(self) -> Ranks:
@@ -116,6 +119,16 @@ def with_recipe(setting: Setting, recipe: Recipe) -> Setting:
 def _stages_of(recipe: Recipe, inputs: Inputs) -> list[StageInputs]:
     """Return the stages as the recipe has them now: with what it left open when they were opened."""
     return [replace(one, stage=stage) for one, stage in zip(inputs.stages, recipe.resolved_stages, strict=True)]
+
+
+def trained_in(setting: Setting, folder: Path) -> Setting:
+    """Return the setting of a model in a folder of its own: its stages replay what it saw itself."""
+
+    def own(one: StageInputs) -> StageInputs:
+        replays = one.stage.replay is not None and one.stage.replay.stage is not None
+        return replace(one, sampling=sampling_of(one.stage, one.data, setting.recipe.seed, folder)) if replays else one
+
+    return replace(setting, stages=[own(one) for one in setting.stages])
 
 
 def _facts(inputs: Inputs, recipe: Recipe, runtime: Runtime) -> dict[str, Any]:

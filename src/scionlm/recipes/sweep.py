@@ -27,6 +27,7 @@ from scionlm.recipes.run import (
     write_manifest,
     write_status,
 )
+from scionlm.recipes.sweep_plan import plan_sweep
 
 RUNS = "runs"
 """Folder of the runs in that of their sweep."""
@@ -182,6 +183,9 @@ def _begin(sweep: Sweep, out: Path, allow_change: bool) -> list[Record]:
     if not (out / "status.json").exists():
         write_status(out, "running", 0, "", 0)  # from here on the folder is known as a sweep's
     _check_changes(sweep, out, allow_change)
+    if any(run.parent for run in sweep.chosen):
+        with silenced():
+            plan_sweep(sweep)  # shapes of what is yet to be trained: a run that cannot be is refused now
     placed = _with_demo_data(sweep, out, _places(sweep, out))
     names = [run.folder for run in sweep.chosen]
     made_now = [one.folder for one in placed if one.run.folder in names]

@@ -4,6 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from scionlm.core.errors import UsageError
 from scionlm.core.records import Record
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_sweep import Sweep, SweepRun
@@ -30,12 +31,13 @@ def plan_sweep(sweep: Sweep, device: str | None = None, world: int = 1, per_node
         DataError: A source is broken or of an unknown family.
     """
     with tempfile.TemporaryDirectory() as shapes:
-        runs: list[Record] = [
-            {"name": run.name, "seed": run.recipe.seed}
-            | plan_recipe(_with_shape(sweep, run, Path(shapes)), device, world, per_node)
-            | {"source": run.recipe.source}
-            for run in sweep.chosen
-        ]
+        runs: list[Record] = []
+        for run in sweep.chosen:
+            try:
+                planned = plan_recipe(_with_shape(sweep, run, Path(shapes)), device, world, per_node)
+            except UsageError as error:
+                raise UsageError(f"run {run.folder}: {error}") from error
+            runs.append({"name": run.name, "seed": run.recipe.seed} | planned | {"source": run.recipe.source})
     shared = {key: runs[0][key] for key in ("device", "devices", "utilization", "peak_flops")}
     sums = {key: sum(run[key] for run in runs) for key in _SUMMED}
     return (

@@ -116,8 +116,9 @@ class Learner:
         """
         checkpoint.load_weights(self.objective.model)
         checkpoint.load_into(self.objective.projections, "projections")
-        # Before the first step a grown model has the state of the weights that were trained already, and no other.
-        self.optimizer.load(checkpoint.saved("optimizer"), some=checkpoint.state["step"] == 0)
+        # Before its first update a grown model has the state of the weights that were trained already, and no other.
+        left_out = checkpoint.state.get("guard", {}).get("skipped", 0)
+        self.optimizer.load(checkpoint.saved("optimizer"), some=checkpoint.state["step"] == left_out)
         state: dict[str, Any] = checkpoint.state
         if self.average and checkpoint.saved("average").shapes:
             self.average.load(checkpoint.saved("average"), state["average_count"])
