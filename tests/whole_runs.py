@@ -265,7 +265,7 @@ class Server:
     """
 
     def __enter__(self) -> "Server":
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": ""}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "whole_runs"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

@@ -205,6 +205,14 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_left_out_by_all(make, pair, tm
     assert answers[0]["error"] == answers[1]["error"]
 
 
+def test_a_text_that_ends_on_one_rank_alone_keeps_no_other_waiting(make, pair, tmp_path):
+    recipe = make(train__parallel="fsdp", train__steps=1)
+    answers = pair.run(recipe, tmp_path / "run", harm="ends_early")
+    assert [answer["error"] for answer in answers] == [None, None]
+    texts = [sample["texts"]["child"] for sample in read_json(tmp_path / "run" / "result.json")["samples"]]
+    assert all(texts), "the main rank's texts are those that are shown"
+
+
 def test_a_finished_run_is_left_alone(make, pair, tmp_path):
     recipe = make(train__parallel="ddp")
     pair.run(recipe, tmp_path / "run")

@@ -174,7 +174,8 @@ def losses_of(
 def samples_of(setting: Setting, model: PreTrainedModel) -> list[dict[str, Any]]:
     """Return what a model writes after the start of a held-out document of each domain; all ranks have to ask."""
     tokenizer = load_tokenizer(setting.data.tokenizer_folder)
-    return write_samples(model, tokenizer, setting.held_out.values(), setting.recipe.seed)
+    shared = setting.runtime.shards > 1
+    return write_samples(model, tokenizer, setting.held_out.values(), setting.recipe.seed, shared)
 
 
 def open_model(setting: Setting, folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
