@@ -1,10 +1,16 @@
 """What goes wrong on one rank of a world, by name: a function of (patch, whether it is this rank); see `World.run`."""
 
+import errno
 import itertools
+import os
 from typing import Any
+
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from scionlm.recipes import inheritune
 from scionlm.recipes import setting as setting_module
+from scionlm.train import checkpoint
+from scionlm.train import saver as saver_module
 
 
 def ends_early(patch: Any, mine: bool) -> None:
@@ -26,3 +32,32 @@ def ends_early(patch: Any, mine: bool) -> None:
 
     patch.setattr(setting_module, "write_samples", write)
     patch.setattr(inheritune, "samples_of", setting_module.samples_of)
+
+
+def _full(patch: Any, mine: bool, place: Any, name: str, times: float) -> None:
+    """Let a call fail so many times as on a full disk; what failed is tried again at once."""
+    patch.setattr(saver_module, "_FIRST_WAIT_SECONDS", 0.0)
+    calls, real = itertools.count(), getattr(place, name)
+
+    def full(*arguments: Any) -> Any:
+        if next(calls) < times:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    if mine:
+        patch.setattr(place, name, full)
+
+
+def full_while_writing(patch: Any, mine: bool) -> None:
+    """Let a rank find no room for its first share of a checkpoint."""
+    _full(patch, mine, HuggingFaceStorageWriter, "write_data", 1)
+
+
+def full_while_flushing(patch: Any, mine: bool) -> None:
+    """The same, noticed only when the share is flushed."""
+    _full(patch, mine, checkpoint, "settle", 1)
+
+
+def full(patch: Any, mine: bool) -> None:
+    """The same for all shares."""
+    _full(patch, mine, checkpoint, "settle", float("inf"))

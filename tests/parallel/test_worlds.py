@@ -166,6 +166,31 @@ def test_checkpoints_in_the_background_are_those_of_the_foreground(layout, make,
             assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+@pytest.mark.parametrize("only", [0, 1])
+@pytest.mark.parametrize(
+    ("harm", "background"),
+    [("full_while_writing", False), ("full_while_flushing", False), ("full_while_flushing", True)],
+)
+def test_a_disk_that_is_full_for_one_rank_is_waited_out_by_all(harm, background, only, make, pair, tmp_path):
+    recipe = make(train__parallel="fsdp", checkpoint__every=2, checkpoint__background=background)
+    answers = pair.run(recipe, tmp_path / "run", harm=harm, only=only)
+    assert [answer["error"] for answer in answers] == [None, None]
+    if not background:  # then which are written depends on the clock
+        pair.run(recipe, tmp_path / "whole")
+        assert differing(outcome(tmp_path / "whole", recipe), outcome(tmp_path / "run", recipe)) == set()
+
+
+@pytest.mark.parametrize("only", [0, 1])
+def test_a_disk_that_stays_full_for_one_rank_ends_all_with_the_same_error(only, make, pair, tmp_path):
+    recipe = make(train__parallel="fsdp", checkpoint__every=2)
+    answers = pair.run(recipe, tmp_path / "run", harm="full", only=only)
+    assert [answer["error"] for answer in answers] == ["StorageError"] * 2
+    assert answers[0]["message"] == answers[1]["message"]
+    assert "the disk is full" in answers[0]["message"]
+    status = read_json(tmp_path / "run" / "status.json")
+    assert (status["state"], status["exit_code"]) == ("failed", 74)
+
+
 @pytest.mark.parametrize("harm", ["flip", "missing", "extra", "cut"])
 def test_a_damaged_share_is_found_and_the_checkpoint_before_it_taken(harm, make, pair, tmp_path):
     recipe = make(train__parallel="fsdp", checkpoint__every=2)

@@ -12,10 +12,12 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from scionlm.core import errors, log
 from scionlm.core.errors import LostRankError, ScionError
+from scionlm.core.files import storage_error
 
 T = TypeVar("T")
 
@@ -63,7 +65,7 @@ class Ranks:
     def on_main(self, work: Callable[[], T]) -> T:
         """Let the main rank do something and return its result on all; its failure is raised on all.
 
-        The result has to be something that JSON can hold.
+        The result has to be something that JSON can hold. An OSError becomes a StorageError.
         """
         if self.world == 1:
             return work()
@@ -73,7 +75,8 @@ class Ranks:
             try:
                 outcome = {"result": work()}
             except BaseException as error:
-                failure, outcome = error, _as_json(error)
+                failure = _explained(error)
+                outcome = _as_json(failure)
         outcome = self.share(outcome)
         if failure is not None:
             raise failure
@@ -82,14 +85,17 @@ class Ranks:
         return cast("T", outcome["result"])
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do something on every rank; where it fails on any, raise the first failure on all."""
+        """Do something on every rank; where it fails on any, raise the first failure on all.
+
+        An OSError becomes a StorageError.
+        """
         if self.world == 1:
             return work()
         result, failure = None, None
         try:
             result = work()
         except Exception as error:
-            failure = error
+            failure = _explained(error)
         outcomes = self.gather(_as_json(failure) if failure else None)
         if failure is not None and outcomes[0] is not None and self.is_main:
             raise failure
@@ -221,6 +227,15 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _explained(error: BaseException) -> BaseException:
+    """Return a failure as every rank gets it: of the disk, as Scion's own error, which is waited out where it can be."""
+    if not isinstance(error, OSError):
+        return error
+    explained = storage_error(error, Path(error.filename or "the output"))
+    explained.__cause__ = error
+    return explained
 
 
 def _as_json(error: BaseException) -> dict[str, Any]:
