@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
+from scionlm.core.errors import DataError
+from scionlm.data import SamplePlan
 from scionlm.recipes import inheritune
 from scionlm.recipes import setting as setting_module
 from scionlm.train import checkpoint
@@ -61,3 +63,24 @@ def full_while_flushing(patch: Any, mine: bool) -> None:
 def full(patch: Any, mine: bool) -> None:
     """The same for all shares."""
     _full(patch, mine, checkpoint, "settle", float("inf"))
+
+
+def _failing(patch: Any, mine: bool, error: Exception) -> None:
+    calls, real = itertools.count(), SamplePlan.batch
+
+    def batch(*arguments: Any) -> Any:
+        if mine and next(calls) == 2:
+            raise error
+        return real(*arguments)
+
+    patch.setattr(SamplePlan, "batch", batch)
+
+
+def broken_data(patch: Any, mine: bool) -> None:
+    """Let a rank fail by itself, in its third batch."""
+    _failing(patch, mine, DataError("what it reads is broken"))
+
+
+def fault(patch: Any, mine: bool) -> None:
+    """The same, with an error that nobody has thought of."""
+    _failing(patch, mine, KeyError("alpha"))

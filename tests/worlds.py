@@ -148,8 +148,10 @@ def _serve_one(order: dict[str, Any]) -> dict[str, Any]:
             run_recipe(load_recipe(order["recipe"]), Path(order["out"]), order["allow_change"])
         except BaseException as error:
             traceback.print_exc()
+            told = getattr(error, "told", False)
             broken = not isinstance(error, ScionError) or isinstance(error, LostRankError)
-            answer = {"error": type(error).__name__, "message": str(error), "broken": broken}
+            broken = broken or not (told or order["environment"]["RANK"] == 0)  # the others do not know of it
+            answer = {"error": type(error).__name__, "message": str(error), "broken": broken, "told": told}
         rows = [[row.hex() for row in batch] for batch in watch.rows()]
         samples = [[tuple(sample) for sample in step] for step in watch.samples]
         return answer | {"rows": rows, "samples": samples}

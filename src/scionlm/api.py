@@ -87,7 +87,7 @@ def run(
         out: The run folder.
         allow_change: Go on with a run although settings differ.
     """
-    from scionlm.parallel.ranks import tells_the_user
+    from scionlm.parallel.ranks import leave_to_main, tells_the_user
     from scionlm.recipes.presets import load_recipe
     from scionlm.recipes.run import run_recipe
     from scionlm.report import write_report
@@ -95,7 +95,7 @@ def run(
     try:
         loaded = load_recipe(recipe, overrides or {})
     except ScionError as error:
-        error.told = not tells_the_user()
+        leave_to_main(error)
         raise
     result = run_recipe(loaded, Path(out), allow_change)
     if tells_the_user():

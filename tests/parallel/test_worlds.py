@@ -118,6 +118,7 @@ def test_two_ranks_stopped_and_gone_on_with_are_never_stopped(feature, layout, m
     first, second = sorted(random.Random(zlib.crc32(feature.encode())).sample(range(1, steps), 2))
     stopped = pair.run(recipe, tmp_path / "parts", stop_at=first, only=1)
     assert {answer["error"] for answer in stopped} == {"StoppedError"}
+    assert [answer["told"] for answer in stopped] == [False, True], "the main rank says it"
     assert read_json(tmp_path / "parts" / "status.json")["exit_code"] == 75
     again = pair.run(recipe, tmp_path / "parts", stop_at=second - first, only=0)
     assert {answer["error"] for answer in again} == {"StoppedError"}
@@ -236,6 +237,22 @@ def test_a_text_that_ends_on_one_rank_alone_keeps_no_other_waiting(make, pair, t
     assert [answer["error"] for answer in answers] == [None, None]
     texts = [sample["texts"]["child"] for sample in read_json(tmp_path / "run" / "result.json")["samples"]]
     assert all(texts), "the main rank's texts are those that are shown"
+
+
+@pytest.mark.parametrize(
+    ("harm", "kind", "code", "words"),
+    [
+        ("broken_data", "DataError", 65, "rank 1: what it reads is broken"),
+        ("fault", "ScionError", 1, "rank 1: KeyError: 'alpha'"),
+    ],
+)
+def test_what_a_rank_fails_with_by_itself_is_said_by_it_and_by_the_main_one(
+    harm, kind, code, words, make, pair, tmp_path
+):
+    answers = pair.run(make(train__parallel="fsdp"), tmp_path / "run", harm=harm)
+    assert [(answer["error"], answer["message"], answer["told"]) for answer in answers] == [(kind, words, False)] * 2
+    status = read_json(tmp_path / "run" / "status.json")
+    assert (status["state"], status["exit_code"], status["message"]) == ("failed", code, words)
 
 
 def test_a_finished_run_is_left_alone(make, pair, tmp_path):

@@ -56,7 +56,7 @@ def run_recipe(recipe: Recipe, out: Path, allow_change: bool = False) -> Record:
         StoppedError: A signal came; the run is saved.
         ScionError: Whatever the work raises; it stands in status.json too.
     """
-    with joined() as ranks, contextlib.ExitStack() as held:
+    with joined(lambda error: _note_failure(out, error)) as ranks, contextlib.ExitStack() as held:
         stop = StopRequest(None if ranks.world == 1 else lambda mine: any(ranks.gather(mine)))
         opened: list[Inputs] = []
 
@@ -161,13 +161,18 @@ def _work(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks, work: Work
             for path, data in kept.items():
                 write_bytes_atomic(path, data)
         else:
-            write_status(out, "failed", error.exit_code, " ".join(str(error).split())[:500])
+            _note_failure(out, error)
         raise
     except BaseException as error:
-        write_status(out, "failed", exit_code_of(error), " ".join(str(error).split())[:500])
+        _note_failure(out, error)
         raise
     write_status(out, "done", 0, "")
     return result
+
+
+def _note_failure(out: Path, error: BaseException) -> None:
+    """Say in status.json that the run has failed."""
+    write_status(out, "failed", exit_code_of(error), " ".join(str(error).split())[:500])
 
 
 def write_status(out: Path, state: str, exit_code: int, message: str, step: int | None = None) -> None:
