@@ -7,7 +7,7 @@ from scionlm.core.config import load_yaml
 from scionlm.core.errors import UsageError
 from scionlm.parallel.ranks import Ranks
 from scionlm.parallel.runtime import Runtime, check_attention
-from scionlm.recipes import calibrate
+from scionlm.recipes import calibrate, setting
 from scionlm.recipes.calibrate import choose_rows
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
@@ -75,6 +75,20 @@ def test_a_run_writes_down_what_it_took_and_keeps_it(recipe, tmp_path, monkeypat
     monkeypatch.setattr(calibrate, "choose_rows", None)
     run_recipe(recipe, tmp_path / "run")
     assert load_recipe(str(tmp_path / "run" / "config.yaml"), {}).train.micro_batch_size == rows
+
+
+def test_a_stage_of_its_own_size_is_resolved_once_and_gone_on_with(tiny_folder, data_folder, tmp_path, monkeypatch):
+    quicken(monkeypatch.setattr)
+    stages = [{"name": "a"}, {"name": "b", "train": {"steps": 2, "micro_batch_size": "auto"}}]
+    recipe = recipe_of(tiny_folder, data_folder.path, stages=stages)
+    monkeypatch.setattr(setting, "choose_rows", lambda recipe, sizes, runtime: 2)
+    run_recipe(recipe, tmp_path / "run")
+    assert load_yaml(tmp_path / "run" / "config.yaml")["stages"][1]["train"]["micro_batch_size"] == 2
+    monkeypatch.setattr(setting, "choose_rows", None)
+    run_recipe(recipe, tmp_path / "run")
+    stages[1]["name"] = "c"
+    with pytest.raises(UsageError, match="with other settings: stages"):
+        run_recipe(recipe_of(tiny_folder, data_folder.path, stages=stages), tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["flash", "flex"])

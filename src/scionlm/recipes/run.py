@@ -21,6 +21,7 @@ from scionlm.parallel.ranks import Ranks, joined, naming_losses
 from scionlm.recipes.changes import judge_changes
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs, open_inputs
+from scionlm.recipes.lengths import Path as Place
 from scionlm.recipes.lengths import has_times, set_at, timed_paths, value_at
 from scionlm.recipes.timing import resolve_times
 from scionlm.train.folders import checkpoint_folders
@@ -225,14 +226,23 @@ def _with_resolved(given: Mapping, kept: Mapping) -> Mapping:
     for section, key, open_value in (*_AUTOMATIC, ("branch", "step", None)):
         if value_at(given, (section, key)) == open_value and given.get(section) and kept.get(section):
             given[section][key] = kept[section][key]
+    for number, _ in enumerate(given["stages"]):
+        path = ("stages", number, "train", "micro_batch_size")
+        if value_at(given, path) == "auto" and _same_stage(given, kept, path) and value_at(kept, path) is not None:
+            set_at(given, path, value_at(kept, path))
     for path in timed_paths(given):
-        same = path[0] != "stages" or value_at(given, (*path[:2], "name")) == value_at(kept, (*path[:2], "name"))
+        same = _same_stage(given, kept, path)
         budget = (*path[:-1], "time")
         if path[-1] == "steps":
             same = same and value_at(given, budget) == value_at(kept, budget)
         if same and value_at(kept, path) is not None:
             set_at(given, path, value_at(kept, path))
     return given
+
+
+def _same_stage(given: Mapping, kept: Mapping, path: Place) -> bool:
+    """Return whether a place is in a stage of the same name in both, or in none."""
+    return path[0] != "stages" or value_at(given, (*path[:2], "name")) == value_at(kept, (*path[:2], "name"))
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
