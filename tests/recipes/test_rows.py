@@ -1,5 +1,7 @@
 """What a run settles by the device: the fastest micro-batch of those that fit, and the kernel of attention."""
 
+import gc
+
 import pytest
 import torch
 
@@ -89,6 +91,26 @@ def test_a_stage_of_its_own_size_is_resolved_once_and_gone_on_with(tiny_folder, 
     stages[1]["name"] = "c"
     with pytest.raises(UsageError, match="with other settings: stages"):
         run_recipe(recipe_of(tiny_folder, data_folder.path, stages=stages), tmp_path / "run")
+
+
+def tensor_bytes():
+    return sum(
+        one.nbytes for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and one.device.type == "cpu"
+    )
+
+
+@pytest.mark.parametrize("measure", ["choose_rows", "measure_steps"])
+def test_what_was_tried_gives_its_memory_back(recipe, measure):
+    """At once, though the modules of a trial hold each other."""
+    calibrate.measure_steps(recipe)  # what is held for good is there
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensor_bytes()
+        calibrate.choose_rows(recipe, [1, 2], ALONE) if measure == "choose_rows" else calibrate.measure_steps(recipe)
+        assert tensor_bytes() <= before + 1000
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", ["flash", "flex"])

@@ -6,6 +6,7 @@ true weights; the others get theirs from it, so that no model is read, cut or dr
 """
 
 import contextlib
+import gc
 import math
 import warnings
 from collections.abc import Generator, Iterable, Sequence
@@ -67,6 +68,12 @@ def place(
         dealt = distribute_tensor(full, shard.device_mesh, shard.placements)
         with torch.no_grad():
             shard.to_local().copy_(dealt.to_local())
+
+
+def release(module: nn.Module) -> None:
+    """Give a module's memory back now: the next one needs it."""
+    module.to("meta")  # what holds the module, and be it the module itself, holds nothing of size any more
+    gc.collect()
 
 
 def whole_weights(model: nn.Module, runtime: Runtime) -> dict[str, torch.Tensor]:

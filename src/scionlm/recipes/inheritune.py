@@ -15,10 +15,11 @@ from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl, wri
 from scionlm.core.signals import StopRequest
 from scionlm.evaluation.loss import model_token_nll
 from scionlm.families.models import assemble, random_model
+from scionlm.parallel.placing import release
 from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.recipes.inputs import Inputs
 from scionlm.recipes.result import add_control, best_losses, describe, write_card
-from scionlm.recipes.setting import Setting, losses_of, open_model, release, samples_of, settle
+from scionlm.recipes.setting import Setting, losses_of, open_model, samples_of, settle
 from scionlm.recipes.training import train_model
 from scionlm.sources import open_folder
 from scionlm.surgery.surgery import open_surgery

@@ -10,10 +10,11 @@ from scionlm.core.records import Record, read_jsonl
 from scionlm.data import SamplePlan
 from scionlm.data.mixing.reweight import Losses, RuleSettings, normalized, reweight
 from scionlm.evaluation.loss import TokenNll, model_token_nll
+from scionlm.parallel.placing import release
 from scionlm.recipes.config_data import ReweightConfig
 from scionlm.recipes.inputs import StageInputs
 from scionlm.recipes.references import given_references
-from scionlm.recipes.setting import Setting, losses_of, open_model, release
+from scionlm.recipes.setting import Setting, losses_of, open_model
 
 EVALUATION_S = "time/evaluation_s"
 """Metric: what a held-out measurement cost."""

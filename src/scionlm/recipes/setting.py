@@ -1,10 +1,9 @@
 """A run's inputs together with the machine it runs on, and what recipes measure with them."""
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -185,9 +184,3 @@ def open_model(setting: Setting, folder: ModelFolder, dtype: torch.dtype) -> Pre
     model = runtime.ranks.together(lambda: load_hf_model(folder, dtype) if mine else assemble(folder.config, {}, dtype))
     place(model, layers_of(model), runtime)
     return model
-
-
-def release(model: PreTrainedModel) -> None:
-    """Give a model's memory back now: the next one needs it."""
-    cast("Any", model).to("meta")
-    gc.collect()
