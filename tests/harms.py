@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from scionlm.core.errors import DataError
 from scionlm.data import SamplePlan
-from scionlm.recipes import inheritune
+from scionlm.recipes import inheritune, reweighting
 from scionlm.recipes import setting as setting_module
 from scionlm.train import checkpoint
 from scionlm.train import saver as saver_module
@@ -84,3 +84,22 @@ def broken_data(patch: Any, mine: bool) -> None:
 def fault(patch: Any, mine: bool) -> None:
     """The same, with an error that nobody has thought of."""
     _failing(patch, mine, KeyError("alpha"))
+
+
+def own_opinion(patch: Any, mine: bool) -> None:
+    """Let a rank measure, decide and read other weights of the domains than the main one."""
+    if not mine:
+        return
+    losses_of, reweight = reweighting.losses_of, reweighting.reweight
+
+    def off(*arguments: Any, **keywords: Any) -> Any:
+        losses = losses_of(*arguments, **keywords)
+        return {name: loss | {"nll": loss["nll"] + number} for number, (name, loss) in enumerate(losses.items())}
+
+    def turned(*arguments: Any) -> Any:
+        weights = reweight(*arguments)
+        return dict(zip(weights, reversed(weights.values()), strict=True))
+
+    patch.setattr(reweighting, "losses_of", off)
+    patch.setattr(reweighting, "reweight", turned)
+    patch.setattr(reweighting, "read_jsonl", lambda path: [])

@@ -255,6 +255,14 @@ def test_what_a_rank_fails_with_by_itself_is_said_by_it_and_by_the_main_one(
     assert (status["state"], status["exit_code"], status["message"]) == ("failed", code, words)
 
 
+def test_the_main_rank_decides_how_domains_are_weighed(make, alone, pair, tmp_path):
+    out, watch = alone(make("reweight", control=True))
+    answers = pair.run(make("reweight", control=True, train__parallel="ddp"), tmp_path / "run", harm="own_opinion")
+    assert [answer["error"] for answer in answers] == [None, None]
+    close(tmp_path / "run", out, FP32)
+    same_samples(answers, watch)
+
+
 def test_a_finished_run_is_left_alone(make, pair, tmp_path):
     recipe = make(train__parallel="ddp")
     pair.run(recipe, tmp_path / "run")
