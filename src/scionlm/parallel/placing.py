@@ -7,7 +7,6 @@ true weights; the others get theirs from it, so that no model is read, cut or dr
 
 import contextlib
 import gc
-import math
 import warnings
 from collections.abc import Generator, Iterable, Sequence
 from functools import cache
@@ -119,9 +118,9 @@ class Trained:
             yield
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> torch.Tensor:
-    """Scale gradients down to a norm of `most`, where it is not 0; return their norm over all ranks, before that."""
-    norm = nn.utils.clip_grad_norm_(parameters, most or math.inf)
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """Return the norm of the gradients over all ranks."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
