@@ -25,7 +25,8 @@ from scionlm.core.errors import StoppedError
 from scionlm.core.records import JsonlWriter, read_json, read_jsonl
 from scionlm.data import Batch, Ledger, Sample, SamplePlan
 from scionlm.data.mixing.ledger import read_consumed
-from scionlm.recipes import child, setting, training
+from scionlm.parallel import placing
+from scionlm.recipes import child, training
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.order import stage_folder
 from scionlm.recipes.presets import load_recipe
@@ -59,7 +60,7 @@ def quicken(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
     """Leave out what takes most of a tiny run's time and decides nothing in it."""
     setattr_(training, "peak_flops", lambda runtime: None)
     setattr_(os, "fsync", lambda handle: None)  # a process that is killed takes nothing of the system's memory with it
-    setattr_(setting, "gc", SimpleNamespace(collect=lambda: None))
+    setattr_(placing, "gc", SimpleNamespace(collect=lambda: None))
 
     def samples(its_setting: Any, model: Any) -> list[dict[str, Any]]:
         return [{"domain": name, "prompt": "", "text": ""} for name in its_setting.held_out]
@@ -265,7 +266,7 @@ class Server:
     """
 
     def __enter__(self) -> "Server":
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": ""}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "whole_runs"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

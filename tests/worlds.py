@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import harms
 from scionlm.core.config import dump_yaml
 from scionlm.core.errors import LostRankError, ScionError
 from scionlm.parallel.placing import mesh_of
@@ -48,7 +49,7 @@ class World:
         return self
 
     def _start(self) -> None:
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": ""}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
         environment["GLOO_SOCKET_IFNAME"] = "lo"
         self._workers = [
             subprocess.Popen(
@@ -79,7 +80,13 @@ class World:
             worker.stdout.close()
 
     def run(
-        self, recipe: Recipe, out: Path, stop_at: int | None = None, allow_change: bool = False, only: int = 1
+        self,
+        recipe: Recipe,
+        out: Path,
+        stop_at: int | None = None,
+        allow_change: bool = False,
+        only: int = 1,
+        harm: str | None = None,
     ) -> list[dict[str, Any]]:
         """Run a recipe together; return what each rank has to say: its batches, and its error if there was one.
 
@@ -88,7 +95,8 @@ class World:
             out: Where.
             stop_at: The number of the batch in which rank `only` gets a SIGTERM.
             allow_change: See `run_recipe`.
-            only: Which rank is told to stop.
+            only: Which rank is told to stop, or harmed.
+            harm: What goes wrong there; see `harms`.
         """
         path = out.with_name(f"{out.name}.yaml")
         path.write_text(dump_yaml(recipe.model_dump(mode="json")), encoding="utf-8")
@@ -96,7 +104,7 @@ class World:
         for rank, worker in enumerate(self._workers):
             order = {
                 "recipe": str(path), "out": str(out), "stop_at": stop_at if rank == only else None,
-                "allow_change": allow_change,
+                "allow_change": allow_change, "harm": harm, "mine": rank == only,
                 "environment": {
                     "RANK": rank, "WORLD_SIZE": self.size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                     "LOCAL_RANK": rank % self.per_node, "LOCAL_WORLD_SIZE": self.per_node,
@@ -132,14 +140,18 @@ def _serve_one(order: dict[str, Any]) -> dict[str, Any]:
     mesh_of.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch.setattr)
+        if order["harm"]:
+            getattr(harms, order["harm"])(patch, order["mine"])
         watch = Watch(patch, [order["stop_at"]] if order["stop_at"] else [])
         answer: dict[str, Any] = {"error": None}
         try:
             run_recipe(load_recipe(order["recipe"]), Path(order["out"]), order["allow_change"])
         except BaseException as error:
             traceback.print_exc()
+            told = getattr(error, "told", False)
             broken = not isinstance(error, ScionError) or isinstance(error, LostRankError)
-            answer = {"error": type(error).__name__, "message": str(error), "broken": broken}
+            broken = broken or not (told or order["environment"]["RANK"] == 0)  # the others do not know of it
+            answer = {"error": type(error).__name__, "message": str(error), "broken": broken, "told": told}
         rows = [[row.hex() for row in batch] for batch in watch.rows()]
         samples = [[tuple(sample) for sample in step] for step in watch.samples]
         return answer | {"rows": rows, "samples": samples}

@@ -92,7 +92,7 @@ def run(
     Returns:
         What result.json holds; of a sweep `runs`, how each ended, and what its compare.json holds.
     """
-    from scionlm.parallel.ranks import tells_the_user
+    from scionlm.parallel.ranks import leave_to_main, tells_the_user
     from scionlm.recipes.config_sweep import Sweep, load_request
     from scionlm.recipes.run import run_recipe
     from scionlm.report import write_report
@@ -100,7 +100,7 @@ def run(
     try:
         loaded = load_request(recipe, overrides or {})
     except ScionError as error:
-        error.told = not tells_the_user()
+        leave_to_main(error)
         raise
     if isinstance(loaded, Sweep):
         return _run_sweep(loaded, Path(out), allow_change)

@@ -19,10 +19,10 @@ from worlds import free_port
 STEPS = 60
 
 
-def start(recipe: Path, out: Path) -> subprocess.Popen:
+def start(recipe: Path, out: Path, program: tuple[str, ...] = ("-m", "scionlm")) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
-               str(free_port()), "-m", "scionlm", "run", str(recipe), "-o", str(out)]  # fmt: skip
+               str(free_port()), *program, "run", str(recipe), "-o", str(out)]  # fmt: skip
     with Path(f"{out}.log").open("a") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
@@ -117,6 +117,27 @@ def test_one_rank_speaks(tmp_path, make):
     path.write_text(path.read_text().replace("steps: 2", "stps: 2"), encoding="utf-8")
     assert start(path, tmp_path / "other").wait(90) != 0
     assert (tmp_path / "other.log").read_text().count("error: ") == 1
+
+
+HARMED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+import harms, pytest
+from scionlm.cli.main import main
+harms.broken_data(pytest.MonkeyPatch(), os.environ["RANK"] == "1")
+main()
+"""
+
+
+def test_a_rank_that_fails_by_itself_is_heard(make, tmp_path):
+    path, program = tmp_path / "recipe.yaml", tmp_path / "harmed.py"
+    path.write_text(dump_yaml(make(train__parallel="ddp").model_dump(mode="json")), encoding="utf-8")
+    program.write_text(HARMED.format(tests=str(Path(__file__).parents[1])), encoding="utf-8")
+    assert start(path, tmp_path / "run", (str(program),)).wait(90) != 0
+    said = (tmp_path / "run.log").read_text()
+    assert 1 <= said.count("error: rank 1: what it reads is broken") <= 2
+    assert "another process of this run is gone" not in said
+    assert read_json(tmp_path / "run" / "status.json")["message"] == "rank 1: what it reads is broken"
 
 
 def test_a_signal_to_the_launcher_stops_and_saves(make, tmp_path):

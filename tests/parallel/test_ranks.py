@@ -1,5 +1,6 @@
 """What ranks tell each other, with threads in the place of processes."""
 
+import errno
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scionlm.core.errors import DataError, LostRankError, ScionError, UsageError
+from scionlm.core.errors import DataError, LostRankError, ScionError, StorageError, UsageError
 from scionlm.core.signals import StopRequest
 from scionlm.parallel.ranks import ALONE, Ranks, is_launched, naming_losses
 
@@ -70,6 +71,22 @@ def test_a_failure_of_any_rank_is_everyones_and_names_it():
     found = on_all(lambda ranks: ranks.together(lambda: fail(DataError("no data")) if ranks.rank == 2 else ranks.rank))
     assert [(type(error), str(error)) for error in found] == [(DataError, "rank 2: no data")] * 3
     assert on_all(lambda ranks: ranks.together(lambda: ranks.rank)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("who", [0, 2])
+@pytest.mark.parametrize("verb", ["on_main", "together"])
+def test_a_failure_of_the_disk_is_the_same_for_all(verb, who):
+    def work(ranks):
+        def write():
+            if ranks.rank == who or verb == "on_main":
+                raise OSError(errno.ENOSPC, "No space left on device", "a/file")
+
+        return getattr(ranks, verb)(write)
+
+    found = on_all(work)
+    assert [type(error) for error in found] == [StorageError] * 3
+    assert len({str(error) for error in found}) == 1
+    assert "cannot use a/file: the disk is full" in str(found[0])
 
 
 def test_a_signal_to_one_is_agreed_by_all_at_the_same_place():

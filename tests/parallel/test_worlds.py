@@ -118,6 +118,7 @@ def test_two_ranks_stopped_and_gone_on_with_are_never_stopped(feature, layout, m
     first, second = sorted(random.Random(zlib.crc32(feature.encode())).sample(range(1, steps), 2))
     stopped = pair.run(recipe, tmp_path / "parts", stop_at=first, only=1)
     assert {answer["error"] for answer in stopped} == {"StoppedError"}
+    assert [answer["told"] for answer in stopped] == [False, True], "the main rank says it"
     assert read_json(tmp_path / "parts" / "status.json")["exit_code"] == 75
     again = pair.run(recipe, tmp_path / "parts", stop_at=second - first, only=0)
     assert {answer["error"] for answer in again} == {"StoppedError"}
@@ -166,6 +167,31 @@ def test_checkpoints_in_the_background_are_those_of_the_foreground(layout, make,
             assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+@pytest.mark.parametrize("only", [0, 1])
+@pytest.mark.parametrize(
+    ("harm", "background"),
+    [("full_while_writing", False), ("full_while_flushing", False), ("full_while_flushing", True)],
+)
+def test_a_disk_that_is_full_for_one_rank_is_waited_out_by_all(harm, background, only, make, pair, tmp_path):
+    recipe = make(train__parallel="fsdp", checkpoint__every=2, checkpoint__background=background)
+    answers = pair.run(recipe, tmp_path / "run", harm=harm, only=only)
+    assert [answer["error"] for answer in answers] == [None, None]
+    if not background:  # then which are written depends on the clock
+        pair.run(recipe, tmp_path / "whole")
+        assert differing(outcome(tmp_path / "whole", recipe), outcome(tmp_path / "run", recipe)) == set()
+
+
+@pytest.mark.parametrize("only", [0, 1])
+def test_a_disk_that_stays_full_for_one_rank_ends_all_with_the_same_error(only, make, pair, tmp_path):
+    recipe = make(train__parallel="fsdp", checkpoint__every=2)
+    answers = pair.run(recipe, tmp_path / "run", harm="full", only=only)
+    assert [answer["error"] for answer in answers] == ["StorageError"] * 2
+    assert answers[0]["message"] == answers[1]["message"]
+    assert "the disk is full" in answers[0]["message"]
+    status = read_json(tmp_path / "run" / "status.json")
+    assert (status["state"], status["exit_code"]) == ("failed", 74)
+
+
 @pytest.mark.parametrize("harm", ["flip", "missing", "extra", "cut"])
 def test_a_damaged_share_is_found_and_the_checkpoint_before_it_taken(harm, make, pair, tmp_path):
     recipe = make(train__parallel="fsdp", checkpoint__every=2)
@@ -203,6 +229,38 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_left_out_by_all(make, pair, tm
     recipe = make(train__parallel="fsdp", optimizer__lr=0.9, optimizer__grad_clip=0.0, train__steps=30)
     answers = pair.run(recipe, tmp_path / "run")
     assert answers[0]["error"] == answers[1]["error"]
+
+
+def test_a_text_that_ends_on_one_rank_alone_keeps_no_other_waiting(make, pair, tmp_path):
+    recipe = make(train__parallel="fsdp", train__steps=1)
+    answers = pair.run(recipe, tmp_path / "run", harm="ends_early")
+    assert [answer["error"] for answer in answers] == [None, None]
+    texts = [sample["texts"]["child"] for sample in read_json(tmp_path / "run" / "result.json")["samples"]]
+    assert all(texts), "the main rank's texts are those that are shown"
+
+
+@pytest.mark.parametrize(
+    ("harm", "kind", "code", "words"),
+    [
+        ("broken_data", "DataError", 65, "rank 1: what it reads is broken"),
+        ("fault", "ScionError", 1, "rank 1: KeyError: 'alpha'"),
+    ],
+)
+def test_what_a_rank_fails_with_by_itself_is_said_by_it_and_by_the_main_one(
+    harm, kind, code, words, make, pair, tmp_path
+):
+    answers = pair.run(make(train__parallel="fsdp"), tmp_path / "run", harm=harm)
+    assert [(answer["error"], answer["message"], answer["told"]) for answer in answers] == [(kind, words, False)] * 2
+    status = read_json(tmp_path / "run" / "status.json")
+    assert (status["state"], status["exit_code"], status["message"]) == ("failed", code, words)
+
+
+def test_the_main_rank_decides_how_domains_are_weighed(make, alone, pair, tmp_path):
+    out, watch = alone(make("reweight", control=True))
+    answers = pair.run(make("reweight", control=True, train__parallel="ddp"), tmp_path / "run", harm="own_opinion")
+    assert [answer["error"] for answer in answers] == [None, None]
+    close(tmp_path / "run", out, FP32)
+    same_samples(answers, watch)
 
 
 def test_a_finished_run_is_left_alone(make, pair, tmp_path):

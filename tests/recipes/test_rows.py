@@ -1,5 +1,7 @@
 """What a run settles by the device: the fastest micro-batch of those that fit, and the kernel of attention."""
 
+import gc
+
 import pytest
 import torch
 
@@ -7,10 +9,11 @@ from scionlm.core.config import load_yaml
 from scionlm.core.errors import UsageError
 from scionlm.parallel.ranks import Ranks
 from scionlm.parallel.runtime import Runtime, check_attention
-from scionlm.recipes import calibrate
+from scionlm.recipes import calibrate, setting
 from scionlm.recipes.calibrate import choose_rows
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
+from scionlm.train import step as step_module
 from whole_runs import quicken, recipe_of
 
 ALONE = Runtime("cpu", "a processor", 1, "fp32")
@@ -75,6 +78,51 @@ def test_a_run_writes_down_what_it_took_and_keeps_it(recipe, tmp_path, monkeypat
     monkeypatch.setattr(calibrate, "choose_rows", None)
     run_recipe(recipe, tmp_path / "run")
     assert load_recipe(str(tmp_path / "run" / "config.yaml"), {}).train.micro_batch_size == rows
+
+
+def test_a_stage_of_its_own_size_is_resolved_once_and_gone_on_with(tiny_folder, data_folder, tmp_path, monkeypatch):
+    quicken(monkeypatch.setattr)
+    stages = [{"name": "a"}, {"name": "b", "train": {"steps": 2, "micro_batch_size": "auto"}}]
+    recipe = recipe_of(tiny_folder, data_folder.path, stages=stages)
+    monkeypatch.setattr(setting, "choose_rows", lambda recipe, sizes, runtime: 2)
+    run_recipe(recipe, tmp_path / "run")
+    assert load_yaml(tmp_path / "run" / "config.yaml")["stages"][1]["train"]["micro_batch_size"] == 2
+    monkeypatch.setattr(setting, "choose_rows", None)
+    run_recipe(recipe, tmp_path / "run")
+    stages[1]["name"] = "c"
+    with pytest.raises(UsageError, match="with other settings: stages"):
+        run_recipe(recipe_of(tiny_folder, data_folder.path, stages=stages), tmp_path / "run")
+
+
+def tensor_bytes():
+    return sum(
+        one.nbytes for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and one.device.type == "cpu"
+    )
+
+
+@pytest.mark.parametrize("measure", ["choose_rows", "measure_steps"])
+def test_what_was_tried_gives_its_memory_back(recipe, measure):
+    """At once, though the modules of a trial hold each other."""
+    calibrate.measure_steps(recipe)  # what is held for good is there
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensor_bytes()
+        calibrate.choose_rows(recipe, [1, 2], ALONE) if measure == "choose_rows" else calibrate.measure_steps(recipe)
+        assert tensor_bytes() <= before + 1000
+    finally:
+        gc.enable()
+
+
+def test_what_was_taken_is_what_trains_from_the_first_start_on(recipe, tmp_path, monkeypatch):
+    quicken(monkeypatch.setattr)
+    monkeypatch.setattr(setting_module, "choose_rows", lambda *arguments: 1)
+    sizes, micro_batches = [], step_module.micro_batches
+    monkeypatch.setattr(
+        step_module, "micro_batches", lambda batch, size: (sizes.append(size), micro_batches(batch, size))[1]
+    )
+    run_recipe(recipe, tmp_path / "run")
+    assert set(sizes) == {1}
 
 
 @pytest.mark.parametrize("name", ["flash", "flex"])

@@ -352,8 +352,8 @@ def test_no_checkpoint_replaces_a_good_one_while_updates_are_left_out(tmp_path, 
     run = Run(tmp_path / "run", data_folder, checkpoint_every=1, skip=2)
     step = run.optimizer.step
 
-    def breaking(lr):
-        step(lr)
+    def breaking(lr, divisor):
+        step(lr, divisor)
         if sum(1 for _ in (tmp_path / "run" / "checkpoints").glob("step-*")) == 2:
             with torch.no_grad():
                 run.objective.model.model.norm.weight[0] = torch.nan

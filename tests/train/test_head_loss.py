@@ -131,9 +131,27 @@ def test_the_gradient_is_that_of_finite_differences():
     hidden, weight, labels, targets = example()
     for name in DIVERGENCES:
         made_of = HeadSettings(LogitScaling(0.8, 3.0), 0.01, name, 1.7, 6)
-        assert torch.autograd.gradcheck(
-            lambda h, w, made_of=made_of: head_losses(h, w, labels, made_of, targets).loss, (hidden, weight)
-        )
+
+        def loss(made_of=made_of):
+            return head_losses(hidden, weight, labels, made_of, targets).loss
+
+        for part, gradient in zip((hidden, weight), torch.autograd.grad(3 * loss(), (hidden, weight)), strict=True):
+            for place, slope in zip(part.data.view(-1).split(1), gradient.flatten().tolist(), strict=True):
+                ends = []
+                for step in (1e-5, -2e-5):
+                    place.add_(step)
+                    ends.append(float(loss().detach()))
+                place.add_(1e-5)
+                assert 3 * (ends[0] - ends[1]) / 2e-5 == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+def test_the_way_back_cannot_be_gone_twice_in_silence():
+    """What is kept for it is scaled in place."""
+    hidden, weight, labels, targets = example()
+    loss = head_losses(hidden, weight, labels, HeadSettings(PLAIN), targets).loss
+    (loss / 2).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("name", sorted(DIVERGENCES))

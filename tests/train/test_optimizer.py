@@ -81,6 +81,22 @@ def test_matrices_decay_and_norms_biases_and_embeddings_do_not(model_type, chang
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_divisor_is_as_if_gradients_had_been_divided(name):
+    found = []
+    for divided, divisors in ((True, (1.0, 8.0, 2.0)), (False, (1.0, 8.0, 2.0)), (False, (1.0, 1.0, 1.0))):
+        model = tiny_model(seed=1)
+        optimizer = Optimizer(model, OptimizerSettings(name=name))
+        for seed, divisor in enumerate(divisors):
+            give_gradients(model, seed)
+            for parameter in model.parameters():
+                parameter.grad /= 1.0 if divided else divisor
+            optimizer.step(LR, divisor if divided else 1.0)
+        found.append(weights_of(model) | optimizer.tensors())
+    assert same_bits(found[0], found[1])
+    assert not any(torch.equal(found[0][key], found[2][key]) for key in weights_of(model))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_an_untied_head_decays_and_a_tied_one_does_not(name):
     settings = OptimizerSettings(name=name, weight_decay=0.5)
     untied, tied = tiny_model(tie_word_embeddings=False), tiny_model()

@@ -187,7 +187,7 @@ def test_micro_batches_give_the_step_of_the_whole_batch(data_folder, tmp_path, m
         batch = dataclasses.replace(batch, labels=labels)
         gradients = {}
         # Of the gradients, since an update by AdamW would make the sign of a rounding error as large as a weight's.
-        run.optimizer.step = lambda lr: gradients.update(
+        run.optimizer.step = lambda lr, divisor: gradients.update(
             {name: p.grad.clone() for name, p in run.objective.model.named_parameters()}
         )
         return train_step(run.objective, run.optimizer, batch, size, lr=1e-3, clip=0.5), gradients
@@ -198,6 +198,25 @@ def test_micro_batches_give_the_step_of_the_whole_batch(data_folder, tmp_path, m
     assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
     for name, gradient in gradients.items():
         assert (gradient - other[name]).abs().max() < 1e-6 * gradient.abs().max()
+
+
+@pytest.mark.parametrize(("clip", "clips"), [(0.0, False), (0.01, True), (1e9, False)])
+def test_gradients_are_clipped_as_torch_clips_them(data_folder, tmp_path, clip, clips):
+    run, gradients = Run(tmp_path / "a", data_folder), {}
+    batch = run.plan.batch(run.plan.take(SEQUENCES))
+
+    def keep(lr, divisor):
+        gradients.update({p: p.grad.clone() for p in run.optimizer.parameters}, divisor=divisor)
+
+    run.optimizer.step = keep
+    norm = train_step(run.objective, run.optimizer, batch, SEQUENCES, lr=1e-3, clip=clip).grad_norm
+    divisor = gradients.pop("divisor")
+    assert (divisor > 1) == clips
+    for parameter, gradient in gradients.items():
+        parameter.grad = gradient.clone()
+    assert float(torch.nn.utils.clip_grad_norm_(gradients, clip or torch.inf)) == pytest.approx(norm)
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(gradient / divisor, parameter.grad, rtol=1e-6, atol=0)
 
 
 def test_the_objective_is_the_plain_cross_entropy_with_its_gradient(data_folder, tmp_path):

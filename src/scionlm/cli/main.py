@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         message, code = explain(error)
-        if not (isinstance(error, ScionError) and error.told):
+        if not getattr(error, "told", False):
             print(f"error: {message}", file=sys.stderr)
         return code
     finally:

@@ -24,9 +24,22 @@ def prompt_of(data: DataFolder, domain: str) -> list[int]:
 
 @torch.no_grad()
 def write_samples(
-    model: PreTrainedModel, tokenizer: Tokenizer, places: Iterable[tuple[DataFolder, str]], seed: int
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    places: Iterable[tuple[DataFolder, str]],
+    seed: int,
+    shared: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return a continuation of a prompt of each domain: `[{domain, prompt, text}]`, the same for model and seed."""
+    """Return a continuation of a prompt of each domain: `[{domain, prompt, text}]`, the same for model and seed.
+
+    Args:
+        model: The model.
+        tokenizer: Of its data.
+        places: The domains.
+        seed: Of the dice.
+        shared: Its weights are shared out over ranks. Last bits may have their texts differ, and each pass needs all:
+            a rank whose text has ended goes on for the others.
+    """
     result: list[dict[str, Any]] = []
     with torch.random.fork_rng(), quiet_transformers():
         for data, domain in places:
@@ -41,6 +54,7 @@ def write_samples(
                 max_new_tokens=_NEW_TOKENS,
                 eos_token_id=data.tokenizer.separator_id,
                 pad_token_id=data.tokenizer.separator_id,
+                synced_gpus=shared,
             )
             text = tokenizer.decode(out[0, len(prompt) :].tolist(), skip_special_tokens=True)
             result.append({"domain": domain, "prompt": tokenizer.decode(prompt), "text": text})

@@ -6,7 +6,7 @@ true weights; the others get theirs from it, so that no model is read, cut or dr
 """
 
 import contextlib
-import math
+import gc
 import warnings
 from collections.abc import Generator, Iterable, Sequence
 from functools import cache
@@ -69,6 +69,12 @@ def place(
             shard.to_local().copy_(dealt.to_local())
 
 
+def release(module: nn.Module) -> None:
+    """Give a module's memory back now: the next one needs it."""
+    module.to("meta")  # what holds the module, and be it the module itself, holds nothing of size any more
+    gc.collect()
+
+
 def whole_weights(model: nn.Module, runtime: Runtime) -> dict[str, torch.Tensor]:
     """Return the weights in one piece, on the CPU; all ranks have to ask, the main one gets them."""
     found: dict[str, torch.Tensor] = {}
@@ -112,9 +118,9 @@ class Trained:
             yield
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> torch.Tensor:
-    """Scale gradients down to a norm of `most`, where it is not 0; return their norm over all ranks, before that."""
-    norm = nn.utils.clip_grad_norm_(parameters, most or math.inf)
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """Return the norm of the gradients over all ranks."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

@@ -10,16 +10,22 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from scionlm.core import errors, log
 from scionlm.core.errors import LostRankError, ScionError
+from scionlm.core.files import storage_error
 
 T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=12)  # others wait while the main rank cuts, hashes or loads; a dead one is noticed at once
+# A rank that fails waits so long for the main one to fail with the same. It has to wait: as soon as a process ends,
+# torchrun ends the others, and the main one would not come to say why.
+_MAIN_SPEAKS_SECONDS = 5.0
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 
 
@@ -60,10 +66,18 @@ class Ranks:
     def close(self) -> None:
         """Leave."""
 
+    def last_words(self, error: Exception) -> Exception:
+        """Return what a process that fails ends with, after leaving word of it for the others."""
+        return error
+
+    def failed(self) -> BaseException | None:
+        """Return what another process has failed with by itself, if one has left word of it."""
+        return None
+
     def on_main(self, work: Callable[[], T]) -> T:
         """Let the main rank do something and return its result on all; its failure is raised on all.
 
-        The result has to be something that JSON can hold.
+        The result has to be something that JSON can hold. An OSError becomes a StorageError.
         """
         if self.world == 1:
             return work()
@@ -73,30 +87,40 @@ class Ranks:
             try:
                 outcome = {"result": work()}
             except BaseException as error:
-                failure, outcome = error, _as_json(error)
+                failure = _explained(error)
+                outcome = _as_json(failure)
         outcome = self.share(outcome)
         if failure is not None:
             raise failure
         if "error" in outcome:
-            raise _from_json(outcome)
+            raise self._of_another(outcome)
         return cast("T", outcome["result"])
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do something on every rank; where it fails on any, raise the first failure on all."""
+        """Do something on every rank; where it fails on any, raise the first failure on all.
+
+        An OSError becomes a StorageError.
+        """
         if self.world == 1:
             return work()
         result, failure = None, None
         try:
             result = work()
         except Exception as error:
-            failure = error
+            failure = _explained(error)
         outcomes = self.gather(_as_json(failure) if failure else None)
         if failure is not None and outcomes[0] is not None and self.is_main:
             raise failure
         for rank, outcome in enumerate(outcomes):
             if outcome is not None:
-                raise _from_json(outcome, f"rank {rank}: " if rank else "")
+                raise self._of_another(outcome, rank)
         return cast("T", result)
+
+    def _of_another(self, outcome: dict[str, Any], rank: int = 0) -> ScionError:
+        """Return a rank's failure for all to end with; the main one says it to the user."""
+        error = _from_json(outcome, rank)
+        error.told = not self.is_main
+        return error
 
     def block_of(self, items: Sequence[T]) -> tuple[Sequence[T], int]:
         """Return this rank's block of items that are dealt out in order, and how many the largest block has."""
@@ -110,10 +134,10 @@ ALONE = Ranks()
 class _Launched(Ranks):
     """The ranks that torchrun has started."""
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: Any, store: Any) -> None:
         import torch.distributed as dist
 
-        self.group = group
+        self.group, self._store = group, store
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.local_rank, self.local_world = (int(os.environ[key]) for key in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
 
@@ -146,13 +170,39 @@ class _Launched(Ranks):
     def apart(self) -> Ranks:
         import torch.distributed as dist
 
-        return _Launched(dist.new_group(backend="gloo", timeout=_PATIENCE))
+        return _Launched(dist.new_group(backend="gloo", timeout=_PATIENCE), self._store)
 
     def close(self) -> None:
         import torch.distributed as dist
 
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def last_words(self, error: Exception) -> Exception:
+        import torch.distributed as dist
+
+        told = getattr(error, "told", False)
+        if self.is_main or not (told or isinstance(error, LostRankError)):
+            with contextlib.suppress(RuntimeError):  # nobody is there to read it
+                self._store.set(_word_of(self.rank), json.dumps(_as_json(_explained(error))))
+        if self.is_main:
+            return error
+        try:
+            self._store.wait([_word_of(0)], timedelta(seconds=_MAIN_SPEAKS_SECONDS))
+        except dist.DistStoreError:  # it knows of nothing: only this rank can say it
+            if not told:
+                return _from_json(_as_json(_explained(error)), self.rank)
+        except RuntimeError:  # gone, and with it what it was told
+            pass
+        error.told = True  # pyright: ignore[reportAttributeAccessIssue]
+        return error
+
+    def failed(self) -> BaseException | None:
+        with contextlib.suppress(RuntimeError):
+            for rank in range(1, self.world):
+                if self._store.check([_word_of(rank)]):
+                    return self._of_another(json.loads(self._store.get(_word_of(rank))), rank)
+        return None
 
 
 def _to_bytes(value: object) -> Any:
@@ -171,27 +221,46 @@ def tells_the_user() -> bool:
     return not is_launched() or os.environ["RANK"] == "0"
 
 
+def leave_to_main(error: ScionError) -> None:
+    """Let the main rank say what all have failed with before they have joined."""
+    error.told = not tells_the_user()
+    if error.told:
+        time.sleep(_MAIN_SPEAKS_SECONDS)
+
+
 @contextlib.contextmanager
-def joined() -> Generator[Ranks, None, None]:
-    """Join the other processes of a run, where torchrun has started some, and leave them at the end."""
+def joined(on_own_failure: Callable[[Exception], None] = lambda error: None) -> Generator[Ranks, None, None]:
+    """Join the other processes of a run, where torchrun has started some, and leave them at the end.
+
+    Args:
+        on_own_failure: Called with what a rank other than the main one fails with by itself: the main one may be in the
+            middle of a computation that waits for it, and never come to say it.
+    """
     if not is_launched():
         yield ALONE
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     _die_with_parent()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(backend)
-    ranks = _Launched(dist.new_group(backend="gloo", timeout=_PATIENCE))
+    store, rank, world = next(rendezvous("env://"))
+    dist.init_process_group(backend, store=PrefixStore("groups", store), rank=rank, world_size=world)
+    ranks = _Launched(dist.new_group(backend="gloo", timeout=_PATIENCE), PrefixStore("words", store))
     with log.silenced(not ranks.is_main):
         try:
             yield ranks
-        except ScionError as error:
-            error.told = not ranks.is_main
-            raise
+        except Exception as error:
+            words = ranks.last_words(error)
+            if words is error:
+                raise
+            if not isinstance(words, LostRankError):
+                on_own_failure(words)
+            raise words from error
         finally:
             ranks.close()
 
@@ -202,6 +271,7 @@ def naming_losses(ranks: Ranks) -> Generator[None, None, None]:
 
     Raises:
         LostRankError: One of them is gone.
+        ScionError: One of them has failed by itself, with this.
     """
     try:
         yield
@@ -209,7 +279,7 @@ def naming_losses(ranks: Ranks) -> Generator[None, None, None]:
         text = str(error)
         if ranks.world == 1 or not any(word in text for word in ("gloo", "NCCL", "Connection", "peer")):
             raise
-        raise LostRankError(
+        raise ranks.failed() or LostRankError(
             "another process of this run is gone; the last checkpoint is sound: the same command goes on from there"
         ) from error
 
@@ -223,12 +293,26 @@ def _die_with_parent() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _explained(error: BaseException) -> BaseException:
+    """Return a failure as every rank gets it: one of the disk as Scion's own, which can be waited out."""
+    if not isinstance(error, OSError):
+        return error
+    explained = storage_error(error, Path(error.filename or "the output"))
+    explained.__cause__ = error
+    return explained
+
+
 def _as_json(error: BaseException) -> dict[str, Any]:
     return {"error": type(error).__name__, "message": str(error)}
 
 
-def _from_json(outcome: dict[str, Any], where: str = "") -> BaseException:
-    """Return another rank's failure, as far as Scion knows its kind."""
+def _word_of(rank: int) -> str:
+    return f"failure of {rank}"
+
+
+def _from_json(outcome: dict[str, Any], rank: int = 0) -> ScionError:
+    """Return a rank's failure, as far as Scion knows its kind; it names the rank where that is not the main one."""
+    where = f"rank {rank}: " if rank else ""
     kind = getattr(errors, outcome["error"], None)
     if isinstance(kind, type) and issubclass(kind, ScionError):
         return kind(f"{where}{outcome['message']}")

@@ -1,7 +1,8 @@
 """`scion plan --calibrate`: the speed of this machine on this very shape, from a few passes with random weights."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from scionlm.core.log import Progress, say
 from scionlm.core.records import Record
 from scionlm.data import Batch
 from scionlm.families.models import random_model
+from scionlm.parallel.placing import release
 from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.parallel.runtime import Runtime, start_runtime
 from scionlm.recipes.config import Recipe
@@ -100,9 +102,12 @@ def choose_rows(recipe: Recipe, sizes: list[int], runtime: Runtime) -> int:
     """
     if runtime.shards > 1 or len(sizes) == 1:
         return sizes[-1]
-    objective = _objective(recipe, replace(runtime, ranks=ALONE))
+    with _trial(recipe, replace(runtime, ranks=ALONE)) as (objective, optimizer):
+        return _fastest(recipe, sizes, objective, optimizer)
+
+
+def _fastest(recipe: Recipe, sizes: list[int], objective: Objective, optimizer: Optimizer) -> int:
     longest = max(stage.data.seq_len for stage in recipe.resolved_stages)
-    optimizer = Optimizer(objective.model, OptimizerSettings(name=recipe.optimizer.name))
     best, fastest, vain = sizes[0], float("inf"), 0
     with Progress("choosing the micro-batch", len(sizes)) as progress:
         for number, rows in enumerate(sizes):
@@ -130,8 +135,11 @@ def measure_steps(recipe: Recipe, ranks: Ranks = ALONE) -> Speed:
     if any(stage.train.micro_batch_size == "auto" for stage in recipe.resolved_stages):
         recipe = with_rows(recipe, plan_recipe(recipe)["micro_batch_size"])
     runtime = replace(start_runtime(recipe.train.precision, ranks), ranks=ALONE)
-    objective = _objective(recipe, runtime)
-    optimizer = Optimizer(objective.model, OptimizerSettings(name=recipe.optimizer.name))
+    with _trial(recipe, runtime) as (objective, optimizer):
+        return _speed(recipe, runtime, objective, optimizer)
+
+
+def _speed(recipe: Recipe, runtime: Runtime, objective: Objective, optimizer: Optimizer) -> Speed:
     found, taught = [], []
     with Progress("calibrating", len(recipe.resolved_stages) * (_PASSES + 1)) as progress:
         for number, stage in enumerate(recipe.resolved_stages):
@@ -153,8 +161,9 @@ def measure_steps(recipe: Recipe, ranks: Ranks = ALONE) -> Speed:
     return Speed(found, taught, runtime)
 
 
-def _objective(recipe: Recipe, runtime: Runtime) -> Objective:
-    """Return the objective of a recipe on one device, with random weights."""
+@contextlib.contextmanager
+def _trial(recipe: Recipe, runtime: Runtime) -> Generator[tuple[Objective, Optimizer], None, None]:
+    """Give the objective of a recipe on one device, with random weights, and an optimizer; take their memory back."""
     source = open_source(recipe, None, weights=False)
     target = target_config([source.config], plan_of(recipe, source))
     model = random_model(target, recipe.seed)
@@ -164,7 +173,10 @@ def _objective(recipe: Recipe, runtime: Runtime) -> Objective:
     objective = Objective(model, runtime.compute_dtype, train.z_loss, distillation, again, runtime)
     if train.compile is True:
         objective.compile()
-    return objective
+    try:
+        yield objective, Optimizer(model, OptimizerSettings(name=recipe.optimizer.name))
+    finally:
+        release(objective)
 
 
 def _batch(model: PreTrainedModel, rows: int, seq_len: int) -> Batch:

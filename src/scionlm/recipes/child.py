@@ -11,8 +11,9 @@ from scionlm.core.log import say
 from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl
 from scionlm.evaluation.loss import model_token_nll
 from scionlm.families.models import assemble, random_model
+from scionlm.parallel.placing import release
 from scionlm.recipes.result import add_control, best_losses, describe, write_card
-from scionlm.recipes.setting import Setting, losses_of, open_model, release, samples_of
+from scionlm.recipes.setting import Setting, losses_of, open_model, samples_of
 from scionlm.recipes.training import Beginning, train_model
 from scionlm.sources import open_folder
 from scionlm.surgery.surgery import open_surgery

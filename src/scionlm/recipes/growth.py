@@ -25,12 +25,13 @@ from scionlm.core.log import say, warn
 from scionlm.core.records import Record, read_json, read_jsonl, write_json, write_jsonl
 from scionlm.evaluation.loss import DomainLoss, model_token_nll
 from scionlm.evaluation.paired import paired_difference
+from scionlm.parallel.placing import release
 from scionlm.recipes.child import train_control, train_one
 from scionlm.recipes.controller import Move, Shown, best_round, next_move
 from scionlm.recipes.grown import Grown, first_round, next_round
 from scionlm.recipes.result import write_card
 from scionlm.recipes.rounds import rule_of
-from scionlm.recipes.setting import Setting, measured, open_model, release, with_recipe
+from scionlm.recipes.setting import Setting, measured, open_model, with_recipe
 from scionlm.sources import ModelFolder, open_folder
 
 _COSTS = ("tokens", "flops", "seconds")

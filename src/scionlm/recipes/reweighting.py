@@ -10,17 +10,19 @@ from scionlm.core.records import Record, read_jsonl
 from scionlm.data import SamplePlan
 from scionlm.data.mixing.reweight import Losses, RuleSettings, normalized, reweight
 from scionlm.evaluation.loss import TokenNll, model_token_nll
+from scionlm.parallel.placing import release
+from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.recipes.config_data import ReweightConfig
 from scionlm.recipes.inputs import StageInputs
 from scionlm.recipes.references import given_references
-from scionlm.recipes.setting import Setting, losses_of, open_model, release
+from scionlm.recipes.setting import Setting, losses_of, open_model
 
 EVALUATION_S = "time/evaluation_s"
 """Metric: what a held-out measurement cost."""
 
 
 class Reweighter:
-    """Sets the weights of a plan by the rule of a recipe.
+    """Sets the weights of a plan by the rule of a recipe; all ranks take those that the main one finds.
 
     Args:
         config: The recipe's section.
@@ -30,6 +32,7 @@ class Reweighter:
         references: What losses are compared with; None takes the best so far.
         prior: The weights that the run began with.
         measure: Returns the held-out loss of each domain.
+        ranks: The processes of the run.
     """
 
     def __init__(
@@ -41,8 +44,9 @@ class Reweighter:
         references: Losses | None,
         prior: Losses,
         measure: Callable[[], Losses],
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.every = every
+        self.every, self._ranks = every, ranks
         self._config, self._plan, self._measure = config, plan, measure
         self._slots = every * sequences_per_step
         self._references = references
@@ -56,10 +60,13 @@ class Reweighter:
     def update(self) -> Record:
         """Measure, move the weights from the next slot on, and return what goes to the metrics."""
         started = time.monotonic()
-        losses = self._measure()
+        losses = self._ranks.share(self._measure())
         self._best = {name: min(loss, self._best.get(name, loss)) for name, loss in losses.items()}
         references = self._references or self._best
-        self._weights = reweight(self._config.rule, losses, references, self._weights, self._prior, self._settings)
+        before, prior = self._weights, self._prior
+        self._weights = self._ranks.on_main(
+            lambda: reweight(self._config.rule, losses, references, before, prior, self._settings)
+        )
         self._plan.set_weights(self._weights, self._slots)
         record = {EVALUATION_S: time.monotonic() - started}
         for name in losses:
@@ -87,17 +94,29 @@ class Follower:
         sequences_per_step: How many slots a step has.
         prior: The weights that the run began with.
         first_step: Steps before the plan's first.
+        ranks: The processes of the run; the main one reads.
     """
 
     def __init__(
-        self, metrics: Path, every: int, plan: SamplePlan, sequences_per_step: int, prior: Losses, first_step: int = 0
+        self,
+        metrics: Path,
+        every: int,
+        plan: SamplePlan,
+        sequences_per_step: int,
+        prior: Losses,
+        first_step: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.every = every
         self._plan, self._sequences, self._slots = plan, sequences_per_step, every * sequences_per_step
         self._first_step = first_step
         weight = {name: f"reweight/{name}/weight" for name in prior}
-        lines = [line for line in read_jsonl(metrics) if all(key in line for key in weight.values())]
-        self._weights = {line["step"]: {name: line[key] for name, key in weight.items()} for line in lines}
+
+        def read() -> list[tuple[int, Losses]]:
+            lines = [line for line in read_jsonl(metrics) if all(key in line for key in weight.values())]
+            return [(line["step"], {name: line[key] for name, key in weight.items()}) for line in lines]
+
+        self._weights = dict(ranks.on_main(read))
         if plan.slot == 0:
             plan.set_weights(normalized(prior), self._slots)
 
@@ -138,7 +157,7 @@ def open_reweighting(
     every = max(stage.steps(config.every), 1)
     sequences = stage.sequences_per_step
     if setting.followed is not None:
-        return Follower(setting.followed / "metrics.jsonl", every, plan, sequences, prior, first_step)
+        return Follower(setting.followed / "metrics.jsonl", every, plan, sequences, prior, first_step, setting.ranks)
     budget = config.tokens_per_domain
     names = _evaluated_names(setting, inputs)
 
@@ -147,7 +166,7 @@ def open_reweighting(
         return {domain: losses[named]["nll"] for domain, named in names.items()}
 
     references = _references(setting, inputs, config)
-    return Reweighter(config, every, plan, sequences, references, prior, measure)
+    return Reweighter(config, every, plan, sequences, references, prior, measure, setting.ranks)
 
 
 def _evaluated_names(setting: Setting, inputs: StageInputs) -> dict[str, str]:
@@ -162,7 +181,7 @@ def _references(setting: Setting, inputs: StageInputs, config: ReweightConfig) -
     if config.reference == "source":
         losses = source_losses(setting, config.tokens_per_domain)
         return {domain: losses[name] for domain, name in _evaluated_names(setting, inputs).items()}
-    return given_references(config, inputs.sampling.domains)
+    return setting.ranks.on_main(lambda: given_references(config, inputs.sampling.domains))
 
 
 def source_losses(setting: Setting, budget: int) -> Losses:

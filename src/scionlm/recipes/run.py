@@ -21,6 +21,7 @@ from scionlm.parallel.ranks import Ranks, joined, naming_losses
 from scionlm.recipes.changes import judge_changes
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import Inputs, open_inputs
+from scionlm.recipes.lengths import Path as Place
 from scionlm.recipes.lengths import has_times, set_at, timed_paths, value_at
 from scionlm.recipes.origin import REFERENCE
 from scionlm.recipes.selection import ANALYSIS, IMPORTANCE
@@ -72,9 +73,11 @@ def stoppable(out: Path) -> Generator[tuple[StopRequest, Ranks], None, None]:
     Raises:
         StoppedError: The block was stopped; the message has the command that goes on.
     """
-    with joined() as ranks, StopRequest(None if ranks.world == 1 else lambda mine: any(ranks.gather(mine))) as stop:
+    with joined(lambda error: _note_failure(out, error)) as ranks:
+        stop = StopRequest(None if ranks.world == 1 else lambda mine: any(ranks.gather(mine)))
         try:
-            yield stop, ranks
+            with stop:
+                yield stop, ranks
         except StoppedError as error:
             start = "scion" if ranks.world == 1 else "torchrun ... -m scionlm"
             command = " ".join([start, *(sys.argv[1:] or ["run", str(out / "config.yaml"), "-o", str(out)])])
@@ -193,13 +196,18 @@ def _carry_out(work: Work, inputs: Inputs, out: Path, stop: StopRequest, ranks: 
             for path, data in kept.items():
                 write_bytes_atomic(path, data)
         else:
-            write_status(out, "failed", error.exit_code, " ".join(str(error).split())[:500])
+            _note_failure(out, error)
         raise
     except BaseException as error:
-        write_status(out, "failed", exit_code_of(error), " ".join(str(error).split())[:500])
+        _note_failure(out, error)
         raise
     write_status(out, "done", 0, "")
     return result
+
+
+def _note_failure(out: Path, error: BaseException) -> None:
+    """Say in status.json that the run has failed."""
+    write_status(out, "failed", exit_code_of(error), " ".join(str(error).split())[:500])
 
 
 def write_status(out: Path, state: str, exit_code: int, message: str, step: int | None = None) -> None:
@@ -252,14 +260,23 @@ def _with_resolved(given: Mapping, kept: Mapping) -> Mapping:
     for section, key, open_value in (*_AUTOMATIC, ("branch", "step", None)):
         if value_at(given, (section, key)) == open_value and given.get(section) and kept.get(section):
             given[section][key] = kept[section][key]
+    for number, _ in enumerate(given["stages"]):
+        path = ("stages", number, "train", "micro_batch_size")
+        if value_at(given, path) == "auto" and _same_stage(given, kept, path) and value_at(kept, path) is not None:
+            set_at(given, path, value_at(kept, path))
     for path in timed_paths(given):
-        same = path[0] != "stages" or value_at(given, (*path[:2], "name")) == value_at(kept, (*path[:2], "name"))
+        same = _same_stage(given, kept, path)
         budget = (*path[:-1], "time")
         if path[-1] == "steps":
             same = same and value_at(given, budget) == value_at(kept, budget)
         if same and value_at(kept, path) is not None:
             set_at(given, path, value_at(kept, path))
     return given
+
+
+def _same_stage(given: Mapping, kept: Mapping, path: Place) -> bool:
+    """Return whether a place is in a stage of the same name in both, or in none."""
+    return path[0] != "stages" or value_at(given, (*path[:2], "name")) == value_at(kept, (*path[:2], "name"))
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:

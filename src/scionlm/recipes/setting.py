@@ -1,10 +1,9 @@
 """A run's inputs together with the machine it runs on, and what recipes measure with them."""
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -212,7 +211,8 @@ def measured(
 def samples_of(setting: Setting, model: PreTrainedModel) -> list[dict[str, Any]]:
     """Return what a model writes after the start of a held-out document of each domain; all ranks have to ask."""
     tokenizer = load_tokenizer(setting.data.tokenizer_folder)
-    return write_samples(model, tokenizer, setting.held_out.values(), setting.recipe.seed)
+    shared = setting.runtime.shards > 1
+    return write_samples(model, tokenizer, setting.held_out.values(), setting.recipe.seed, shared)
 
 
 def open_model(setting: Setting, folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
@@ -222,9 +222,3 @@ def open_model(setting: Setting, folder: ModelFolder, dtype: torch.dtype) -> Pre
     model = runtime.ranks.together(lambda: load_hf_model(folder, dtype) if mine else assemble(folder.config, {}, dtype))
     place(model, layers_of(model), runtime)
     return model
-
-
-def release(model: PreTrainedModel) -> None:
-    """Give a model's memory back now: the next one needs it."""
-    cast("Any", model).to("meta")
-    gc.collect()

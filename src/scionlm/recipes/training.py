@@ -18,7 +18,7 @@ from scionlm.data import Ledger
 from scionlm.data.mixing.ledger import LEDGER
 from scionlm.families import count_parameters, family_of, flops_per_token
 from scionlm.families.models import assemble
-from scionlm.parallel.placing import whole_weights
+from scionlm.parallel.placing import release, whole_weights
 from scionlm.parallel.runtime import peak_flops
 from scionlm.recipes.beginning import Beginning, branching, cursors_of
 from scionlm.recipes.config import Recipe
@@ -30,7 +30,7 @@ from scionlm.recipes.planning import run_flops, teacher_flops
 from scionlm.recipes.reweighting import EVALUATION_S, open_reweighting
 from scionlm.recipes.run import write_status
 from scionlm.recipes.selection import record_plan
-from scionlm.recipes.setting import Setting, losses_of, release
+from scionlm.recipes.setting import Setting, losses_of
 from scionlm.schedules import describe
 from scionlm.sources import ModelFolder, load_hf_model
 from scionlm.sources.folder import stored_dtype

@@ -170,8 +170,7 @@ class CheckpointStore:
             self._save_shares(out, state, tensors, for_good)
         else:
             self.ranks.on_main(lambda: self._save_whole(out, state, tensors, for_good))
-        if self.ranks.is_main:
-            self._remove_old()
+        self.ranks.on_main(self._remove_old)
         return out
 
     def _save_whole(self, out: Path, state: Record, tensors: Mapping[str, Tensors], for_good: bool) -> None:
@@ -193,9 +192,12 @@ class CheckpointStore:
         def write() -> dict[str, str]:
             write_shards(stage / _SHARDS, tensors, self.ranks.group)
             mine = sorted((stage / _SHARDS).glob(f"shard-{self.ranks.rank + 1:05d}-*"))
-            for path in mine:
-                settle(path)
-            return {f"{_SHARDS}/{path.name}": sha256_file(path) for path in mine}
+            try:
+                for path in mine:
+                    settle(path)
+                return {f"{_SHARDS}/{path.name}": sha256_file(path) for path in mine}
+            except OSError as error:
+                raise storage_error(error, out) from error
 
         with contextlib.ExitStack() as opened:  # on the main rank alone there is something to close
             stage = Path(self.ranks.on_main(begin))

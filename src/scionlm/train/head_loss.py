@@ -105,7 +105,10 @@ def head_losses(
 
 
 class _HeadLosses(torch.autograd.Function):
-    """The losses, with gradients that are made on the way forward."""
+    """The losses, with gradients that are made on the way forward; the way back can be gone once.
+
+    There they are scaled in place: a copy of the head's gradient would take longer than the scaling.
+    """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[torch.Tensor, ...]:
@@ -119,8 +122,9 @@ class _HeadLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        of_hidden, of_weight = (saved if saved is None else saved * gradients[0] for saved in ctx.saved_tensors)
-        return of_hidden, of_weight, *(None,) * 6
+        scaled = torch.Tensor.mul if torch.compiler.is_compiling() else torch.Tensor.mul_
+        found = (saved if saved is None else scaled(saved, gradients[0]) for saved in ctx.saved_tensors)
+        return *found, *(None,) * 6
 
 
 def _through_chunks(

@@ -5,7 +5,8 @@ matrices inside the layers; embeddings, head, norms and biases stay with AdamW. 
 square, so that one learning rate serves both.
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -121,12 +122,13 @@ class Optimizer:
         """Return what decays, what is scaled and what goes to which optimizer: for the record."""
         return [dict(group) for group in self._facts]
 
-    def step(self, lr: float) -> None:
-        """Update the weights from their gradients."""
+    def step(self, lr: float, divisor: float = 1.0) -> None:
+        """Update the weights from their gradients over a divisor, by which these may be divided in place."""
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = lr * group["lr_scale"]
-            part.step()
+            with _dividing(part, divisor):
+                part.step()
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
@@ -182,6 +184,23 @@ class Optimizer:
             if carry != "moments" or kind not in ("exp_avg", "momentum_buffer"):
                 wanted[key] = value
         saved.fill(wanted)
+
+
+@contextlib.contextmanager
+def _dividing(part: torch.optim.Optimizer, divisor: float) -> Generator[None, None, None]:
+    """Let an optimizer's step divide the gradients: AdamW as it reads them, without a pass of its own over memory."""
+    parameters = [p for group in part.param_groups for p in group["params"] if p.grad is not None]
+    if divisor == 1 or not parameters:
+        yield
+    elif isinstance(part, torch.optim.AdamW):
+        adamw: Any = part  # this is how torch's scaler of gradients has them divided
+        adamw.grad_scale = torch.full((), divisor, device=_device(parameters[0]))
+        yield
+        del adamw.grad_scale
+    else:
+        for parameter in parameters:
+            parameter.grad.div_(divisor)
+        yield
 
 
 def _device(parameter: torch.Tensor) -> torch.device:

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from scionlm.core.errors import DataError, StorageError
+from scionlm.core.files import storage_error
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -147,14 +148,16 @@ def write_shards(folder: Path, groups: Mapping[str, Tensors], process_group: Any
         with _quiet():
             save(state, storage_writer=writer, process_group=process_group)
     except (CheckpointException, OSError, SafetensorError) as error:
-        raise StorageError(f"cannot write {folder}: {_why(error)}") from error
+        raise _explained(error, folder) from error
 
 
-def _why(error: BaseException) -> str:
-    """Return what a rank's failure was, without the traces of all of them."""
+def _explained(error: BaseException, folder: Path) -> StorageError:
+    """Return in words what the first rank's failure was, without the traces of all of them: the same on all."""
     failures: Iterable[Any] = getattr(error, "failures", {}).values()
     first = next(iter(failures), (error,))[0]
-    return " ".join(str(first).split())[:300]
+    if isinstance(first, OSError):
+        return storage_error(first, folder)
+    return StorageError(f"cannot write {folder}: {' '.join(str(first).split())[:300]}")
 
 
 @contextmanager

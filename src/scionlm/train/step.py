@@ -8,10 +8,12 @@ import torch
 
 from scionlm.data import Batch, Sample, SamplePlan
 from scionlm.data.mixing.windows import IGNORE
-from scionlm.parallel.placing import clip_gradients
+from scionlm.parallel.placing import gradient_norm
 from scionlm.parallel.ranks import Ranks
 from scionlm.train.objective import Objective
 from scionlm.train.optimizer import Optimizer
+
+_TINY = 1e-6  # what torch's clipping adds to the norm
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def train_step(
         losses.append(loss.detach())
         for name, part in extras.items():
             parts.setdefault(name, []).append(part)
-    norm = clip_gradients(optimizer.parameters, clip)
+    norm = gradient_norm(optimizer.parameters)
     sequences = parts.pop("sequence_nll")
     sums = {"loss": losses} | parts
     # All at once: each look at a single number would have a GPU run dry.
@@ -96,7 +98,7 @@ def train_step(
     grad_norm = found[0]["norm"]  # the main rank's word: last bits may differ, and what they decide must not
     applied = math.isfinite(loss_sum) and math.isfinite(grad_norm)
     if applied:
-        optimizer.step(lr)
+        optimizer.step(lr, max((grad_norm + _TINY) / clip, 1.0) if clip else 1.0)
     optimizer.zero_grad()
     nlls = [nll for other in found for nll in other["nll"]]
     sequence_tokens = [tokens for other in found for tokens in other["tokens"]]
