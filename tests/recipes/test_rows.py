@@ -10,6 +10,7 @@ from scionlm.core.errors import UsageError
 from scionlm.parallel.ranks import Ranks
 from scionlm.parallel.runtime import Runtime, check_attention
 from scionlm.recipes import calibrate, setting
+from scionlm.recipes import setting as setting_module
 from scionlm.recipes.calibrate import choose_rows
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
@@ -118,9 +119,12 @@ def test_what_was_taken_is_what_trains_from_the_first_start_on(recipe, tmp_path,
     quicken(monkeypatch.setattr)
     monkeypatch.setattr(setting_module, "choose_rows", lambda *arguments: 1)
     sizes, micro_batches = [], step_module.micro_batches
-    monkeypatch.setattr(
-        step_module, "micro_batches", lambda batch, size: (sizes.append(size), micro_batches(batch, size))[1]
-    )
+
+    def watched(batch, size):
+        sizes.append(size)
+        return micro_batches(batch, size)
+
+    monkeypatch.setattr(step_module, "micro_batches", watched)
     run_recipe(recipe, tmp_path / "run")
     assert set(sizes) == {1}
 
