@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from scionlm.core.errors import DataError
 from scionlm.data import SamplePlan
-from scionlm.recipes import inheritune, reweighting
+from scionlm.recipes import child, reweighting
 from scionlm.recipes import setting as setting_module
 from scionlm.train import checkpoint
 from scionlm.train import saver as saver_module
@@ -33,7 +33,7 @@ def ends_early(patch: Any, mine: bool) -> None:
             hook.remove()
 
     patch.setattr(setting_module, "write_samples", write)
-    patch.setattr(inheritune, "samples_of", setting_module.samples_of)
+    patch.setattr(child, "samples_of", setting_module.samples_of)
 
 
 def _full(patch: Any, mine: bool, place: Any, name: str, times: float) -> None:

@@ -211,7 +211,7 @@ def forgetful(name):
 
     assert going_on
     return {
-        "optimizer": (Optimizer, "load", lambda self, tensors, carry="keep": None),
+        "optimizer": (Optimizer, "load", lambda self, tensors, carry="keep", some=False: None),
         "average": (Average, "load", lambda self, tensors, count: None),
         "average's count": (Average, "load", lambda self, saved, count: saved.fill(self._mean)),
         "guard": (Guard, "restore", lambda self, state: None),

@@ -134,7 +134,7 @@ def test_resuming_without_the_optimizers_moments_would_differ(tmp_path, data_fol
     with pytest.raises(StoppedError):
         first.fit(stop_after=3)
     second = Run(tmp_path / "parts", data_folder)
-    monkeypatch.setattr(Optimizer, "load", lambda *arguments: None)
+    monkeypatch.setattr(Optimizer, "load", lambda *arguments, **keywords: None)
     second.fit()
     assert not equal(whole.weights, second.weights)
 
