@@ -193,8 +193,11 @@ def test_in_float32_a_teacher_that_is_sure_and_any_temperature_are_exact(name, s
     assert float(found.loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-4, abs=rounding)
     gradients = torch.autograd.grad(found.loss, (hidden, weight)), torch.autograd.grad(wanted, exact)
     for one, other in zip(*gradients, strict=True):
-        # log(p / q) is as large as gap / heat, and float32 keeps seven digits of it.
-        assert float((one - other).abs().max()) < 1e-4 * float(other.abs().max()) + 1e-6 * max(gap / heat, 1)
+        # log(p / q) is as large as gap / heat, and float32 keeps seven digits of it; and logits of that size are
+        # rounded in proportion, which moves each probability, and so its share of log(p / q), by as much again.
+        large = max(gap / heat, 1)
+        rounding = 1e-6 * large * max(large / 50, 1)
+        assert float((one - other).abs().max()) < 1e-4 * float(other.abs().max()) + rounding
 
 
 @few
