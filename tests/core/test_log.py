@@ -38,6 +38,9 @@ def test_a_count_just_below_a_unit_is_not_a_thousand_of_the_one_below():
         (3599.7, "1h 00m"),
         (7620, "2h 07m"),
         (360_000, "100h 00m"),
+        (863_999, "239h 59m"),
+        (864_000, "10 days"),
+        (175_822_743, "2,035 days"),
     ],
 )
 def test_times_for_people(value, text):

@@ -12,6 +12,7 @@ from scionlm.core.config import validate
 from scionlm.core.errors import DataError, StorageError, UsageError
 from scionlm.data import Corpora, DataFolder, DomainConfig, prepare
 from scionlm.data.reading.files import find_files
+from scionlm.data.reading.hub import hub_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -69,6 +70,8 @@ def test_a_data_set_is_prepared_like_files_that_are_here(tmp_path, hub, tiny_fol
 
     there, here = made(["hf://datasets/org/name/data"], "there"), made(["remote/data/*.jsonl"], "here")
     assert there.fingerprint == here.fingerprint
+    assert there.hub_datasets("x") == ["org/name"]
+    assert here.hub_datasets("x") == []
     assert set(hub) == {"data/a-0.jsonl", "data/a-1.jsonl"}
 
 
@@ -93,3 +96,15 @@ def test_a_hub_that_cannot_be_reached_is_a_storage_error(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
     with pytest.raises(StorageError, match=r"org/name.*cannot be reached.*local files"):
         find_files(DomainConfig(paths=["hf://datasets/org/name"]), tmp_path, "x")
+
+
+@pytest.mark.parametrize("step", ["dataset_info", "download"])
+def test_a_gated_data_set_says_how_to_get_in(hub, monkeypatch, step):
+    def gated(*arguments, **settings):
+        raise huggingface_hub.errors.GatedRepoError("403", response=SimpleNamespace(headers={}, request=None))
+
+    if step == "dataset_info":
+        monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", gated)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", gated)
+    with pytest.raises(DataError, match=r"org/name.* is gated: accept its terms on its page.*HF_TOKEN"):
+        hub_files("hf://datasets/org/name", "x")[0].fetch()

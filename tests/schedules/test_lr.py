@@ -140,6 +140,27 @@ def test_published_values_of_the_infinite_schedules(shape, cooldown):
     assert [schedule.phase(t) for t in (100, 101, 6101, 8601)] == ["warmup", "cooldown", "constant", "decay"]
 
 
+@quick
+@given(st.floats(0.01, 1000), st.floats(0.1, 0.9))
+def test_the_inverse_square_root_cools_down_below_the_straight_line_and_is_monotone(timescale, constant):
+    sizes = Sizes(1000, 100, cooldown=600, cooldown_shape="inverse_sqrt", constant=constant, timescale=timescale)
+    schedule = build_schedule("infinite", sizes)
+    inside = range(101, 700)
+    assert all(schedule.at(t) < 1 - (1 - constant) * (t - 100) / 600 for t in inside)
+    assert all(schedule.at(t + 1) < schedule.at(t) for t in inside)
+
+
+def test_the_inverse_square_root_cools_down_below_the_cosine_until_shortly_before_they_meet():
+    """A cosine arrives level, the inverse square root with a slope: nobody is below throughout."""
+    sizes = Sizes(1000, 0, cooldown=1000, cooldown_shape="inverse_sqrt", constant=0.55, timescale=10)
+    root, cosine = (
+        build_schedule("infinite", replace(sizes, cooldown_shape=shape)) for shape in ("inverse_sqrt", "cosine")
+    )
+    above = [t for t in range(1, 1000) if root.at(t) > cosine.at(t)]
+    assert above == list(range(above[0], 1000))
+    assert 900 < above[0] < 950
+
+
 def test_an_infinite_schedule_without_a_cooldown_warms_up_to_its_constant_phase():
     schedule = build_schedule("infinite", Sizes(100, 10, constant=0.4, decay=20, floor=0.1))
     assert [schedule.at(t) for t in (0, 5, 10, 80, 100)] == [0, 0.2, 0.4, 0.4, 0.1]

@@ -21,6 +21,7 @@ class Device:
         fp32_flops: Of float32.
         memory_bytes: Its memory; None where that is not known.
         utilization: Which share of the peak a training step of Scion is expected to reach.
+        bandwidth: Bytes a second that it reads of its memory.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Device:
     fp32_flops: float
     memory_bytes: int | None
     utilization: float
+    bandwidth: float
 
     def peak(self, precision: str) -> float:
         """Return the peak in `fp32` or `bf16`."""
@@ -41,17 +43,18 @@ class Device:
 
 _GB = 10**9
 _GPU, _CPU = 0.4, 0.5
+_CPU_BANDWIDTH = 20e9  # of a processor with two channels of DDR4: the order of magnitude
 GPUS = {
     device.name.lower(): device
     for device in (
-        Device("B200", 2.25e15, 80e12, 180 * _GB, _GPU),
-        Device("H200", 989e12, 67e12, 141 * _GB, _GPU),
-        Device("H100", 989e12, 67e12, 80 * _GB, _GPU),
-        Device("A100", 312e12, 19.5e12, 80 * _GB, _GPU),
-        Device("L40S", 362e12, 91.6e12, 48 * _GB, _GPU),
-        Device("A10", 125e12, 31.2e12, 24 * _GB, _GPU),
-        Device("4090", 165e12, 82.6e12, 24 * _GB, _GPU),
-        Device("3090", 71e12, 35.6e12, 24 * _GB, _GPU),
+        Device("B200", 2.25e15, 80e12, 180 * _GB, _GPU, 8e12),
+        Device("H200", 989e12, 67e12, 141 * _GB, _GPU, 4.8e12),
+        Device("H100", 989e12, 67e12, 80 * _GB, _GPU, 3.35e12),
+        Device("A100", 312e12, 19.5e12, 80 * _GB, _GPU, 2.04e12),
+        Device("L40S", 362e12, 91.6e12, 48 * _GB, _GPU, 864e9),
+        Device("A10", 125e12, 31.2e12, 24 * _GB, _GPU, 600e9),
+        Device("4090", 165e12, 82.6e12, 24 * _GB, _GPU, 1.01e12),
+        Device("3090", 71e12, 35.6e12, 24 * _GB, _GPU, 936e9),
     )
 }
 # Per core: name of the instruction set in /proc/cpuinfo, bf16, float32.
@@ -81,7 +84,7 @@ def this_machine() -> Device:
     flags = cpu_facts().get("flags", "").split()
     _, bf16, fp32 = next(entry for entry in _CORES if not entry[0] or entry[0] in flags)
     name = cpu_facts().get("model name", "processor")
-    return Device(f"{name}, {cores} cores", cores * bf16, cores * fp32, memory_bytes(), _CPU)
+    return Device(f"{name}, {cores} cores", cores * bf16, cores * fp32, memory_bytes(), _CPU, _CPU_BANDWIDTH)
 
 
 def cpu_facts() -> dict[str, str]:

@@ -13,7 +13,6 @@ import platform
 import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -168,12 +167,11 @@ def staged_folder(out: Path) -> Generator[Path, None, None]:
     while not parent.exists():
         made.append(parent)
         parent = parent.parent
+    # Named before it is made: a signal between the two leaves nothing that is not taken away.
+    stage = out.parent / f".{out.name}.{secrets.token_hex(8)}.tmp"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    except OSError as error:
-        raise storage_error(error, out) from error
-    try:
+        stage.mkdir(mode=0o700)
         yield stage
         for path in sorted(stage.rglob("*")):
             settle(path)

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from types import TracebackType
 
 _PLAIN_EVERY_SECONDS = 10.0
+_MANY_HOURS = 10 * 86400  # in seconds: from here on nobody counts in hours
 
 _silent = False
 
@@ -54,8 +55,10 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a time for people: 9s, 4m 05s, 2h 07m."""
+    """Return a time for people: 9s, 4m 05s, 2h 07m, 41 days."""
     whole = round(seconds)
+    if whole >= _MANY_HOURS:
+        return f"{whole / 86400:,.0f} days"
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:

@@ -156,6 +156,10 @@ class DataFolder:
                     digest.update(f"{name}/{split}/{shard['sha256']}\n".encode())
         return digest.hexdigest()
 
+    def hub_datasets(self, domain: str) -> list[str]:
+        """Return the data sets of the hub, as ORG/NAME, that the text of a domain comes from."""
+        return list(self.index.get("hub_datasets", {}).get(domain, []))
+
     @property
     def tokenizer_folder(self) -> Path:
         """The folder with the tokenizer's own files."""

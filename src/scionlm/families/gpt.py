@@ -33,6 +33,7 @@ GPT2 = FamilySpec(
     inverse_layer_scale="scale_attn_by_inverse_layer_idx",
     prefix="transformer.",
     constants=(r"\.attn\.(bias|masked_bias)$",),
+    norm_centered=True,
 )
 
 GPT_NEOX = FamilySpec(
@@ -52,6 +53,7 @@ GPT_NEOX = FamilySpec(
     stored_as={"lm_head.weight": "embed_out.weight"},
     prefix="gpt_neox.",
     constants=(r"\.attention\.(bias|masked_bias)$", r"(^|\.)rotary_emb\.inv_freq$"),
+    norm_centered=True,
 )
 
 OPT = FamilySpec(
@@ -80,4 +82,5 @@ OPT = FamilySpec(
         "layer_norm_elementwise_affine": True,
         "word_embed_proj_dim": "hidden_size",
     },
+    norm_centered=True,
 )

@@ -103,6 +103,7 @@ STARCODER2 = replace(
         *mlp("mlp.c_fc", "mlp.c_proj", "use_bias"),
     ),
     defaults={"tie_word_embeddings": True, "num_key_value_heads": 2, "use_bias": True},
+    norm_centered=True,
 )
 
 # Attention and MLP read the same norm, side by side.
@@ -113,6 +114,7 @@ COHERE2 = replace(
     defaults={"tie_word_embeddings": True, "attention_bias": False, "logit_scale": 0.0625},
     per_layer_config=("layer_types",),
     logits_multiplied_by="logit_scale",
+    norm_centered=True,
 )
 
 STABLELM = replace(
@@ -147,4 +149,5 @@ STABLELM = replace(
         "use_parallel_residual": False,
     },
     has_head_dim=False,
+    norm_centered=True,
 )

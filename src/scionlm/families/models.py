@@ -8,7 +8,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from scionlm.core.errors import DataError
+from scionlm.families.initialization import OUTPUTS, Init, standard_deviations
 from scionlm.families.registry import family_of
+from scionlm.families.shape import ModelShape, TensorPlace, expected_tensors
 from scionlm.sources.quiet import quiet_transformers
 
 
@@ -35,13 +37,32 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     return list(model.get_submodule(family_of(model.config.to_dict()).layers).children())
 
 
-def random_model(config: dict[str, Any], seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Return a model with the family's own random initialization from `seed`: the control of every inherited one."""
+def random_model(
+    config: dict[str, Any], seed: int, dtype: torch.dtype = torch.float32, init: Init = "transformers"
+) -> PreTrainedModel:
+    """Return a model with random weights from `seed`: those of every model from scratch, and of every control."""
+    if init != "transformers":
+        return assemble(config, _drawn(config, seed, init), dtype)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**config), dtype=dtype, trust_remote_code=False
         ).eval()
+
+
+def _drawn(config: dict[str, Any], seed: int, init: Init) -> dict[str, torch.Tensor]:
+    """Return every weight of a model as `init` draws it, by name, in float32."""
+    family, generator = family_of(config), torch.Generator().manual_seed(seed)
+    others, outputs = standard_deviations(init, ModelShape.of(config))
+
+    def draw(place: TensorPlace) -> torch.Tensor:
+        weights = torch.empty(place.shape)
+        if weights.dim() == 1:
+            is_gain = place.spec.role.endswith("norm") and place.spec.name.endswith(".weight")
+            return weights.fill_(1.0 - family.norm_offset if is_gain else 0.0)
+        return weights.normal_(0.0, outputs if place.spec.role in OUTPUTS else others, generator=generator)
+
+    return {place.name: draw(place) for place in expected_tensors(family, config)}
 
 
 def assemble(

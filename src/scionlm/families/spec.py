@@ -87,6 +87,7 @@ class FamilySpec:
         required_config: Config keys that must have this value (a name: that of another key); others are refused.
         embedding_scaled: Whether embeddings are multiplied by the root of hidden_size.
         norm_offset: What is added to a norm's weight to give its gain.
+        norm_centered: Whether norms take the mean off first, as LayerNorm does; else they go by the mean square.
         inverse_layer_scale: Config key that divides attention scores by the number of the layer.
         logits_multiplied_by: Config key of a factor of the logits.
         logits_divided_by: Config key of a divisor of the logits.
@@ -112,6 +113,7 @@ class FamilySpec:
     required_config: dict[str, Any] = field(default_factory=lambda: {})
     embedding_scaled: bool = False
     norm_offset: float = 0.0
+    norm_centered: bool = False
     inverse_layer_scale: str | None = None
     logits_multiplied_by: str | None = None
     logits_divided_by: str | None = None

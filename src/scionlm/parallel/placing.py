@@ -13,13 +13,14 @@ from functools import cache
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from scionlm.parallel.ranks import ALONE
+from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.parallel.runtime import Runtime
 
 
@@ -133,3 +134,16 @@ def on_processor(tensor: torch.Tensor, runtime: Runtime) -> torch.Tensor:
     return DTensor.from_local(
         local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
     )
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
+    """Make the gradients of parameters that every rank holds whole the mean over all ranks; a missing one is zero."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if ranks.world > 1:
+        flat = torch.cat([cast("torch.Tensor", parameter.grad).flatten() for parameter in parameters])
+        dist.all_reduce(flat)
+        flat /= ranks.world
+        for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = piece.view_as(parameter)

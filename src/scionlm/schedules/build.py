@@ -106,7 +106,11 @@ def _decay(shape: Decay, steps: int, start: float, sizes: Sizes) -> Piece:
 def describe(schedule: Schedule, lr: float) -> str:
     """Return a schedule in words, for messages and tables."""
     parts = [f"{piece.name} {piece.steps:,} steps to {piece.end * lr:.3g}" for piece in schedule.pieces]
-    return ", ".join(parts)
+    whole = ", ".join(parts)
+    if schedule.steps is None:
+        return whole
+    ends = [f"{schedule.at(t) * lr:.3g}" for t in (0, schedule.steps)]
+    return f"{schedule.steps:,} steps from {ends[0]} to {ends[1]}, a stretch of: {whole}"
 
 
 def curve(schedule: Schedule, points: int) -> list[tuple[int, float]]:

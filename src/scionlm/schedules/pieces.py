@@ -96,13 +96,19 @@ _REMAINING: dict[str, Callable[[float, float], float]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """A chain of pieces; after the last one it stays where it is.
+    """A chain of pieces, or a stretch of one; after the last update it stays where it is.
 
     Attributes:
         pieces: In order.
+        first: Updates of the pieces that are over before this stretch begins.
+        stride: Updates of the pieces that one of this stretch stands for: its batches are that much larger.
+        steps: Updates of the stretch; None goes on to the end of the pieces.
     """
 
     pieces: tuple[Piece, ...]
+    first: int = 0
+    stride: int = 1
+    steps: int | None = None
 
     def __call__(self, step: int) -> float:
         """Return the multiplier for the update that follows `step` finished ones.
@@ -124,7 +130,19 @@ class Schedule:
         """Return the name of the piece that update number `t` falls into."""
         return self._find(t)[0].name
 
+    def stretch(self, first: int, steps: int, stride: int = 1) -> "Schedule":
+        """Return what `steps` updates are made with after `first` of this schedule's, each of which is `stride` of its.
+
+        Example:
+            >>> whole = Schedule((Piece("decay", "linear", 10, 1.0, 0.0),))
+            >>> part = whole.stretch(4, 3, stride=2)
+            >>> [part.at(t) == whole.at(4 + 2 * t) for t in range(4)]
+            [True, True, True, True]
+        """
+        return Schedule(self.pieces, first, stride, steps)
+
     def _find(self, t: int) -> tuple[Piece, int]:
+        t = self.first + self.stride * (t if self.steps is None else min(t, self.steps))
         for piece in self.pieces[:-1]:
             if t <= piece.steps:
                 return piece, t
@@ -134,8 +152,9 @@ class Schedule:
     @property
     def total_steps(self) -> int:
         """Updates in all."""
-        return sum(piece.steps for piece in self.pieces)
+        return sum(piece.steps for piece in self.pieces) if self.steps is None else self.steps
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Return the pieces as plain values: the schedule's identity."""
-        return [asdict(piece) for piece in self.pieces]
+        """Return the pieces as plain values, and of a stretch where it lies: the schedule's identity."""
+        where = {"first": self.first, "stride": self.stride, "steps": self.steps}
+        return [asdict(piece) for piece in self.pieces] + ([] if self.steps is None else [where])

@@ -20,13 +20,17 @@ def hub_errors(what: str, instead: str) -> Generator[None, None, None]:
         instead: What a person without the hub can do.
 
     Raises:
-        DataError: There is no such thing on the hub.
+        DataError: There is no such thing on the hub, or its terms have to be accepted first.
         StorageError: It cannot be reached, or the cache cannot be written.
     """
     from huggingface_hub import errors
 
     try:
         yield
+    except errors.GatedRepoError as error:
+        raise DataError(
+            f"{what} is gated: accept its terms on its page at huggingface.co, then set HF_TOKEN or run `hf auth login`"
+        ) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
             raise _unreachable(what, instead) from error

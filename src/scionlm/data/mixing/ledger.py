@@ -196,9 +196,16 @@ def places_of(data: DataFolder, domains: list[str], order: Order) -> dict[str, P
     }
 
 
-def as_consumed(data: DataFolder, order: Order) -> Consumed:
-    """Return a data folder's domains as if a run had gone through each of them once: a proxy for earlier data."""
-    places = places_of(data, data.domains, order)
+def as_consumed(data: DataFolder, order: Order, domains: list[str] | None = None) -> Consumed:
+    """Return domains of a data folder as if a run had gone through each of them once: a proxy for earlier data.
+
+    Args:
+        data: The folder.
+        order: Of the windows.
+        domains: Which of its domains; None takes all.
+    """
+    names = domains or data.domains
+    places = places_of(data, names, order)
     counts = {name: place.windows.num_windows for name, place in places.items()}
     phase = {"slot": 0, "weights": list(counts.values())}
-    return Consumed(data, places, counts, [phase], data.domains, order.seq_len)
+    return Consumed(data, places, counts, [phase], names, order.seq_len)

@@ -27,6 +27,7 @@ from scionlm.data.preparing.survey import is_surveyed, survey_part
 from scionlm.data.preparing.tidy import clear, tidy
 from scionlm.data.preparing.units import Tokenizing, is_tokenized, tokenize_part
 from scionlm.data.reading.corpora import Corpora
+from scionlm.data.reading.hub import hub_dataset
 from scionlm.data.shards import TokenizerInfo
 from scionlm.data.tokenizer import copy_tokenizer, tokenizer_info
 from scionlm.sources import ModelFolder, load_tokenizer, resolve
@@ -158,6 +159,10 @@ def _finish(job: Job, tokenizer: "Tokenizer", info: TokenizerInfo, source: Model
         elif not facts[name]["all_read"]:
             warn(f"domains.{name}: the text that was read gives fewer tokens than max_tokens {config.max_tokens:,}")
     index = {"tokenizer": info.to_dict(), "domains": domains}
+    named = {name: [hub_dataset(path) for path in config.paths] for name, config in job.corpora.domains.items()}
+    datasets = {name: sorted({one for one in found if one}) for name, found in named.items()}
+    if any(datasets.values()):
+        index["hub_datasets"] = {name: found for name, found in datasets.items() if found}
     copy_tokenizer(source, job.out / "tokenizer")
     corpora = job.corpora
     kept = {

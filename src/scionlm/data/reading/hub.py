@@ -39,6 +39,12 @@ class HubFile:
         return Path(path)
 
 
+def hub_dataset(path: str) -> str | None:
+    """Return the data set, as ORG/NAME, that a path of `hf://datasets/` names; None for any other."""
+    match = _ADDRESS.fullmatch(path)
+    return match[1] if match else None
+
+
 def hub_files(address: str, domain: str) -> list[HubFile]:
     """Return the files that `hf://datasets/ORG/NAME[@REVISION]/PATTERN` stands for.
 
