@@ -294,6 +294,24 @@ def test_bounds_that_say_nothing_leave_it_to_the_eigenvalues(monkeypatch):
     assert differences(ranks_and_masses(matrices, TAUS, TAUS), matrices, TAUS) == 0
 
 
+@pytest.mark.parametrize("fails", [torch.float32, torch.float64, None], ids=["float32", "float64", "both"])
+def test_eigenvalues_that_do_not_converge_are_found_otherwise(monkeypatch, fails):
+    """As LAPACK's do not for some matrices with many equal ones."""
+    matrices, refused = some("first sink", 24), []
+
+    def stuck(gram, own=torch.linalg.eigvalsh):
+        if fails in (None, gram.dtype):
+            refused.append(gram.dtype)
+            raise torch.linalg.LinAlgError("failed to converge")
+        return own(gram)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", stuck)
+    assert differences(ranks_and_masses(matrices, TAUS, TAUS), matrices, TAUS) == 0
+    monkeypatch.setattr(rank, "_rounding", lambda gram: 1.0)  # all the way to float64
+    assert differences(ranks_and_masses(matrices, TAUS, TAUS), matrices, TAUS) == 0
+    assert refused
+
+
 def test_the_cheap_way_is_one(monkeypatch):
     """Most matrices of attention must be settled by bounds, else they are worth nothing."""
     asked = []

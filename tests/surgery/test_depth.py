@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scionlm.core.errors import UsageError
 from scionlm.surgery.depth import STRATEGIES, parse_keep, plan_depth
 
-IN_ORDER = ("first", "last", "middle", "first_last", "spaced")
+IN_ORDER = ("first", "last", "middle", "first_last", "random", "spaced")
 
 
 @pytest.mark.parametrize("layers", [0, -1, 6, 31])
@@ -82,3 +82,8 @@ def test_scores_keep_the_best_layers_in_their_order_and_ties_go_to_the_first():
     for wrong in ([0.1] * 4, [0.1, float("nan"), 0, 0, 0]):
         with pytest.raises(UsageError):
             plan_depth(5, 2, scores=wrong)
+
+
+def test_layers_drawn_at_random_are_the_same_again_and_others_with_another_seed():
+    first, again, other = (plan_depth(30, 15, strategy=rule).keep for rule in ("random", "random:0", "random:1"))
+    assert first == again != other

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -384,7 +383,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
 OPERATIONS = [
     (os, "fsync"), (os, "open"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (Path, "open"), (Path, "mkdir"),
     (Path, "touch"), (Path, "rename"), (Path, "replace"), (Path, "unlink"), (Path, "chmod"), (Path, "rmdir"),
-    (tempfile, "mkdtemp"), (shutil, "rmtree"), (module, "save_file"),
+    (shutil, "rmtree"), (module, "save_file"),
 ]  # fmt: skip
 """All that changes a folder, and the opening of what is read."""
 

@@ -31,7 +31,7 @@ FEATURES = {
 
 
 KINDS = (
-    "replace", "rename", "rmtree", "mkdtemp", "save_file", "save_model", "_open_stage", "change_optimizer", "rewind",
+    "replace", "rename", "rmtree", "mkdir", "save_file", "save_model", "_open_stage", "change_optimizer", "rewind",
     "record", "write",
 )  # fmt: skip
 
@@ -133,12 +133,10 @@ def test_there_is_every_kind_of_moment_to_die_at(case):
 
 
 def test_a_death_between_two_writes_changes_nothing(server, case, tmp_path):
-    """At every other of them; a death before one leaves what a death after the one before it leaves."""
-    points = range(1, len(case.moments) + 1, 2)
-    assert len(points) > 30
-    assert set(KINDS) <= {case.moments[number - 1] for number in points} | {
-        case.moments[n - 2] for n in points if n > 1
-    }
+    """At every third of them and one of each kind; dying before one leaves what dying after the last one does."""
+    every_kind = {case.moments.index(kind) + 1 for kind in KINDS}
+    points = sorted({*range(1, len(case.moments) + 1, 3)} | every_kind)
+    assert len(points) > 25
     for number in points:
         die_and_go_on(server, case, tmp_path / "run", number)
 

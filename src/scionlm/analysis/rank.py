@@ -140,15 +140,28 @@ def _certified(matrices: torch.Tensor, taus: Sequence[float], etas: Sequence[flo
         _replace(masses, rest, _count(_column_energies(matrices[rest].double()), etas))
 
     ranks, rest = _settle(*_ritz_bounds(gram), taus, 2 * error)
-    if len(rest):
-        shares = _shares(torch.linalg.eigvalsh(gram[rest]).flip(-1))
+    if len(rest) and (eigenvalues := _eigenvalues(gram[rest])) is not None:
+        shares = _shares(eigenvalues)
         better, still = _settle(shares, shares, taus, error)
         _replace(ranks, rest, better)
         rest = rest[still]
     if len(rest):
         finest = matrices[rest].double()
-        _replace(ranks, rest, _count(torch.linalg.eigvalsh(finest.mT @ finest).flip(-1), taus))
+        eigenvalues = _eigenvalues(finest.mT @ finest)
+        eigenvalues = torch.linalg.svdvals(finest).square() if eigenvalues is None else eigenvalues
+        _replace(ranks, rest, _count(eigenvalues, taus))
     return ranks, masses
+
+
+def _eigenvalues(gram: torch.Tensor) -> torch.Tensor | None:
+    """Return eigenvalues, the largest first; None where LAPACK's iteration comes to no end.
+
+    In float32 it does not for some matrices with many equal eigenvalues, which attention of a small model can have.
+    """
+    try:
+        return torch.linalg.eigvalsh(gram).flip(-1)
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        return None
 
 
 def _column_energies(matrices: torch.Tensor) -> torch.Tensor:
@@ -210,7 +223,11 @@ def _ritz_bounds(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # The same subspace on every call, so that nothing depends on what ran before.
     start = torch.randn(size, min(_BLOCK, size), generator=torch.Generator().manual_seed(0)).to(gram.device)
     basis = torch.linalg.qr(gram @ (gram @ start))[0]
-    ritz = torch.linalg.eigvalsh(basis.mT @ (gram @ basis)).flip(-1).double().clamp_min(0)
+    ritz = _eigenvalues(basis.mT @ (gram @ basis))
+    if ritz is None:
+        nothing = gram.new_zeros(len(gram), 1, dtype=torch.float64)
+        return nothing, nothing + 1
+    ritz = ritz.double().clamp_min(0)
     tiny = torch.finfo(torch.float32).tiny
     total = gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float64, keepdim=True).clamp_min(tiny)
     # Divided by a small t_k below, what rounding took from it would count for more than the margin allows.

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from scionlm.core.config import nearest
 from scionlm.core.errors import UsageError
 from scionlm.families.shape import MAX_LAYERS
@@ -45,6 +47,11 @@ def _spaced(layers: int, total: int, argument: int | None) -> list[int]:
     return [round(i * (total - 1) / (layers - 1)) for i in range(layers)]
 
 
+def _random(layers: int, total: int, argument: int | None) -> list[int]:
+    order = np.random.default_rng(argument or 0).permutation(total)
+    return sorted(int(index) for index in order[:layers])
+
+
 def _stack(layers: int, total: int, argument: int | None) -> list[int]:
     return [i % total for i in range(layers)]
 
@@ -60,6 +67,7 @@ STRATEGIES: dict[str, tuple[Callable[[int, int, int | None], list[int]], str]] =
     "every": (_every, "every K-th layer from the first on (every:K), at most N"),
     "first_last": (_first_last, "the last three of N (at most half; first_last:K takes K), the others from the start"),
     "spaced": (_spaced, "N layers evenly spaced, the first and the last among them"),
+    "random": (_random, "N layers drawn at random (random:K draws others)"),
     "stack": (
         _stack,
         "all layers, then all again from the first on, until there are N (Inheritune's stacking baseline)",
@@ -67,7 +75,7 @@ STRATEGIES: dict[str, tuple[Callable[[int, int, int | None], list[int]], str]] =
     "hybrid_stack": (_hybrid_stack, "the first N/2 layers, twice (Inheritune's hybrid stacking baseline)"),
 }
 """Name to (rule of N, the source's layers and the argument behind the colon; what it does)."""
-_TAKE_ARGUMENT = ("every", "first_last")
+_TAKE_ARGUMENT = ("every", "first_last", "random")
 _REPEAT = ("stack", "hybrid_stack")
 
 

@@ -14,10 +14,10 @@ from scionlm.surgery.depth import GROWTH, GrowthInit, parse_keep, plan_depth, pl
 from scionlm.surgery.lineage import inherited_layers
 from scionlm.surgery.plan import SurgeryPlan, parse_parts
 from scionlm.surgery.vocabulary import match_tokenizer, padding_to
-from scionlm.surgery.width import Scores, WidthTarget, plan_width
+from scionlm.surgery.width import Scores, WidthTarget, plan_width, random_scores
 
 BLOCK_INFLUENCE = "block_influence"
-IMPORTANCE = ("first", "magnitude", "activation", "taylor")
+IMPORTANCE = ("first", "random", "magnitude", "activation", "taylor")
 
 
 _MEASURED = (BLOCK_INFLUENCE, "activation", "taylor")
@@ -169,7 +169,7 @@ def complete_plan(
         plan: The layers.
         options: What is asked for.
         source: The first donor.
-        scores: Importance of heads and channels; None keeps the first ones.
+        scores: Importance of heads and channels; None keeps the first ones, or draws.
         vocab: Rows of a vocabulary that was trimmed already; None looks at `options`.
 
     Raises:
@@ -183,6 +183,8 @@ def complete_plan(
         raise UsageError(
             f"importance: {rule} scores one model, but layers come from two; cut the width in a second step"
         )
+    if rule == "random":
+        scores = random_scores(shape, changes["seed"])
     plan = plan_width(plan, family, shape, width_target(options), scores, rule)
     tokenizer = options.get("tokenizer")
     if tokenizer is not None:

@@ -21,7 +21,7 @@ from scionlm.core.log import Progress
 from scionlm.core.tensors import TensorEntry
 from scionlm.families import family_of
 from scionlm.families.shape import canonical_names
-from scionlm.families.weights import FolderWeights, Weights
+from scionlm.families.weights import FolderWeights, StateWeights, Weights
 from scionlm.sources import ModelFolder
 from scionlm.sources.folder import read_json_object, tensor_index, weight_map
 from scionlm.sources.tensors import FolderTensors
@@ -212,6 +212,19 @@ def open_surgery(folders: list[ModelFolder], plan: SurgeryPlan) -> Generator[Sur
         kinds = Counter(weights[0].dtype(op.source) for op in found if op.fill == "source" and op.donor == 0)
         common = kinds.most_common(1)[0][0] if kinds else torch.float32
         yield Surgery(plan, folders, weights, config, found, common)
+
+
+def surgery_of(model: "PreTrainedModel", folder: ModelFolder, plan: SurgeryPlan) -> Surgery:
+    """Return a surgery on a model in memory.
+
+    Args:
+        model: The model.
+        folder: Where its configuration, and what goes with it, come from; its weights may be others by now.
+        plan: What to make.
+    """
+    config = target_config([folder.config], plan)
+    weights = StateWeights(folder.config, dict(model.named_parameters()), folder.name)
+    return Surgery(plan, [folder], [weights], config, operations([folder.config], config, plan), model.dtype)
 
 
 def _needed_tensors(folder: ModelFolder, needed: set[str]) -> dict[str, tuple[Path, TensorEntry]]:

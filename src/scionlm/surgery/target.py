@@ -62,8 +62,13 @@ def check_lists(family: FamilySpec, config: Config) -> None:
                 )
 
 
-def per_layer_lists(family: FamilySpec, config: Config) -> dict[str, list[Any]]:
-    """Return the lists with one entry a layer, those included that transformers fills in.
+def per_layer_lists(family: FamilySpec, config: Config, filled: bool = True) -> dict[str, list[Any]]:
+    """Return the lists with one entry a layer.
+
+    Args:
+        family: The family of the model.
+        config: Its `config.json`.
+        filled: Those included that transformers fills in.
 
     Raises:
         DataError: A list's length is not the number of layers.
@@ -71,7 +76,7 @@ def per_layer_lists(family: FamilySpec, config: Config) -> dict[str, list[Any]]:
     check_lists(family, config)
     if not family.per_layer_config:
         return {}
-    resolved = resolved_config(config)
+    resolved = resolved_config(config) if filled else config
     check_lists(family, resolved)
     layers = ModelShape.of(config).num_hidden_layers
     lists = {key: resolved[key] for key in family.per_layer_config if resolved.get(key) is not None}
@@ -81,12 +86,14 @@ def per_layer_lists(family: FamilySpec, config: Config) -> dict[str, list[Any]]:
     return lists
 
 
-def target_config(configs: list[Config], plan: SurgeryPlan) -> Config:
+def target_config(configs: list[Config], plan: SurgeryPlan, *, for_a_plan: bool = False) -> Config:
     """Return the target's `config.json`.
 
     Args:
         configs: `config.json` of each donor.
         plan: What to make.
+        for_a_plan: Only sizes matter: what transformers fills in is left out, and it is not asked whether it accepts
+            sizes that it has no reason to refuse, so that it and torch are not imported.
 
     Raises:
         DataError: A configuration holds what its family does not explain, or donors do not fit together.
@@ -99,7 +106,7 @@ def target_config(configs: list[Config], plan: SurgeryPlan) -> Config:
                 f"the donors are of two families (model_type {config['model_type']} and {other['model_type']}); "
                 "layers can only be joined from models of one kind"
             )
-    lists = [per_layer_lists(family, donor) for donor in configs]
+    lists = [per_layer_lists(family, donor, filled=not for_a_plan) for donor in configs]
     _check_donors(configs)
     target = copy.deepcopy(config)
     target[family.key("num_hidden_layers")] = len(plan.layers)
@@ -111,13 +118,16 @@ def target_config(configs: list[Config], plan: SurgeryPlan) -> Config:
                 target[key] = sum(index < config[key] for index in plan.keep)
     if plan.vocab is not None or plan.vocab_padding:
         rows = ModelShape.of(config).vocab_size if plan.vocab is None else len(plan.vocab)
-        if plan.vocab is not None:  # numbers that transformers fills in move along too
+        if plan.vocab is not None and not for_a_plan:  # numbers that transformers fills in move along too
             resolved = resolved_config(config)
             filled = {key: value for key, value in resolved.items() if key.endswith("_token_id") and value is not None}
             target = filled | target
         target = remap_token_ids(target, plan) | {"vocab_size": rows + plan.vocab_padding}
     if plan.cuts_width:
         _set_width(target, family, ModelShape.of(config), plan)
+        shape = ModelShape.of(target)
+        if for_a_plan and shape.hidden_size % shape.num_attention_heads == 0:
+            return target
         try:
             resolved_config(target)
         except DataError as error:

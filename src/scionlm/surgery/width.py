@@ -33,6 +33,15 @@ class WidthTarget:
         return sizes == (None, None, None, None)
 
 
+def random_scores(source: ModelShape, seed: int) -> Scores:
+    """Return scores that mean nothing: what choosing has to be better than."""
+    generator, layers = np.random.default_rng(seed), source.num_hidden_layers
+    sizes = {"hidden": (source.hidden_size,), "heads": (layers, source.num_attention_heads)}
+    return {
+        name: generator.random(size) for name, size in (sizes | {"ffn": (layers, source.intermediate_size)}).items()
+    }
+
+
 def settle_heads(target: WidthTarget, source: ModelShape) -> tuple[int, int]:
     """Return the numbers of query heads and of key/value heads that a request means.
 
@@ -80,7 +89,8 @@ def plan_width(
         asked, has = getattr(target, name), getattr(source, name)
         if asked is not None and not 1 <= asked <= has:
             raise UsageError(f"{name}: {asked} is not between 1 and the source's {has}")
-    if target.num_key_value_heads is not None and not family.has_kv_heads:
+    equal = (None, target.num_attention_heads or source.num_attention_heads)
+    if target.num_key_value_heads not in equal and not family.has_kv_heads:
         raise UsageError(f"num_key_value_heads: {family.model_types[0]} has no grouped heads; set num_attention_heads")
     _check_scores(scores, source)
     heads, groups = settle_heads(target, source)

@@ -1,7 +1,7 @@
-"""Averages of the weights over training: an exponential one, or the plain mean of the weights at regular steps.
+"""Averages of the weights: an exponential one, the plain mean at regular steps, or of the last and the first weights.
 
 The plain mean over the end of a run is what averaging its last checkpoints gives (Sanyal et al., arXiv:2306.03241),
-without having to keep them.
+without having to keep them. The mean with the first weights is that of Wortsman et al., arXiv:2109.01903 (WiSE-FT).
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from torch import nn
 
 from scionlm.train.shards import Saved
 
-Method = Literal["ema", "uniform"]
+Method = Literal["ema", "uniform", "start"]
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,18 @@ class AverageSettings:
     """How to average.
 
     Attributes:
-        method: `ema` or `uniform`.
+        method: `ema`, `uniform` or `start`.
         decay: Share of the old average that an update of `ema` keeps, once it has seen enough.
         start: Step after which weights are taken in.
         every: Steps between two that are taken in.
+        share: Of the first weights in the average of `start`.
     """
 
     method: Method
     decay: float
     start: int
     every: int
+    share: float = 0.5
 
 
 class Average:
@@ -44,13 +46,25 @@ class Average:
 
     def __init__(self, model: nn.Module, settings: AverageSettings) -> None:
         self._model, self._settings = model, settings
-        self._mean = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self._mean: dict[str, torch.Tensor] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin anew with the weights as they are now."""
+        self._mean = {name: p.detach().clone() for name, p in self._model.named_parameters()}
         self.count = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is an average: the first weights are there from the start."""
+        return self.count > 0 or self._settings.method == "start"
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after `step`, if it is one of those."""
         settings = self._settings
+        if settings.method == "start":
+            return
         if step <= settings.start or (step - settings.start) % settings.every:
             return
         self.count += 1
@@ -64,11 +78,14 @@ class Average:
     @contextlib.contextmanager
     def in_place(self) -> Generator[None, None, None]:
         """Put the average in the place of the weights for a while; without any taken in yet, leave them."""
-        if not self.count:
+        if not self.is_ready:
             yield
             return
         own = {name: p.detach().clone() for name, p in self._model.named_parameters()}
-        self._put(self._mean)
+        if self._settings.method == "start":
+            self._put({name: torch.lerp(own[name], first, self._settings.share) for name, first in self._mean.items()})
+        else:
+            self._put(self._mean)
         try:
             yield
         finally:
@@ -80,7 +97,7 @@ class Average:
             parameter.copy_(weights[name])
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the average."""
+        """Return the average; of method `start` the first weights."""
         return self._mean
 
     def load(self, saved: Saved, count: int) -> None:

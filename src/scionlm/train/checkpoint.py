@@ -5,6 +5,7 @@ RUN/checkpoints/step-00000120/
     optimizer.safetensors   moments and step of each weight
     average.safetensors     averaged weights, where there are some
     projections.safetensors what is trained beside the model, where there is something
+    gates.safetensors       gates, multipliers and their optimizers' states, where masks are learned
     shards/                 all of these instead, where the ranks share the weights out: a file from each
     state.json              step, stage, schedule, tokens, cursors of the sample plan, random state
     manifest.json           SHA-256 of the others; whether it is kept for good

@@ -74,11 +74,13 @@ class Learner:
         """Return what a checkpoint holds in safetensors."""
         weights = dict(self.objective.model.named_parameters())
         average = self.average.tensors() if self.average else {}
+        pruner = self.objective.pruner
         return {
             "weights": weights,
             "projections": self.objective.projections,
             "optimizer": self.optimizer.tensors(),
             "average": average,
+            "gates": pruner.tensors() if pruner else {},
         }
 
     def state(self) -> Record:
@@ -107,6 +109,8 @@ class Learner:
         else:
             state.shapes = {key: shape for key, shape in state.shapes.items() if not key.startswith(PROJECTIONS)}
         self.optimizer.load(state, carry)
+        if self.average:
+            self.average.begin()
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -122,6 +126,9 @@ class Learner:
         state: dict[str, Any] = checkpoint.state
         if self.average and checkpoint.saved("average").shapes:
             self.average.load(checkpoint.saved("average"), state["average_count"])
+        if self.objective.pruner:
+            self.objective.pruner.load(checkpoint.saved("gates"))
+            self.objective.pruner.at_step(checkpoint.state["step"])
         if "guard" in state:
             self.guard.restore(state["guard"])
         ranks = self.objective.trained.ranks

@@ -145,6 +145,7 @@ class Session:
         stop: Asked after every step.
         runtime: The device.
         peak_flops: Of the device, a second; None where it is not known.
+        dense: Evaluate 1, 2, 4, 8, ... updates into each stage too.
     """
 
     title: str
@@ -156,6 +157,13 @@ class Session:
     stop: StopRequest
     runtime: Runtime
     peak_flops: float | None = None
+    dense: bool = False
+
+    def evaluates(self, step: int, since: int) -> bool:
+        """Return whether losses are measured after a step, `since` steps into its stage."""
+        every = self.evaluate_every
+        soon = self.dense and since & (since - 1) == 0 and (since < every or not every)
+        return soon or (every > 0 and step % every == 0)
 
 
 def take_up(
@@ -239,9 +247,10 @@ def fit(learner: Learner, stage: Stage, position: Position, session: Session) ->
             progress.update(position.step, f"loss {loss:.3f}  {speed:.0f} tokens/s")
             ends, since = position.step == stage.last_step, position.step - stage.first_step
             if ends or position.step % log_every == 0 or record.keys() & _NOTES:
-                session.metrics.write({"step": position.step, "tokens": position.tokens} | record)
-            every, last = session.evaluate_every, position.step == session.total_steps
-            position.evaluation_owed = (ends or (every > 0 and position.step % every == 0)) and not last
+                masks = objective.pruner.facts() if objective.pruner else {}
+                session.metrics.write({"step": position.step, "tokens": position.tokens} | record | masks)
+            last = position.step == session.total_steps
+            position.evaluation_owed = (ends or session.evaluates(position.step, since)) and not last
             position.reweight_owed = reweighting is not None and since % reweighting.every == 0 and not ends
     objective.eval()
 

@@ -22,6 +22,7 @@ from scionlm.parallel.placing import Trained, place
 from scionlm.parallel.runtime import Runtime
 from scionlm.train.attention import use_causal_attention
 from scionlm.train.distillation import Distillation
+from scionlm.train.gates.pruner import Pruner
 from scionlm.train.head_loss import HeadSettings, head_losses, head_of
 from scionlm.train.hidden_loss import States
 from scionlm.train.layers import Checkpointing, compile_layers, layerwise
@@ -43,6 +44,7 @@ class Objective(nn.Module):
         distillation: A teacher's part.
         checkpointing: What of the layers' activations is made again on the way back; see `layers.layerwise`.
         runtime: Where to put it; None leaves it where it is.
+        pruner: The masks that are learned of it.
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class Objective(nn.Module):
         distillation: Distillation | None = None,
         checkpointing: Checkpointing = "none",
         runtime: Runtime | None = None,
+        pruner: Pruner | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.distillation = model, distillation
+        self.model, self.distillation, self.pruner = model, distillation, pruner
+        self._first_row = 0
         self._compute_dtype = compute_dtype
         self._layers = layers_of(model)
         self._inside = family_of(model.config.to_dict()).layers.removeprefix(f"{model.base_model_prefix}.") + "."
@@ -109,9 +113,15 @@ class Objective(nn.Module):
             self.distillation.teacher.compile()
 
     def at_step(self, step: int) -> None:
-        """Take the weights of an update that `step` others came before."""
+        """Take the weights and masks of an update that `step` others came before."""
         if self.distillation:
             self.distillation.at_step(step)
+        if self.pruner:
+            self.pruner.at_step(step)
+
+    def at_row(self, row: int) -> None:
+        """Take the place in the global batch of the first sequence of the pass to come: masks are drawn by it."""
+        self._first_row = row
 
     def token_nll(
         self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
@@ -120,6 +130,8 @@ class Objective(nn.Module):
 
         Where `position_ids` begin anew, transformers keeps attention inside each part.
         """
+        if self.pruner:
+            self.pruner.settle()
         # Windows are of other lengths than training sequences: not worth compiling for.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             states = self._states(input_ids, position_ids)
@@ -137,6 +149,8 @@ class Objective(nn.Module):
         cross-entropy alone.
         """
         taught = None
+        if self.pruner:
+            self.pruner.draw(self._first_row)
         if self.distillation and self.distillation.is_active:
             taught = self.distillation.teacher(input_ids, position_ids)
         return self._losses(input_ids, labels, position_ids, taught)

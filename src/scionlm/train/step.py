@@ -78,6 +78,7 @@ def train_step(
     parts: dict[str, list[torch.Tensor]] = {}
     pieces = list(micro_batches(batch, micro_batch_size))
     for number, arrays in enumerate(pieces):
+        objective.at_row(ranks.rank * len(mine) + number * micro_batch_size)
         with trained.passing(last=number == len(pieces) - 1):
             loss, _, extras = trained(*arrays)
             (loss * ranks.world / num_tokens).backward()  # what the ranks have is averaged
@@ -100,6 +101,8 @@ def train_step(
     if applied:
         optimizer.step(lr, max((grad_norm + _TINY) / clip, 1.0) if clip else 1.0)
     optimizer.zero_grad()
+    if objective.pruner:
+        objective.pruner.update(ranks) if applied else objective.pruner.skip()
     nlls = [nll for other in found for nll in other["nll"]]
     sequence_tokens = [tokens for other in found for tokens in other["tokens"]]
     means = {name: total / num_tokens for name, total in totals.items()}
