@@ -10,6 +10,8 @@ from factories import tiny_model
 from scionlm.core.errors import UsageError
 from scionlm.evaluation.loss import DomainLoss, domain_losses, model_token_nll
 from scionlm.evaluation.paired import paired_difference
+from scionlm.evaluation.paired_scores import paired_scores
+from scionlm.evaluation.task_record import item_record
 
 
 def loss(windows, seq_len=4, tokens=None):
@@ -78,3 +80,38 @@ def test_windows_of_a_real_model_add_up(data_folder):
     assert math.fsum(found.windows) == found.nll_sum
     first = domain_losses(model_token_nll(tiny_model()), data_folder, ["alpha"], 16, 16)["alpha"]
     assert found.windows[0] == pytest.approx(first.nll_sum, rel=1e-6)
+
+
+def items(scores, sha256="a", metric="acc"):
+    return item_record(metric, scores, sha256)
+
+
+def test_the_difference_of_scores_and_its_interval_by_hand():
+    found = paired_scores(items([1, 1, 1, 0, 0, 1]), items([1, 0, 0, 0, 1, 0]), 0.9)
+    gaps = [0, 1, 1, 0, -1, 1]
+    stderr = stdev(gaps) / math.sqrt(6)
+    half = NormalDist().inv_cdf(0.95) * stderr
+    assert found.difference == pytest.approx(1 / 3)
+    assert found.stderr == pytest.approx(stderr)
+    assert (found.low, found.high) == (pytest.approx(1 / 3 - half), pytest.approx(1 / 3 + half))
+    assert (found.num_items, found.num_better, found.num_worse) == (6, 3, 1)
+
+
+def test_pairing_is_surer_than_two_scores_on_their_own():
+    hard = [0, 0, 1, 1, 1, 0, 1, 0, 1, 1] * 10  # both find the same items hard
+    better = [1, *hard[1:]]
+    found = paired_scores(items(better), items(hard))
+    alone = math.sqrt(2) * stdev(hard) / math.sqrt(len(hard))
+    assert found.stderr < alone / 4
+
+
+def test_scores_that_are_no_right_or_wrong_survive_the_record():
+    mine, theirs = items([0.25, 1.5], metric="nll"), items([0.5, 1.0], metric="nll")
+    assert paired_scores(mine, theirs).difference == pytest.approx(0.125)
+    assert paired_scores(items([1]), items([0])).stderr is None
+
+
+@pytest.mark.parametrize("other", [items([1, 0], "b"), items([1, 0], metric="acc_norm"), items([1, 0, 1])])
+def test_scores_on_other_items_are_not_compared(other):
+    with pytest.raises(UsageError, match="other items"):
+        paired_scores(items([1, 0]), other)

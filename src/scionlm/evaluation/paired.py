@@ -1,4 +1,4 @@
-"""Two models on the same held-out windows: how far apart their losses are, and how sure that is.
+"""Two models on the same held-out windows: how far apart they are, and how sure that is.
 
 What both find hard cancels out when each window of the one is set against the same window of the other, so that far
 fewer tokens decide than two losses on their own would need.
