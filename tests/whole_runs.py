@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -189,7 +188,7 @@ _POINTS: list[tuple[Any, str]] = [
     (Path, "replace"),
     (Path, "rename"),
     (shutil, "rmtree"),
-    (tempfile, "mkdtemp"),
+    (Path, "mkdir"),
     (checkpoint_module, "save_file"),
     (training, "save_model"),
     (training, "_open_stage"),

@@ -179,10 +179,12 @@ def test_a_curve_shows_its_shape():
 
 def test_planning_loads_no_torch_and_answers_within_seconds(overrides, tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps(overrides))
+    others = ["shear-shootout-mini", "inheritune-grow-mini", "continual-sweep-mini", "scratch-tinyllama-1.1b-mini"]
     code = (
         "import json, sys, pathlib; from scionlm import api; "
         "found = api.plan('inheritune-mini', json.loads(pathlib.Path(sys.argv[1]).read_text())); "
         "assert found['num_steps'] == 10; "
+        f"assert all(api.plan(name)['flops'] > 0 for name in {others}); "
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run(

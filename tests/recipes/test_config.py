@@ -22,21 +22,62 @@ def test_every_preset_is_a_valid_recipe_with_a_head_comment():
             assert word in head, (name, word)
 
 
+def _recipes_of(name):
+    request = load_request(name)
+    return [request] if isinstance(request, Recipe) else [run.recipe for run in request.runs]
+
+
 def test_every_preset_of_a_paper_has_a_small_twin_and_its_data():
     whole = [name for name in preset_names() if not name.endswith("-mini")]
-    assert len(whole) == 8
+    assert len(whole) == 24
     for name in whole:
         assert f"{name}-mini" in preset_names()
-        mini = load_request(f"{name}-mini")
-        recipes = [mini] if isinstance(mini, Recipe) else [run.recipe for run in mini.runs]
-        assert all(recipe.data.dir is None for recipe in recipes)  # runs on what ships
+        assert all(recipe.data.dir is None for recipe in _recipes_of(f"{name}-mini"))  # runs on what ships
         if "Corpora" in preset_text(name):
             corpora = validate(Corpora, parse_yaml(preset_corpora(name), name), name)
-            mixture = load_recipe(name).data.mixture
-            assert mixture is None or set(mixture) == set(corpora.domains)
+            for recipe in _recipes_of(name):
+                mixture = recipe.data.mixture
+                assert mixture is None or set(mixture) == set(corpora.domains)
+                assert recipe.source is None or recipe.source.partition("@")[0] == corpora.tokenizer
+                for reference in _given_references(recipe):
+                    assert set(reference) == set(corpora.domains)
         else:
             with pytest.raises(UsageError, match=r"comes with no CORPORA\.yaml"):
                 preset_corpora(name)
+
+
+_SOME_RUNS = {
+    "scratch-tinyllama-1.1b-v1.1-mini": {
+        "stages": [
+            {"name": "basic", "data": {"mixture": {"prose": 1.0}}, "train": {"steps": 6}},
+            {"name": "continual", "data": {"ramp": {"start": {"prose": 1.0}, "over": 2}}, "train": {"steps": 3}},
+            {"name": "cooldown", "train": {"steps": 1, "global_batch_tokens": 16384}},
+        ],
+    },
+    "inheritune-shootout-mini": {"only": ["first", "stacking"]},
+    "shear-shootout-mini": {
+        "only": ["masks", "masks-reweight", "scores-steps", "depth-only", "random-init"],
+        "reference.train.tokens": 16384,
+        "runs.depth-only.train.steps": 6,
+        "runs.random-init.train.steps": 6,
+    },
+}
+"""Of a shoot-out those that differ in kind; of stages as few steps."""
+
+
+def _given_references(recipe):
+    """Return the losses in numbers that a recipe compares its domains with, wherever it does."""
+    stages = [*recipe.resolved_stages, *([recipe.pruning_stage] if recipe.pruning_stage else [])]
+    given = [stage.reweight.reference for stage in stages if stage.reweight]
+    return [reference for reference in given if isinstance(reference, dict)]
+
+
+@pytest.mark.parametrize("name", ["shear-shootout", "shear-shootout-mini"])
+def test_every_run_of_the_shearing_shootout_sees_as_many_tokens(name):
+    runs = [run.recipe for run in load_request(name).runs[1:]]
+    spent = {recipe.total_steps + (recipe.pruning_stage.total_steps if recipe.pruning_stage else 0) for recipe in runs}
+    assert len(runs) == 14
+    assert len(spent) == 1
 
 
 @pytest.mark.slow
@@ -46,8 +87,8 @@ def test_every_small_twin_runs_on_what_ships(name, tmp_path):
 
     less = {"train.steps": 6, "evaluate.tokens_per_domain": 256, "evaluate.every": 1.0}
     sizes = {"grow.tokens_per_domain": 512} if "grow" in preset_text(name) and "sweep" not in preset_text(name) else {}
-    only = {"only": ["first", "stacking"]} if name == "inheritune-shootout-mini" else {}
-    api.run(name, less | sizes | only, out=tmp_path / "run")
+    shear = {"prune.steps": 6} if name.startswith("shear-") else {}
+    api.run(name, less | sizes | shear | _SOME_RUNS.get(name, {}), out=tmp_path / "run")
     page = "compare.html" if "recipe: sweep" in preset_text(name) else "report.html"
     assert (tmp_path / "run" / page).stat().st_size > 10_000
 
@@ -151,6 +192,18 @@ def test_a_dumped_recipe_reads_back_equal():
     assert Recipe.model_validate(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json")))) == recipe
 
 
+@pytest.mark.parametrize("way", [{"target.parameters": "60M"}, {"target.shape": "smollm2-135m"}])
+def test_another_way_to_say_a_target_clears_the_one_before(way):
+    for name in ("shear-mini", "shear-llama2-7b-1.3b"):
+        for overrides in (way, [f"{key}={value}" for key, value in way.items()]):
+            target = load_recipe(name, overrides).target
+            ((key, value),) = [(key, value) for key, value in target.model_dump().items() if value is not None]
+            assert f"target.{key}" in way
+            assert value in (60_000_000, "smollm2-135m")
+    kept = load_recipe("shear-mini", ["target.shape=null", "target.hidden_size=288"]).target
+    assert (kept.hidden_size, kept.num_hidden_layers) == (288, 24)
+
+
 def test_loading_a_preset_twice_does_not_share_state():
     load_recipe("inheritune-mini", {"train.steps": 3})
     assert load_recipe("inheritune-mini").train.tokens is not None
@@ -162,3 +215,17 @@ def test_loading_a_preset_twice_does_not_share_state():
 def test_a_batch_of_no_whole_sequences_is_named_with_both_numbers():
     with pytest.raises(UsageError, match=r"train\.global_batch_tokens 1000 is not a multiple of data\.seq_len 256$"):
         load_recipe("inheritune-mini", ["train.global_batch_tokens=1000"])
+
+
+def test_a_branch_may_be_given_whole_or_by_parts():
+    base = {"data.dir": "d", "train.steps": 3}
+    whole = load_recipe("continual", base | {"branch": {"run": "r", "step": 2}})
+    parts = load_recipe("continual", ["data.dir=d", "train.steps=3", "branch.run=r", "branch.step=2"])
+    assert whole == parts
+    assert whole.source == "r/model"
+
+
+@pytest.mark.parametrize("place", ["r", "r/checkpoints/step-00000003", "r/checkpoints/step-00000003/"])
+def test_the_source_of_a_branch_is_its_runs_model(place):
+    recipe = load_recipe("continual", {"data.dir": "d", "train.steps": 3, "branch.run": place})
+    assert recipe.source == "r/model"

@@ -140,6 +140,10 @@ def test_the_model_card_says_what_it_must(finished):
     front = yaml.safe_load(card.split("---")[1])
     assert front["license"] == "mit"
     assert "Layers 0, 1, 4" in card
+    assert front["metrics"] == ["perplexity"]
+    (index,) = front["model-index"]
+    found = {one["dataset"]["type"]: one["metrics"][0]["value"] for one in index["results"]}
+    assert found == {name: round(loss["perplexity"], 4) for name, loss in result["domains"].items()}
     for loss in result["domains"].values():
         assert f"{loss['nll']:.4f}" in card
     assert "random" in (out / "control" / "model" / "README.md").read_text()

@@ -16,7 +16,8 @@ from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.reference import reference_recipe
 from scionlm.recipes.run import run_recipe
 from scionlm.report import render_report
-from whole_runs import SETTINGS, Watch, metrics_of, quicken, run_stopped, timeless, weights_of
+from scionlm.schedules import Sizes, build_schedule
+from whole_runs import SETTINGS, Watch, column, metrics_of, quicken, run_stopped, timeless, weights_of
 from worlds import World
 
 MODEL = {
@@ -94,6 +95,24 @@ def test_no_stop_changes_anything(scratch, tmp_path, monkeypatch):
         assert run_stopped(scratch(), tmp_path / "parts", Watch(patch, [1, 2, 3])) == 3
     assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
     assert timeless(read_json(tmp_path / "parts/result.json")) == timeless(read_json(tmp_path / "whole/result.json"))
+
+
+def test_no_stop_changes_stages_that_share_one_schedule(scratch, tmp_path, monkeypatch):
+    stages = [
+        {"name": "long", "train": {"steps": 3}},
+        {"name": "large", "train": {"steps": 2, "global_batch_tokens": 24 * 8}},
+    ]
+    recipe = scratch(stages=stages, schedule={"over": "run", "warmup": 1})
+    run_recipe(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        assert run_stopped(recipe, tmp_path / "parts", Watch(patch, range(1, 6))) == 5
+    assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
+    whole = build_schedule("cosine", Sizes(3 + 2 * 2, 1, floor=0.1))
+    wanted = [3e-3 * whole.at(t) for t in (1, 2, 3, 5, 7)]
+    assert column(tmp_path / "parts", "optim/lr") == column(tmp_path / "whole", "optim/lr") == wanted
+    longer = [{"name": "long", "train": {"steps": 3}}, {"name": "large", "train": {"steps": 3}}]
+    with pytest.raises(UsageError, match="with other settings"):
+        run_recipe(scratch(stages=longer, schedule={"over": "run", "warmup": 1}), tmp_path / "whole", allow_change=True)
 
 
 def test_a_reference_is_a_run_from_scratch(heir, scratch, tmp_path):

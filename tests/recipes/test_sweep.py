@@ -98,6 +98,18 @@ def test_another_schedule_keeps_only_what_every_schedule_has(shared):
         recipe_in(top, {"schedule": {"name": "cosine", "decay": 0.1}})
 
 
+def test_a_run_that_names_its_recipe_has_nothing_of_what_is_for_others(shared):
+    both = shared | {"target": {"num_hidden_layers": 3}, "prune": {"method": "masks", "steps": 2}}
+    sheared = recipe_in(both, {"recipe": "shear"})
+    assert sheared.inherit is None
+    assert (sheared.target.num_hidden_layers, sheared.prune.steps) == (3, 2)
+    inherited = recipe_in(both, {"recipe": "inheritune"})
+    assert inherited.inherit.layers == 3
+    assert (inherited.target, inherited.prune) == (None, None)
+    with pytest.raises(UsageError, match="target is for recipe shear"):
+        recipe_in(both, {})
+
+
 def test_overrides_act_on_the_top_level_or_on_one_run(shared):
     runs = [{"name": "a"}, {"name": "b", "train": {"steps": 7}}]
     texts = (f"train.tokens={4 * STEP}", "runs.b.optimizer.lr=1e-3", "runs.b.train.steps=9")

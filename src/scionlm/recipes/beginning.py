@@ -53,6 +53,16 @@ def growing(checkpoint: Checkpoint, names: Mapping[str, str], keep_optimizer: bo
     return begin
 
 
+def behind(folder: Path) -> Beginning:
+    """Return how a model begins that goes on in the data where another run, of its folder, has stopped."""
+    checkpoint = find_checkpoint(folder)
+
+    def begin(learner: Learner, position: Position) -> None:
+        position.cursors = cursors_at(checkpoint)
+
+    return begin
+
+
 def _tell(checkpoint: Checkpoint, stage: Stage) -> None:
     """Say what a run branches off, and warn where the learning rate jumps."""
     say(f"branching off {checkpoint.path}, optimizer state: {stage.optimizer_state}")

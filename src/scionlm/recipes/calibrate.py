@@ -18,6 +18,7 @@ from scionlm.families.models import random_model
 from scionlm.parallel.placing import release
 from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.parallel.runtime import Runtime, start_runtime
+from scionlm.recipes.budgets import with_budgets
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.distillation import open_distillation
 from scionlm.recipes.inputs import match_layers, open_teacher
@@ -25,6 +26,7 @@ from scionlm.recipes.layout import with_rows
 from scionlm.recipes.origin import open_source
 from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.selection import plan_of
+from scionlm.recipes.shear_steps import with_target
 from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import Piece, Schedule
 from scionlm.sources import ModelFolder
@@ -58,12 +60,14 @@ def calibrated(recipe: Recipe) -> Record:
     Raises:
         UsageError: The recipe trains several models, of several sizes.
     """
-    if recipe.grow is not None or recipe.reference is not None:
-        raise UsageError("--calibrate measures one model; leave it out where a recipe grows or trains its reference")
+    if recipe.grow is not None or recipe.reference is not None or recipe.prune is not None:
+        raise UsageError(
+            "--calibrate measures one model; leave it out where a recipe grows, prunes, or trains its reference"
+        )
     speed = measure_steps(recipe)
     recipe = resolve_times(recipe, speed.seconds)
     planned = plan_recipe(recipe)
-    return _with_seconds(recipe, planned, speed) | {
+    return with_budgets(recipe, _with_seconds(recipe, planned, speed)) | {
         "device": speed.runtime.name,
         "precision": speed.runtime.precision,
         "seconds_known_from": f"{_PASSES} passes measured here",
@@ -165,6 +169,7 @@ def _speed(recipe: Recipe, runtime: Runtime, objective: Objective, optimizer: Op
 def _trial(recipe: Recipe, runtime: Runtime) -> Generator[tuple[Objective, Optimizer], None, None]:
     """Give the objective of a recipe on one device, with random weights, and an optimizer; take their memory back."""
     source = open_source(recipe, None, weights=False)
+    recipe = with_target(recipe, source)
     target = target_config([source.config], plan_of(recipe, source))
     model = random_model(target, recipe.seed)
     distillation = _distillation(recipe, source, model, runtime)

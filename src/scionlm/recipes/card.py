@@ -1,10 +1,23 @@
 """The model card: README.md of the exported folder, with the front matter that the Hugging Face hub reads."""
 
+import math
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from scionlm.core.config import dump_yaml
 from scionlm.core.log import format_count, format_seconds
+
+# How a recipe that prunes chose what stays, by its method.
+_CHOSEN = {
+    "masks": "what stays was chosen by masks that were learned while the source was trained",
+    "scores": "what stays has the highest scores",
+    "first": "the first of everything stays",
+    "random": "what stays was drawn by lot",
+}
+
+# How first weights were drawn.
+_DRAWN = {"transformers": "its family is", "tinyllama": "TinyLlama was", "gpt_neox": "GPT-NeoX does"}
 
 _LICENCE = """## Licence
 
@@ -13,20 +26,19 @@ text and follows no instructions.
 """
 
 
-def model_card(result: dict[str, Any], manifest: dict[str, Any], train_tokens: dict[str, int]) -> str:
+def model_card(
+    result: dict[str, Any], manifest: dict[str, Any], train_tokens: dict[str, int], datasets: Sequence[str] = ()
+) -> str:
     """Return the card of a trained model.
 
     Args:
         result: RUN/result.json.
         manifest: RUN/manifest.json.
         train_tokens: Tokens to train on in each domain that was evaluated.
+        datasets: Those of the hub that the text comes from.
     """
     source, training = result["source"] or {}, result["training"]
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["scion"]}
-    if source.get("license"):
-        front["license"] = source["license"]
-    if "/" in source.get("name", "") and source.get("revision"):
-        front["base_model"] = source["name"]
+    front = _front(result, datasets)
     made = _made(result)
     taught = training.get("distill")
     if taught:
@@ -44,6 +56,10 @@ def model_card(result: dict[str, Any], manifest: dict[str, Any], train_tokens: d
     model, versions = result["model"], manifest["versions"]
     parameters = format_count(model["num_parameters"])
     many = f"{training['devices']} x " if training.get("devices", 1) > 1 else ""
+    pruned, before = training.get("pruning") or {}, "before training"
+    while_pruning = f" ({format_count(pruned['tokens'])} of them while pruning)" if pruned.get("tokens") else ""
+    if result.get("prune"):
+        before = "right after pruning"
     cost = f"{training['steps']} steps, {format_seconds(training['seconds'])} on {many}{training['device']}"
     return f"""---
 {dump_yaml(front)}---
@@ -51,17 +67,17 @@ def model_card(result: dict[str, Any], manifest: dict[str, Any], train_tokens: d
 
 {made}
 
-| held-out loss | source | before training | after training | perplexity | bits per byte | tokens |
+| held-out loss | source | {before} | after training | perplexity | bits per byte | tokens |
 |---|---|---|---|---|---|---|
 {rows}
 
-Losses are mean negative log-likelihoods in nats over the packed held-out stream, of the files in this folder; "before"
-was computed in {training["precision"]}, the others in float32.
-
+Losses are mean negative log-likelihoods in nats over the packed held-out stream, of the files in this folder; those
+{before} were computed in {training["precision"]}, the others in float32.
+{_tasks(result)}
 ## Training
 
 - Data: {sizes}
-- Tokens seen: {format_count(training["tokens"])} in {cost}
+- Tokens seen: {format_count(training["tokens"])}{while_pruning} in {cost}
 - Precision {training["precision"]}, seed {training["seed"]}
 - Command: `{shlex.join(manifest["command"])}`
 - Scion {manifest["scion_version"]}, torch {versions.get("torch")}, transformers {versions.get("transformers")}
@@ -69,22 +85,112 @@ was computed in {training["precision"]}, the others in float32.
 {_LICENCE.format(license=licence) if source else ""}"""
 
 
+def _tasks(result: dict[str, Any]) -> str:
+    """Return the scores on tasks as a table; empty where there are none."""
+    tasks, theirs = result.get("tasks") or {}, (result.get("source") or {}).get("tasks") or {}
+    if not tasks:
+        return ""
+
+    def shown(record: dict[str, Any], metric: str) -> str:
+        value, error = record.get(metric), record.get(_stderr(metric))
+        return "" if value is None else f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+    rows = "\n".join(
+        f"| {cell(name)} | {record['metric']} | {shown(theirs.get(name, {}), record['metric'])} "
+        f"| {shown(record, record['metric'])} | {record.get('num_items', '')} |"
+        for name, record in tasks.items()
+    )
+    return f"\n| task | metric | source | this model | items |\n|---|---|---|---|---|\n{rows}\n"
+
+
+def _stderr(metric: str) -> str:
+    short, comma, kind = metric.partition(",")
+    return f"{short}_stderr{comma}{kind}"
+
+
+def _front(result: dict[str, Any], datasets: Sequence[str]) -> dict[str, Any]:
+    """Return the front matter, which the hub shows; `model-index` has the held-out losses."""
+    source = result["source"] or {}
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["scion"]}
+    if source.get("license"):
+        front["license"] = source["license"]
+    if "/" in source.get("name", "") and source.get("revision"):
+        front["base_model"] = source["name"]
+    if datasets:
+        front["datasets"] = list(datasets)
+    results = [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": f"{name}, held out", "type": name},
+            "metrics": [
+                {"type": "perplexity", "value": round(loss["perplexity"], 4)},
+                {"type": "bits_per_byte", "value": round(loss["bits_per_byte"], 4)},
+            ],
+        }
+        for name, loss in result["domains"].items()
+        if math.isfinite(loss["perplexity"])
+    ]
+    results += [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": task, "type": task},
+            "metrics": [{"type": record["metric"], "value": round(record[record["metric"]], 4)}],
+        }
+        for task, record in (result.get("tasks") or {}).items()
+        if record.get(record["metric"]) is not None
+    ]
+    name = f"{result['name']} of {source['name']}" if source else result["name"]
+    return front | {"metrics": ["perplexity"], "model-index": [{"name": name, "results": results}]}
+
+
 def _made(result: dict[str, Any]) -> str:
     """Return the sentence that says what a model was made from."""
     source, inherit = result["source"], result["inherit"]
     if source is None:
-        return "Initialized at random as its family is, and trained from scratch."
+        how = _DRAWN[result.get("initialization") or "transformers"]
+        return f"Initialized at random as {how}, and trained from scratch."
     if inherit["init"] == "random":
         return (
             f"A control: the shape of {len(inherit['keep'])} layers of **{source['name']}**, initialized at random; "
             "then trained."
         )
+    if result.get("prune"):
+        return f"{_pruned(result)}; then trained."
     kept = ", ".join(map(str, inherit["keep"]))
     return (
         f"Layers {kept} of **{source['name']}** ({source['num_hidden_layers']} layers, "
         f"{format_count(source['num_parameters'])} parameters), chosen by `{inherit['strategy']}` "
         f"({inherit['strategy_reason']}), {_rest(inherit)}; then trained."
     )
+
+
+def _pruned(result: dict[str, Any]) -> str:
+    """Return what a source was pruned to, and how."""
+    source, inherit, prune = result["source"], result["inherit"], result["prune"]
+    sizes = (inherit.get("width") or {}).get("sizes", {})
+    cuts = [f"{name} {size['child']} of {size['source']}" for name, size in sizes.items()]
+    kept = ", ".join(map(str, inherit["keep"]))
+    return (
+        f"**{source['name']}** ({source['num_hidden_layers']} layers, {format_count(source['num_parameters'])} "
+        f"parameters), pruned to {_and([f'its layers {kept}', *cuts])}: {chosen_words(prune)}"
+    )
+
+
+def chosen_words(prune: dict[str, Any]) -> str:
+    """Return how what stays of a pruned source was chosen, and on how many tokens.
+
+    Args:
+        prune: `prune` of result.json.
+    """
+    method, plan, tokens = prune["method"], prune["plan"], prune["training"]["tokens"]
+    words = _CHOSEN.get(method, f"method {method}")
+    if method == "scores":
+        width, steps = plan.get("width"), len(prune.get("pruning_steps") or [])
+        of_width = f", heads and channels by `{width}`" if width else ""
+        words += f" (layers by `{plan['strategy']}`{of_width}{f', in {steps} steps' if steps > 1 else ''})"
+    words += f", on {format_count(tokens)} tokens" if tokens else ""
+    fidelity = prune.get("fidelity", "recommended")
+    return words + (f" (`fidelity: {fidelity}`)" if method == "masks" and fidelity != "recommended" else "")
 
 
 def _rest(inherit: dict[str, Any]) -> str:
@@ -99,7 +205,8 @@ def _rest(inherit: dict[str, Any]) -> str:
         words += f" (`fidelity: {fidelity}`)" if fidelity != "recommended" else ""
     if width:
         sizes = _and([f"{name} {size['child']} of {size['source']}" for name, size in width["sizes"].items()])
-        how = "the first ones" if width["importance"] == "first" else f"the most important by {width['importance']}"
+        hows = {"first": "the first ones", "masks": "those that masks keep"}
+        how = hows.get(width["importance"], f"the most important by {width['importance']}")
         words += f"; cut in width to {sizes} ({how})"
     return words
 

@@ -8,7 +8,7 @@ from scionlm.core.records import Record
 
 # A change in these gives other numbers; in the rest of versions and device, other last bits at most.
 _DECISIVE = ("versions.torch", "versions.transformers", "device.kind", "device.precision", "branch")
-_INPUTS = {"source": "sha256", "data": "fingerprint", "teacher": "sha256"}
+_INPUTS = {"source": "sha256", "data": "fingerprint", "upstream": "fingerprint", "teacher": "sha256"}
 
 
 class Change(NamedTuple):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -14,6 +15,7 @@ from scionlm.families.models import assemble, random_model
 from scionlm.parallel.placing import release
 from scionlm.recipes.result import add_control, best_losses, describe, write_card
 from scionlm.recipes.setting import Setting, losses_of, open_model, samples_of
+from scionlm.recipes.tasks import tasks_of
 from scionlm.recipes.training import Beginning, train_model
 from scionlm.sources import open_folder
 from scionlm.surgery.surgery import open_surgery
@@ -30,6 +32,7 @@ def evaluate_source(setting: Setting, out: Path) -> Record:
         model = open_model(setting, setting.source, torch.float32)
         domains = losses_of(setting, model_token_nll(model), f"evaluating {setting.source.name}")
         found = {"domains": domains, "samples": samples_of(setting, model)}
+        found |= tasks_of(setting, model, setting.source.path, f"evaluating {setting.source.name}")
         release(model)
         return found
 
@@ -45,11 +48,14 @@ def make_model(setting: Setting) -> PreTrainedModel:
     if not setting.ranks.is_main:
         return assemble(target_config([source.config], setting.plan), {}, torch.float32)
     if recipe.from_random:
-        return random_model(target_config([source.config], setting.plan), recipe.seed)
+        return random_model(target_config([source.config], setting.plan), recipe.seed, init=recipe.initialization)
     with open_surgery([source], setting.plan) as surgery:
         child = surgery.build(torch.float32)
         proof = surgery.prove(child)
     plan = setting.plan
+    if recipe.recipe == "continual":
+        say(f"going on with {source.name}; {len(proof.checks)} proofs hold")
+        return child
     kept = ", ".join(map(str, plan.keep))
     but = f" but its {', '.join(plan.fresh)}" if plan.fresh else ""
     say(f"inherited layers {kept} of {source.name}{but}; {len(proof.checks)} proofs hold")
@@ -81,15 +87,16 @@ def train_one(
         exported = open_model(setting, open_folder(out / "model"), torch.float32)
         domains = losses_of(setting, model_token_nll(exported), f"evaluating {name}")
         samples = samples_of(setting, exported)
+        tasks = tasks_of(setting, exported, out / "model", f"evaluating {name}")
         release(exported)
-        return setting.ranks.on_main(lambda: _result_of(setting, out, source, name, domains, samples))
+        return setting.ranks.on_main(lambda: _result_of(setting, out, source, name, domains, samples, tasks))
 
     setting.ranks.on_main(lambda: out.mkdir(parents=True, exist_ok=True))
     return setting.kept(out / "result.json", train_and_measure)
 
 
 def _result_of(
-    setting: Setting, out: Path, source: Record, name: str, domains: Record, samples: list[Record]
+    setting: Setting, out: Path, source: Record, name: str, domains: Record, samples: list[Record], tasks: Record
 ) -> Record:
     """Return the result of a trained model, after writing its card and the last of its metrics."""
     lines = read_jsonl(out / "metrics.jsonl")
@@ -110,6 +117,7 @@ def _result_of(
         {"prompt": own["prompt"], "texts": other | {name: own["text"]}}
         for other, own in zip(theirs, samples, strict=True)
     ]
+    result |= tasks
     write_card(setting, out / "model", result)
     return result
 
@@ -125,9 +133,17 @@ def train_control(setting: Setting, out: Path, source: Record, result: Record, b
         beside: Folder of the model.
     """
     recipe = setting.recipe
-    assert recipe.inherit is not None
-    inherit = recipe.inherit.model_copy(update={"init": "random"})
-    alone = recipe.model_copy(update={"inherit": inherit, "control": False, "grow": None})
+    # The shape is the plan's; what a control has of the recipe is how it is trained.
+    others: dict[str, Any] = {"control": False, "prune": None, "target": None, "grow": None}
+    if recipe.recipe == "continual":
+        others["model"] = setting.source.config
+        if recipe.average is not None and recipe.average.method == "start":
+            others["average"] = None
+    else:
+        others |= {"recipe": "inheritune", "inherit": recipe.inherits.model_copy(update={"init": "random"})}
+    alone = recipe.model_copy(update=others)
     control = train_one(replace(setting, recipe=alone, followed=beside), out, source, name="control")
-    keys = ("name", "before", "domains", "best", "training")
-    return add_control(result, {key: control[key] for key in keys} | {"num_seeds": 1}, control["samples"])
+    keys = ("name", "before", "domains", "best", "training", "tasks", "items")
+    return add_control(
+        result, {key: control[key] for key in keys if key in control} | {"num_seeds": 1}, control["samples"]
+    )

@@ -1,20 +1,32 @@
 """The recipe: one schema for every YAML file, preset and override. DESIGN: what is not in this version must be null."""
 
-from typing import Literal
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from scionlm.core.config import Mapping, Section
 from scionlm.core.duration import Duration
 from scionlm.core.quantities import Count, Length, Steps
+from scionlm.families.initialization import Init
+from scionlm.recipes.config_continual import UpstreamConfig
 from scionlm.recipes.config_data import DataConfig, ReplayConfig, ReweightConfig
 from scionlm.recipes.config_distill import SOURCE, DistillConfig
 from scionlm.recipes.config_grow import GrowConfig, ReferenceConfig
-from scionlm.recipes.config_inherit import Fidelity, InheritConfig
+from scionlm.recipes.config_inherit import SIZES, Fidelity, Importance, InheritConfig
+from scionlm.recipes.config_shear import PruneConfig, ShearFidelity, TargetConfig
 from scionlm.recipes.config_train import AverageConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from scionlm.recipes.lengths import has_times
+from scionlm.recipes.model_shapes import init_of, read_model
 from scionlm.recipes.stages import OptimizerState, Stage, StageConfig, check_stages, resolve_stages
 from scionlm.schedules import Schedule
+
+RUN_PREFIX = "run:"
+"""What a source begins with that is the result of an earlier run of the same sweep."""
+
+PRUNING = "pruning"
+"""The stage in which a source is pruned."""
 
 
 class EvaluateConfig(Section):
@@ -24,8 +36,19 @@ class EvaluateConfig(Section):
     """How often; the first evaluation is before the first step."""
     tokens_per_domain: Count = 32768
     """Budget of an evaluation in each domain, from the start of its held-out stream."""
-    tasks: list[str] = Field(default=[], max_length=0)
-    """lm-eval tasks; none in this version."""
+    dense: bool | None = None
+    """Also 1, 2, 4, 8, ... steps after each stage begins, up to `every`: most of what happens where data or learning
+    rate change is over soon. Null does so in recipe continual."""
+    tasks: list[str] = Field(default=[])
+    """Tasks and suites at the end of the run, for the result, its source and its control: `offline`, a paper's such as
+    `sheared`, or lm-eval's tasks by name."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _name_tasks(cls, names: list[str]) -> list[str]:
+        if wrong := [name for name in names if not re.fullmatch(r"[\w.:/+-]+", name)]:
+            raise ValueError(f"{wrong[0]!r} is no name of a task or a suite")
+        return list(dict.fromkeys(names))
 
 
 class CheckpointConfig(Section):
@@ -61,22 +84,35 @@ class BranchConfig(Section):
 class Recipe(Section):
     """A whole run."""
 
-    recipe: Literal["inheritune", "scratch"]
+    recipe: Literal["inheritune", "shear", "continual", "scratch"]
     """Which recipe."""
     source: str | None = None
-    """inheritune: MODEL to inherit from."""
+    """inheritune, shear, continual: MODEL to inherit from, to prune, or to go on with. Null in recipe continual with
+    `branch` is that run's model."""
     reference: ReferenceConfig | None = None
     """inheritune: instead of `source`, a model that is trained first, into RUN/reference."""
     model: Mapping | None = None
-    """scratch: configuration of the model by transformers' keys; what is left out is as transformers has it."""
+    """scratch: the name of a known model, or its configuration by transformers' keys; what is left out is as
+    transformers has it. `shape: NAME` among the keys begins with a known model's."""
+    init: Init | None = None
+    """How random weights are drawn, of a model from scratch, a reference, a control: as `transformers` does for the
+    family, or as `tinyllama` or `gpt_neox` do. Null is the known model's own way, else transformers'."""
     data: DataConfig = DataConfig()
+    upstream: UpstreamConfig | None = None
+    """Text that is evaluated though it is not trained on: what the model knew before. Null in recipe continual is what
+    it replays, or would with a share of more than 0: an earlier run, or a data folder."""
     inherit: InheritConfig | None = None
     """inheritune: what the child takes from the source."""
     grow: GrowConfig | None = None
     """inheritune: rounds of deeper children until the source is matched; null is one round."""
-    fidelity: Fidelity = "recommended"
-    """To Inheritune: `recommended` inherits all outside the layers. `paper-text` leaves final norm and position table
-    fresh, which its text does not name; `paper-code` also an embedding that is not tied, as its code does."""
+    target: TargetConfig | None = None
+    """shear: the shape that is to be left."""
+    prune: PruneConfig | None = None
+    """shear: how it is reached, before `train`, which is then the recovery."""
+    fidelity: Fidelity | ShearFidelity = "recommended"
+    """To the paper. inheritune: `recommended` inherits all outside the layers; `paper-text` leaves final norm and
+    position table fresh, which the text does not name; `paper-code` also an embedding that is not tied, as the code
+    does. shear: the constants of `prune.gates` in the `paper`, in its `code`, or those that ended best."""
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -104,6 +140,26 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the order of samples, of random initialization and of sample text."""
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _read_model(cls, value: Any) -> Any:
+        return read_model(value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_of_branch(cls, config: Any) -> Any:
+        """Let recipe continual go on with the model of the run that it branches off."""
+        if not isinstance(config, dict) or config.get("recipe") != "continual" or config.get("source") is not None:
+            return config
+        run = (config.get("branch") or {}).get("run")
+        if not isinstance(run, str):
+            return config
+        if run.startswith(RUN_PREFIX):
+            return config | {"source": run}
+        place = Path(run)
+        place = place.parent.parent if place.parent.name == "checkpoints" else place  # of a checkpoint, its run
+        return config | {"source": str(place / "model")}
+
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         self._check_kind()
@@ -111,6 +167,9 @@ class Recipe(Section):
         check_stages(self.resolved_stages, timed)
         if self.has_teacher and not timed:
             _ = self.teacher_schedule
+        if (stage := self.pruning_stage) is not None:
+            check_stages([stage])
+            self._check_pruning(stage)
         if self.control and self.from_random:
             raise ValueError("control: true compares with random initialization, but this begins with it already")
         if self.control and self.branch:
@@ -118,18 +177,43 @@ class Recipe(Section):
         return self
 
     def _check_kind(self) -> None:
-        """Check that the keys of this kind of recipe are there, and those of the other are not."""
-        if self.recipe == "scratch":
-            given = {"source": self.source, "reference": self.reference, "inherit": self.inherit, "grow": self.grow}
-            if others := [key for key, value in given.items() if value is not None]:
-                raise ValueError(f"recipe scratch inherits nothing; leave {', '.join(others)} out")
-            if self.model is None:
-                raise ValueError("recipe scratch needs model, a configuration such as {model_type: llama, ...}")
-            if self.distill is not None and self.distill.teacher == SOURCE:
-                raise ValueError("recipe scratch has no source to learn from; name a MODEL as distill.teacher")
-            if any(own.get("reference") == SOURCE for own in self._reweightings()):
-                raise ValueError("recipe scratch has no source to measure; set reweight.reference: best, or losses")
-            return
+        """Check that the keys of this kind of recipe are there, and those of the others are not."""
+        kinds = ("recommended", "paper", "code") if self.recipe == "shear" else get_args(Fidelity)
+        if self.fidelity not in kinds:
+            raise ValueError(f"fidelity of recipe {self.recipe} is one of {', '.join(kinds)}, not {self.fidelity}")
+        others = [key for key in ("target", "prune") if getattr(self, key) is not None]
+        if others and self.recipe != "shear":
+            raise ValueError(f"{others[0]} is for recipe shear, not {self.recipe}")
+        checks = {
+            "inheritune": self._check_inheritune,
+            "shear": self._check_shear,
+            "continual": self._check_continual,
+            "scratch": self._check_scratch,
+        }
+        checks[self.recipe]()
+
+    def _check_scratch(self) -> None:
+        given = {"source": self.source, "reference": self.reference, "inherit": self.inherit, "grow": self.grow}
+        if others := [key for key, value in given.items() if value is not None]:
+            raise ValueError(f"recipe scratch inherits nothing; leave {', '.join(others)} out")
+        if self.model is None:
+            raise ValueError(
+                "recipe scratch needs model, a known one such as tinyllama-120m or a configuration such as "
+                "{model_type: llama, ...}"
+            )
+        if self.distill is not None and self.distill.teacher == SOURCE:
+            raise ValueError("recipe scratch has no source to learn from; name a MODEL as distill.teacher")
+        if any(own.get("reference") == SOURCE for own in self._reweightings()):
+            raise ValueError("recipe scratch has no source to measure; set reweight.reference: best, or losses")
+
+    def _check_continual(self) -> None:
+        names = ("reference", "model", "inherit", "grow")
+        if others := [key for key in names if getattr(self, key) is not None]:
+            raise ValueError(f"recipe continual goes on with its source as it is; leave {', '.join(others)} out")
+        if self.source is None:
+            raise ValueError("recipe continual needs source (a MODEL), or branch (a run to go on from)")
+
+    def _check_inheritune(self) -> None:
         if self.model is not None:
             raise ValueError("model is for recipe scratch; recipe inheritune has the source's shape")
         if (self.source is None) == (self.reference is None):
@@ -149,6 +233,29 @@ class Recipe(Section):
                 "stages and reweight"
             )
 
+    def _check_shear(self) -> None:
+        names = ("reference", "model", "inherit", "grow", "branch")
+        if others := [key for key in names if getattr(self, key) is not None]:
+            raise ValueError(f"recipe shear prunes its source to its target; leave {', '.join(others)} out")
+        if self.source is None or self.target is None or self.prune is None:
+            lacking = [key for key in ("source", "target", "prune") if getattr(self, key) is None]
+            raise ValueError(f"recipe shear needs {', '.join(lacking)}")
+        if self.prune.method != "masks" and self.fidelity != "recommended":
+            raise ValueError(f"fidelity {self.fidelity} is of masks; method {self.prune.method} learns none")
+        if self.control and (self.stages or self.reweight):
+            raise ValueError(
+                "a control of pruning and recovery has one stage and fixed weights; leave control out, or stages and "
+                "reweight"
+            )
+
+    def _check_pruning(self, stage: Stage) -> None:
+        assert self.prune is not None
+        steps, batch = stage.total_steps, stage.train.global_batch_tokens
+        if self.prune.method == "masks":
+            self.prune.check_gates(self.fidelity, steps, batch)  # pyright: ignore[reportArgumentType]
+        if self.has_teacher and self.prune.distill and self.distill is not None:
+            self.distill.build_schedule(steps, batch)
+
     def _reweightings(self) -> list[Mapping]:
         """Return the keys of `reweight`, of the top level and of the stages."""
         top = [self.reweight.model_dump()] if self.reweight else []
@@ -156,14 +263,59 @@ class Recipe(Section):
 
     @property
     def inherits(self) -> InheritConfig:
-        """What the child takes from the source, of a recipe that has one."""
-        assert self.inherit is not None
-        return self.inherit
+        """What the child takes from the source, of a recipe that has one; where masks are learned, as much of it."""
+        if self.inherit is not None:
+            return self.inherit
+        assert self.prune is not None
+        assert self.target is not None
+        sizes: dict[str, Any] = {name: self.target.sizes.get(name) for name in SIZES}
+        method, narrower = self.prune.method, any(size is not None for size in sizes.values())
+        importance: Importance = self.prune.importance or "activation" if method == "scores" else "first"
+        strategy = (self.prune.strategy or "block_influence") if method == "scores" else None
+        if method == "random":
+            importance, strategy = "random", f"random:{self.seed % 10**6}"
+        layers = self.target.num_hidden_layers
+        return InheritConfig(
+            layers=layers,
+            strategy=strategy if layers is not None else None,
+            importance=importance if narrower else "first",
+            **sizes,
+        )
+
+    @property
+    def pruning_stage(self) -> Stage | None:
+        """What is trained while the source is pruned, with everything filled in; None where nothing is."""
+        prune = self.prune
+        if prune is None or not prune.is_trained:
+            return None
+        keys = {key: getattr(prune, key) for key in ("data", "optimizer", "schedule")}
+        own: Mapping = {key: value for key, value in keys.items() if value is not None}
+        own["train"] = (prune.train or {}) | {"tokens": prune.tokens, "steps": prune.steps, "time": None}
+        if self.replay is not None and self.replay.stage is not None:
+            own["replay"] = None  # there is no stage before it
+        if "reweight" in prune.model_fields_set:
+            own["reweight"] = prune.reweight
+        return resolve_stages(self, [StageConfig(name=PRUNING, **own)])[0]
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether what is trained has the shape of what the recipe opens, whole: a source gone on with, or a shape."""
+        return self.recipe == "continual" or self.model is not None
+
+    @property
+    def evaluates_densely(self) -> bool:
+        """Whether losses are also measured soon after each stage begins, and ever more seldom."""
+        return self.recipe == "continual" if self.evaluate.dense is None else self.evaluate.dense
 
     @property
     def from_random(self) -> bool:
         """Whether the model begins with random weights."""
-        return self.inherit is None or self.inherit.init == "random"
+        return self.model is not None or (self.inherit is not None and self.inherit.init == "random")
+
+    @property
+    def initialization(self) -> Init:
+        """How random weights are drawn."""
+        return self.init or init_of(self.model or (self.reference and self.reference.model))
 
     @property
     def resolved_stages(self) -> list[Stage]:

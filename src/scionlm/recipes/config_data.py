@@ -11,8 +11,6 @@ from scionlm.data.mixing.replay import ReplayOrder
 from scionlm.data.mixing.reweight import RuleName
 from scionlm.data.mixing.windows import PackingName
 
-Share = Annotated[float, Field(gt=0, lt=1)]
-
 
 class RampConfig(Section):
     """A mixture to begin with, from which the shares move in equal steps."""
@@ -61,8 +59,8 @@ class DataConfig(Section):
 class ReplayConfig(Section):
     """Earlier data in a share of every batch, taken from the share of the new."""
 
-    fraction: Share = 0.05
-    """Share of the sequences."""
+    fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the sequences; with 0 nothing is replayed."""
     run: str | None = None
     """Run folder whose data are replayed, by its consumption ledger."""
     stage: str | None = None
@@ -70,6 +68,8 @@ class ReplayConfig(Section):
     data: str | None = None
     """With `run`: where that run's data folder is now, if it was moved. Without: a data folder that stands in for data
     whose ledger is not to be had (a proxy)."""
+    domains: list[str] | None = Field(default=None, min_length=1)
+    """Which domains of a folder that stands in; null takes all. Without a folder, domains of `data.dir`."""
     order: ReplayOrder = "original"
     """`original`: as the run took them; `offset`: the same, from `offset` on; `reshuffled`."""
     offset: float = Field(default=0.0, ge=0, lt=1)
@@ -79,13 +79,15 @@ class ReplayConfig(Section):
 
     @model_validator(mode="after")
     def _somewhere(self) -> "ReplayConfig":
-        if self.run is None and self.data is None and self.stage is None:
+        if (self.run, self.data, self.stage, self.domains) == (None,) * 4:
             raise ValueError(
-                "set run (a run folder with a ledger), stage (an earlier one of this run) or data (a folder that "
-                "stands in for it)"
+                "set run (a run folder with a ledger), stage (an earlier one of this run), or data (a folder that "
+                "stands in for it) or domains (of data.dir)"
             )
         if self.stage is not None and (self.run, self.data) != (None, None):
             raise ValueError("stage names data of this run; leave run and data null")
+        if self.domains is not None and (self.run, self.stage) != (None, None):
+            raise ValueError("domains is for a folder that stands in; a run and a stage have their own")
         if self.offset and self.order != "offset":
             raise ValueError("offset is for order: offset")
         return self

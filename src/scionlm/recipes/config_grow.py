@@ -1,11 +1,12 @@
 """The sections of a recipe that make rounds of it: the reference that is to be matched, and how the child grows."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from scionlm.core.config import Mapping, Section
 from scionlm.core.quantities import Count
+from scionlm.recipes.model_shapes import read_model
 from scionlm.surgery.depth import GrowthInit
 
 
@@ -13,13 +14,20 @@ class ReferenceConfig(Section):
     """A model that is trained from scratch first and is the source of what follows, on the same text."""
 
     model: Mapping
-    """Its configuration by transformers' keys; `model_type` above all."""
+    """A known model, or a configuration by transformers' keys, as `model` of recipe scratch."""
+    data: Mapping | None = None
+    """Keys of `data` that differ: what the model is to know before."""
     train: Mapping | None = None
     """Keys of `train` that differ from the child's: its own budget above all."""
     optimizer: Mapping | None = None
     """Keys of `optimizer` that differ."""
     schedule: Mapping | None = None
     """Keys of `schedule` that differ."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _read_model(cls, value: Any) -> Any:
+        return read_model(value)
 
     @model_serializer(mode="wrap")
     def _what_was_set(self, serialize: SerializerFunctionWrapHandler) -> Mapping:

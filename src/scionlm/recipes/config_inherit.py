@@ -11,6 +11,7 @@ from scionlm.recipes.measured import DEPTHS, HALF, MEASURED
 from scionlm.surgery.depth import STRATEGIES
 
 Fidelity = Literal["recommended", "paper-text", "paper-code"]
+Importance = Literal["first", "random", "magnitude", "activation", "taylor"]
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 
@@ -50,8 +51,9 @@ class InheritConfig(Section):
     """Query heads."""
     num_key_value_heads: int | None = None
     """Key/value heads."""
-    importance: Literal["first", "magnitude", "activation", "taylor"] = "first"
-    """Which heads and channels stay: the first ones, or the most important ones by their weights or on the text."""
+    importance: Importance = "first"
+    """Which heads and channels stay: the first ones, ones drawn at random, or the most important ones by their weights
+    (`magnitude`) or on the text (`activation`, `taylor`)."""
     init: Literal["source", "random"] = "source"
     """`random` is the control: the same shape from the family's own initialization."""
 

@@ -4,28 +4,36 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from scionlm.core.config import Mapping, Section, nearest, section_at, validate
 from scionlm.core.errors import UsageError
-from scionlm.recipes.config import Recipe
+from scionlm.recipes.config import RUN_PREFIX, Recipe
 from scionlm.recipes.config_grow import ReferenceConfig
+from scionlm.recipes.grid import expand
+from scionlm.recipes.model_shapes import init_of
 from scionlm.recipes.origin import REFERENCE
 from scionlm.recipes.presets import SWEEP, find_recipe, load_recipe, override_recipe
-from scionlm.recipes.reference import OF_REFERENCE
+from scionlm.recipes.reference import OF_REFERENCE, OWN_OF_REFERENCE
 from scionlm.recipes.stages import left_of
 
 Overrides = Sequence[str] | dict[str, Any]
 
-RUN_SOURCE = "run:"
-"""What a source begins with that is the result of an earlier run."""
-_DEFAULT_RECIPE = "inheritune"
+# Where a run may name an earlier one: as its source, to branch off, and to replay.
+_NAMING = ("source", "branch.run", "replay.run")
+# What a run that names its recipe does not take over: it is about other recipes.
+_OF_OTHERS = {
+    "inheritune": ("target", "prune"),
+    "shear": ("inherit", "grow"),
+    "continual": ("inherit", "grow", "target", "prune"),
+}
+_OF_SCRATCH = (*OF_REFERENCE, "upstream")
 
 
 class RunName(Section):
     """What every run of a sweep needs; the rest of it is keys of a recipe."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$")
     """Its name and that of its folder."""
 
 
@@ -33,8 +41,13 @@ class SweepConfig(Section):
     """The keys of a sweep beside those that its runs share."""
 
     recipe: Literal["sweep"]
-    runs: list[Mapping] = Field(min_length=1)
+    """Says that the file is a sweep."""
+    kind: Literal["inheritune", "shear", "continual", "scratch"] = "inheritune"
+    """The recipe of runs that name none."""
+    runs: list[Mapping] = Field(default=[])
     """The runs: a name each, and any keys of a recipe."""
+    grid: Mapping | None = None
+    """More runs, one for every combination of values: keys as in a recipe, a list of values each."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] | None = Field(default=None, min_length=1)
     """Make each run once with each of these seeds; null takes `seed`."""
     only: list[str] | None = None
@@ -49,6 +62,12 @@ class SweepConfig(Section):
             raise ValueError("one of them stands twice")
         return values
 
+    @model_validator(mode="after")
+    def _some(self) -> "SweepConfig":
+        if not self.runs and not self.grid:
+            raise ValueError("set runs (a list) or grid (keys with a list of values each)")
+        return self
+
 
 @dataclass(frozen=True)
 class SweepRun:
@@ -57,7 +76,7 @@ class SweepRun:
     Attributes:
         name: As the sweep calls it; with several seeds it is that of several runs.
         folder: Name of its folder in RUN/runs.
-        recipe: With everything filled in. Its source may still be `run:NAME`.
+        recipe: With everything filled in. Its source may still be `run:NAME`, and what it branches off or replays.
     """
 
     name: str
@@ -65,10 +84,21 @@ class SweepRun:
     recipe: Recipe
 
     @property
+    def parents(self) -> dict[str, str]:
+        """Names of the earlier runs that it needs, by the key that names them."""
+        found: dict[str, str] = {}
+        for place in _NAMING:
+            section, _, key = place.partition(".")
+            value = getattr(self.recipe, section)
+            value = getattr(value, key) if key and value is not None else value
+            if isinstance(value, str) and value.startswith(RUN_PREFIX):
+                found[place] = value.removeprefix(RUN_PREFIX)
+        return found
+
+    @property
     def parent(self) -> str | None:
         """Name of the run whose result is its source; None where the source is a MODEL."""
-        source = self.recipe.source or ""
-        return source.removeprefix(RUN_SOURCE) if source.startswith(RUN_SOURCE) else None
+        return self.parents.get("source")
 
 
 @dataclass(frozen=True)
@@ -91,8 +121,12 @@ class Sweep:
         return [run for run in self.runs if run.name in (*self.only, REFERENCE)]
 
     def parent_of(self, run: SweepRun) -> SweepRun | None:
-        """Return the run of the same seed whose result is a run's source; the reference is the same for all seeds."""
-        named = [one for one in self.runs if one.name == run.parent]
+        """Return the run whose result is a run's source."""
+        return self.named(run.parent, run)
+
+    def named(self, name: str | None, run: SweepRun) -> SweepRun | None:
+        """Return the run that another means by a name: of the same seed; the reference is the same for all seeds."""
+        named = [one for one in self.runs if one.name == name]
         same = (one for one in named if one.recipe.seed == run.recipe.seed)
         return next(same, named[0] if len(named) == 1 else None)
 
@@ -132,26 +166,31 @@ def read_sweep(config: Mapping, where: str, overrides: Overrides = ()) -> Sweep:
             raise UsageError(f"{where}: unknown key {key!r}{nearest(key, known)}")
     if own.seeds is not None and shared.get("seed") is not None:
         raise UsageError(f"{where}: set either seed (of all runs) or seeds (each run once with each), the other null")
-    names = _names(own.runs, where)
+    listed = own.runs + expand(own.grid or {}) if own.grid else own.runs
+    names = _names(listed, where)
     for name in own.only or []:
         if name not in names:
             raise UsageError(f"{where}: only names {name!r}, which is no run of it{nearest(name, names)}")
     runs: list[SweepRun] = []
+    inherited = shared
     if own.reference is not None:
         runs.append(_reference_of(own, shared, where))
         names.insert(0, REFERENCE)
-        shared = shared | {"source": RUN_SOURCE + REFERENCE}
+        init = shared.get("init") or init_of(own.reference.model)  # of its controls too
+        inherited = shared | {"source": RUN_PREFIX + REFERENCE} | ({} if init == "transformers" else {"init": init})
     for seed in own.seeds or [None]:
-        for keys in own.runs:
+        for keys in listed:
             name: str = keys["name"]
             folder = name if len(own.seeds or [0]) == 1 else f"{name}-seed{seed}"
-            run = SweepRun(name, folder, _recipe_of(shared, keys, seed, f"{where}, run {name!r}"))
+            top = shared if keys.get("recipe") == "scratch" else inherited
+            run = SweepRun(name, folder, _recipe_of(own, top, keys, seed, f"{where}, run {name!r}"))
             earlier = names[: names.index(name)]
-            if run.parent is not None and run.parent not in earlier:
-                raise UsageError(
-                    f"{where}, run {name!r}: source {run.recipe.source!r} is no run before it"
-                    f"{nearest(run.parent, earlier)}"
-                )
+            for place, parent in run.parents.items():
+                if parent not in earlier:
+                    raise UsageError(
+                        f"{where}, run {name!r}: {place} {RUN_PREFIX + parent!r} is no run before it"
+                        f"{nearest(parent, earlier)}"
+                    )
             runs.append(run)
     return Sweep(config, runs, own.only if own.only is not None else names)
 
@@ -161,7 +200,7 @@ def _reference_of(own: SweepConfig, shared: Mapping, where: str) -> SweepRun:
     if own.reference is None or "source" in shared:
         raise UsageError(f"{where}: set either source or reference (one that is trained first), the other null")
     top = {key: value for key, value in shared.items() if key in OF_REFERENCE}
-    changed = {key: getattr(own.reference, key) for key in ("train", "optimizer", "schedule")}
+    changed = {key: getattr(own.reference, key) for key in OWN_OF_REFERENCE}
     config = fill(Recipe, top, {key: value for key, value in changed.items() if value is not None})
     seed = {"seed": own.seeds[0]} if own.seeds else {}
     config |= {"recipe": "scratch", "model": own.reference.model, "export": {"dtype": "float32"}} | seed
@@ -180,14 +219,19 @@ def _names(runs: list[Mapping], where: str) -> list[str]:
     return names
 
 
-def _recipe_of(shared: Mapping, keys: Mapping, seed: int | None, where: str) -> Recipe:
-    own = {key: value for key, value in keys.items() if key != "name"}
+def _recipe_of(sweep: SweepConfig, shared: Mapping, keys: Mapping, seed: int | None, where: str) -> Recipe:
+    own = {"recipe": sweep.kind} | {key: value for key, value in keys.items() if key != "name"}
     if seed is not None and own.get("seed") is not None:
         raise UsageError(f"{where}: it has a seed, and the sweep has seeds; leave one of them out")
     seeded = {} if seed is None else {"seed": seed}
-    if own.get("recipe") == "scratch":
-        shared = {key: value for key, value in shared.items() if key in OF_REFERENCE}
-    return validate(Recipe, {"recipe": _DEFAULT_RECIPE} | fill(Recipe, shared, own) | seeded, where)
+    if own["recipe"] == "scratch":
+        if sweep.kind != "scratch":  # what is shared is for the others
+            shared = {key: value for key, value in shared.items() if key in _OF_SCRATCH}
+        if sweep.reference is not None:
+            shared = {key: value for key, value in shared.items() if key != "source"} | {"model": sweep.reference.model}
+    others = _OF_OTHERS.get(str(keys.get("recipe")), ())
+    shared = {key: value for key, value in shared.items() if key not in others}
+    return validate(Recipe, fill(Recipe, shared, own) | seeded, where)
 
 
 def fill(schema: type[Section], base: Mapping, own: Mapping) -> Mapping:

@@ -102,6 +102,9 @@ class ScheduleConfig(Section):
     """Share of the peak that the rise begins from."""
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     """Share of the peak at the end."""
+    over: Literal["stage", "run"] = "stage"
+    """What it goes over: the `stage`; or the whole `run`, token by token, of which the stage is a stretch. Lengths in
+    steps are then steps of the first stage."""
     decay: Steps | None = None
     """wsd, infinite: length of the decay at the end; a tenth of the run where it is null."""
     decay_shape: Decay | None = None
@@ -125,8 +128,13 @@ class ScheduleConfig(Section):
                 raise ValueError(f"{key} is for schedule.name {' or '.join(names)}, not {self.name}")
         return self
 
-    def build(self, total_steps: int, tokens_per_step: int) -> Schedule:
-        """Return the schedule of a stage, its parts as whole numbers of steps.
+    def build(self, total_steps: int, tokens_per_step: int, step: int = 1) -> Schedule:
+        """Return the schedule of a stage, or of a run, its parts as whole numbers of steps.
+
+        Args:
+            total_steps: Of the stage.
+            tokens_per_step: Tokens in each.
+            step: How many of these a length that is written in steps counts for one.
 
         Raises:
             ValueError: Its parts do not fit into the stage.
@@ -134,7 +142,8 @@ class ScheduleConfig(Section):
         from scionlm.core.duration import Duration
 
         def steps(length: int | float | str | None, default: float = 0.0) -> int:
-            return Duration.parse(default if length is None else length).in_steps(total_steps, tokens_per_step)
+            duration = Duration.parse(default if length is None else length)
+            return duration.in_steps(total_steps, tokens_per_step) * (step if duration.unit == "steps" else 1)
 
         infinite = self.name == "infinite"
         default_decay: Decay = "exponential" if infinite else "one_minus_sqrt"
@@ -151,7 +160,7 @@ class ScheduleConfig(Section):
                 cooldown=steps(self.cooldown, 0.6) if infinite else 0,
                 cooldown_shape=self.cooldown_shape or "cosine",
                 constant=self.constant_lr_ratio or 0.55,
-                timescale=self.timescale or (10.0 if infinite else 0.0),
+                timescale=(self.timescale or 10.0) if infinite else (self.timescale or 0.0) * step,
             ),
         )
 
@@ -159,11 +168,21 @@ class ScheduleConfig(Section):
 class AverageConfig(Section):
     """An average of the weights over training, exported in the place of the last ones."""
 
-    method: Literal["ema", "uniform"] = "ema"
-    """`ema`: an exponential average; `uniform`: the plain mean of the weights, as of so many checkpoints."""
+    method: Literal["ema", "uniform", "start"] = "ema"
+    """`ema`: an exponential average; `uniform`: the plain mean of the weights, as of so many checkpoints; `start`: the
+    last weights and those that training began with, between which a model forgets less."""
     decay: Beta = 0.999
     """ema: share of the old average that an update keeps."""
     start: Steps = 0
     """Where weights begin to be taken in."""
     every: Steps = 1
     """Steps between two that are taken in."""
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """start: share of the weights that training began with."""
+
+    @model_validator(mode="after")
+    def _only_what_applies(self) -> "AverageConfig":
+        unused = {"ema": ("share",), "uniform": ("share", "decay"), "start": ("decay", "start", "every")}[self.method]
+        if given := [key for key in unused if getattr(self, key) != type(self).model_fields[key].default]:
+            raise ValueError(f"{given[0]} says nothing to average.method {self.method}; leave it out")
+        return self

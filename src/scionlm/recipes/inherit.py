@@ -92,7 +92,7 @@ def open_request(source: str, options: InheritOptions) -> Generator[Request, Non
             vocab = trim_tokenizer(folders[0].path, size, where)
         complete_plan(plan, options, folders[0], None, vocab)  # a wrong request is refused before scores are collected
         rule = options.get("importance") or "first"
-        scores = None if rule == "first" else scorer.get(rule)
+        scores = None if rule in ("first", "random") else scorer.get(rule)
         yield Request(folders, complete_plan(plan, options, folders[0], scores, vocab), where)
 
 

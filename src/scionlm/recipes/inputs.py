@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from scionlm.core.config import nearest
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import sha256_file
 from scionlm.data import DataFolder
@@ -16,6 +17,7 @@ from scionlm.recipes.origin import check_model, open_source, with_data
 from scionlm.recipes.references import given_references
 from scionlm.recipes.rounds import check_growth, round_shapes
 from scionlm.recipes.selection import plan_of
+from scionlm.recipes.shear_steps import with_target
 from scionlm.recipes.stages import Stage
 from scionlm.recipes.teacher_layers import layer_map
 from scionlm.sources import ModelFolder, load_tokenizer, resolve
@@ -54,6 +56,7 @@ class Inputs:
         branched: The checkpoint that the run begins with, where it does and has not begun.
         teacher: The model that is learned from, where one is.
         taught_layers: Layer of the student to the layer of the teacher whose output it learns to give.
+        upstream: Which of `held_out` the model knew before: they are not trained on, or replayed only.
     """
 
     recipe: Recipe
@@ -64,6 +67,7 @@ class Inputs:
     branched: dict[str, Any] | None
     teacher: ModelFolder | None = None
     taught_layers: dict[int, int] = field(default_factory=lambda: {})
+    upstream: tuple[str, ...] = ()
 
     @property
     def data(self) -> DataFolder:
@@ -93,6 +97,7 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
         check_model(model, "model" if recipe.model else "reference.model")
     recipe = with_data(recipe, out)
     source = open_source(recipe, out)
+    recipe = with_target(recipe, source)
     teacher = open_teacher(recipe, source)
     for model in (source, teacher or source):
         check_text(recipe, model)
@@ -109,11 +114,17 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
         branched = {"step": step, "sha256": sha256_file(checkpoint.path / "manifest.json")}
         recipe = recipe.model_copy(update={"branch": recipe.branch.model_copy(update={"step": step})})
     stages = [_open_stage(stage, recipe.seed, out) for stage in recipe.resolved_stages]
-    held_out = _held_out(stages)
+    before = [_open_stage(recipe.pruning_stage, recipe.seed, out)] if recipe.pruning_stage is not None else []
+    held_out = _held_out([*stages, *before])
+    known = known_before(recipe, stages)
+    upstream = _add_upstream(held_out, known)
     if check:
         goes_on = recipe.grow is not None and recipe.grow.base == "student"
-        _check(source, teacher, stages, held_out, len(round_shapes(recipe, plan)) if goes_on else 1)
-    return Inputs(recipe, source, stages, held_out, plan, branched, teacher, taught_layers)
+        trained = stages * len(round_shapes(recipe, plan)) if goes_on else [*before, *stages]
+        _check(source, teacher, stages, held_out, trained)
+        for data, _ in known:
+            check_tokenizer(source, data)
+    return Inputs(recipe, source, stages, held_out, plan, branched, teacher, taught_layers, upstream)
 
 
 def from_source(inputs: Inputs, source: ModelFolder) -> Inputs:
@@ -133,11 +144,13 @@ def _check(
     teacher: ModelFolder | None,
     stages: list[StageInputs],
     held_out: dict[str, tuple[DataFolder, str]],
-    rounds: int,
+    trained: list[StageInputs],
 ) -> None:
-    """Check that there is enough data, for so many rounds one after another, whole, and of the models' tokenizer."""
-    check_supply([(inputs.stage, inputs.sampling) for inputs in stages] * rounds)
+    """Check that there is enough data for all that is `trained` in turn, whole, and of the models' tokenizer."""
+    check_supply([(inputs.stage, inputs.sampling) for inputs in trained])
     folders = [inputs.data for inputs in stages]
+    known = {folder.fingerprint for folder in folders}
+    folders += [inputs.data for inputs in trained if inputs.data.fingerprint not in known]
     folders += [earlier for inputs in stages if (earlier := replayed_data(inputs.sampling)) is not None]
     for folder in {folder.fingerprint: folder for folder in folders}.values():
         check_tokenizer(source, folder)
@@ -182,7 +195,8 @@ def check_text(recipe: Recipe, model: ModelFolder) -> None:
     family = family_of(model.config)
     learned = any(spec.role == "position" for spec in family.outside)
     longest = context_length(model.config)
-    for stage in recipe.resolved_stages:
+    before = [recipe.pruning_stage] if recipe.pruning_stage is not None else []
+    for stage in [*before, *recipe.resolved_stages]:
         if stage.data.document_mask and not family.packs_documents:
             raise UsageError(f"data.document_mask: {model.config['model_type']} models do not keep documents apart")
         if learned and longest is not None and stage.data.seq_len > longest:
@@ -208,6 +222,54 @@ def _held_out(stages: list[StageInputs]) -> dict[str, tuple[DataFolder, str]]:
             if (inputs.data.fingerprint, domain) not in known:
                 found[domain if domain not in found else f"{domain}@{inputs.stage.name}"] = place
     return found
+
+
+def known_before(recipe: Recipe, stages: list[StageInputs]) -> list[tuple[DataFolder, str]]:
+    """Return the domains that the model knew before: data folder and name of each.
+
+    Raises:
+        UsageError: One of them is not there, or none is left.
+    """
+    asked = recipe.upstream
+    if asked is None:
+        if recipe.recipe != "continual":
+            return []
+        first = _with_replay(recipe, stages[0])
+        replayed = replayed_data(first)
+        return [] if replayed is None else [(replayed, name) for name in first.replayed_domains()]
+    data = DataFolder(Path(asked.dir)) if asked.dir is not None else stages[0].data
+    trained = {name for one in stages if one.data.fingerprint == data.fingerprint for name in one.sampling.domains}
+    for name in asked.domains or []:
+        if name not in data.domains:
+            raise UsageError(
+                f"upstream.domains: {name!r} is not in {data.path}{nearest(name, data.domains)} "
+                f"(has: {', '.join(data.domains)})"
+            )
+    found = asked.domains or [name for name in data.domains if asked.dir is not None or name not in trained]
+    if not found:
+        raise UsageError(
+            f"upstream: every domain of {data.path} is trained on; name a folder as upstream.dir, or upstream.domains"
+        )
+    return [(data, name) for name in found]
+
+
+def _with_replay(recipe: Recipe, first: StageInputs) -> Sampling:
+    """Return how a first stage draws, and would replay, where the share of what is replayed is nothing."""
+    if first.stage.replay is not None or recipe.replay is None or recipe.replay.fraction:
+        return first.sampling
+    replays = first.stage.model_copy(update={"replay": recipe.replay})
+    return sampling_of(replays, first.data, recipe.seed, Path())
+
+
+def _add_upstream(held_out: dict[str, tuple[DataFolder, str]], known: list[tuple[DataFolder, str]]) -> tuple[str, ...]:
+    """Add what the model knew before to what is evaluated, and return its names there."""
+    names = {(data.fingerprint, domain): name for name, (data, domain) in held_out.items()}
+    found: list[str] = []
+    for data, domain in known:
+        name = names.get((data.fingerprint, domain)) or (domain if domain not in held_out else f"{domain}@upstream")
+        held_out.setdefault(name, (data, domain))
+        found.append(name)
+    return tuple(found)
 
 
 def check_tokenizer(source: ModelFolder, data: DataFolder) -> None:

@@ -21,6 +21,8 @@ from scionlm.sources import ModelFolder
 from scionlm.surgery.depth import STRATEGIES
 
 HALF = "half"
+MASKS = "masks"
+"""What a plan says of layers and units that learned masks keep."""
 DEPTHS: dict[str, str] = {
     "potent_prefix": "the layers before the first lazy one (Inheritune's largest potent prefix)",
     "before_lazy_group": "the layers before the longest lazy group at the end",
@@ -41,6 +43,8 @@ def strategy_reason(strategy: str) -> str:
     rule, _, argument = strategy.partition(":")
     if rule in STRATEGIES:
         return STRATEGIES[rule][1]
+    if rule == MASKS:
+        return "by masks that were learned while the source was trained"
     if rule not in MEASURED:
         return "as listed"
     if not argument:

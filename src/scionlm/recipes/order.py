@@ -11,7 +11,7 @@ from scionlm.core.errors import DataError, UsageError
 from scionlm.core.log import warn
 from scionlm.core.records import Record
 from scionlm.data import DataFolder, Mixture, Order, SamplePlan
-from scionlm.data.mixing.ledger import as_consumed, plan_facts, read_consumed
+from scionlm.data.mixing.ledger import Consumed, as_consumed, plan_facts, read_consumed
 from scionlm.data.mixing.mixture import by_temperature
 from scionlm.data.mixing.replay import LedgerReplay
 from scionlm.recipes.stages import MAIN, Stage
@@ -70,6 +70,13 @@ class Sampling:
         data, replay = replayed_data(self), _open_replay(self.replay, self.order) if replayed_data(self) else None
         return {"data": data.fingerprint, "samples": replay.num_samples} if data and replay else None
 
+    def replayed_domains(self) -> list[str]:
+        """Return the domains that earlier data come from, where these are not the run's own."""
+        if self.replay is None or self.replay["stage"] is not None:
+            return []
+        consumed = _consumed(self.replay, self.order)
+        return [name for name, count in consumed.counts.items() if count]
+
     def facts(self, start: dict[str, int] | None = None) -> Record:
         """Return what the ledger records of it."""
         return plan_facts(self.data, self.domains, self.order, self.replay, start)
@@ -115,16 +122,18 @@ def sampling_of(stage: Stage, data: DataFolder, seed: int, run: Path) -> Samplin
         max_epochs=limits if isinstance(limits, dict) or limits is None else dict.fromkeys(domains, limits),
         exhausted=config.exhausted,
     )
-    return Sampling(data, mixture, order, _replay_facts(stage, seed, run))
+    return Sampling(data, mixture, order, _replay_facts(stage, data, seed, run))
 
 
-def _replay_facts(stage: Stage, seed: int, run: Path) -> Record | None:
+def _replay_facts(stage: Stage, data: DataFolder, seed: int, run: Path) -> Record | None:
     replay = stage.replay
     if replay is None:
         return None
     facts = replay.model_dump(mode="json") | {"seed": seed}
     if replay.stage is not None:
         facts["run"] = str(stage_folder(run, replay.stage))
+    if facts["run"] is None and facts["data"] is None:
+        facts["data"] = str(data.path)
     return facts | {"proxy": facts["run"] is None}
 
 
@@ -136,11 +145,23 @@ def stage_folder(run: Path, name: str) -> Path:
 def _open_replay(facts: Record | None, order: Order) -> LedgerReplay | None:
     if facts is None:
         return None
+    keys = ("fraction", "order", "offset", "repeat", "seed")
+    return LedgerReplay(_consumed(facts, order), **{key: facts[key] for key in keys})
+
+
+def _consumed(facts: Record, order: Order) -> Consumed:
+    """Return what there is to replay."""
     folder = DataFolder(Path(facts["data"])) if facts["data"] else None
     if facts["run"] is None:
         assert folder is not None
         proxied = Order(order.seq_len, order.seed, "replay", order.packing)
-        consumed = as_consumed(folder, proxied)
+        for name in facts.get("domains") or []:
+            if name not in folder.domains:
+                raise UsageError(
+                    f"replay.domains: {name!r} is not in {folder.path}{nearest(name, folder.domains)} "
+                    f"(has: {', '.join(folder.domains)})"
+                )
+        consumed = as_consumed(folder, proxied, facts.get("domains"))
     else:
         consumed = read_consumed(Path(facts["run"]), folder)
     if consumed.seq_len != order.seq_len:
@@ -148,8 +169,7 @@ def _open_replay(facts: Record | None, order: Order) -> LedgerReplay | None:
             f"replay: {facts['run']} was trained on sequences of {consumed.seq_len} tokens; "
             f"set data.seq_len={consumed.seq_len} to replay them"
         )
-    keys = ("fraction", "order", "offset", "repeat", "seed")
-    return LedgerReplay(consumed, **{key: facts[key] for key in keys})
+    return consumed
 
 
 def check_supply(stages: Sequence[tuple[Stage, Sampling]]) -> None:

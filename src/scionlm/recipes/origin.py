@@ -8,6 +8,7 @@ from scionlm.data import DataFolder
 from scionlm.families import ModelShape, family_of
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.demo_data import demo_corpora, prepare_demo_data
+from scionlm.recipes.model_shapes import SHAPE, model_config
 from scionlm.sources import ModelFolder, open_folder, resolve
 
 REFERENCE = "reference"
@@ -38,12 +39,11 @@ def open_source(recipe: Recipe, out: Path | None, weights: bool = True) -> Model
 
 def _shape(model: Mapping, recipe: Recipe, where: str) -> ModelFolder:
     """Return a configuration as a folder without weights: the tokenizer is the data's."""
-    config, place = dict(model), recipe.resolved_stages[0].data.dir
-    path = Path()
+    place = recipe.resolved_stages[0].data.dir
+    config, path = model_config(model), Path()
     if place is not None and (Path(place) / "index.json").exists():
         data = DataFolder(Path(place))
-        path = data.tokenizer_folder
-        config.setdefault("vocab_size", data.tokenizer.vocab_size)
+        config, path = model_config(model, data.tokenizer.vocab_size), data.tokenizer_folder
         for key in ("bos_token_id", "eos_token_id"):
             config.setdefault(key, data.tokenizer.separator_id)
     if not isinstance(config.get("model_type"), str):
@@ -54,7 +54,8 @@ def _shape(model: Mapping, recipe: Recipe, where: str) -> ModelFolder:
         ModelShape.of(config)
     except DataError as error:
         raise UsageError(f"{where}: {str(error).removeprefix('config.json: ')}") from error
-    return ModelFolder(path, REFERENCE if where.startswith(REFERENCE) else config["model_type"], config)
+    name = REFERENCE if where.startswith(REFERENCE) else model.get(SHAPE, config["model_type"])
+    return ModelFolder(path, name, config)
 
 
 def check_model(model: Mapping, where: str) -> None:
@@ -65,6 +66,7 @@ def check_model(model: Mapping, where: str) -> None:
     """
     from transformers import AutoConfig
 
+    model = model_config(model)
     if not isinstance(model.get("model_type"), str):
         raise UsageError(f"{where}.model_type is required: the family, such as llama or gpt2")
     try:
@@ -104,7 +106,7 @@ def _own_tokenizer(recipe: Recipe, folder: Path) -> Path:
     """Return the folder of a tokenizer made from the demo's text, as large as the model's vocabulary."""
     from scionlm.data.preparing.train_tokenizer import train_tokenizer
 
-    size = (recipe.model or (recipe.reference.model if recipe.reference else {})).get("vocab_size")
+    size = model_config(recipe.model or (recipe.reference.model if recipe.reference else {})).get("vocab_size")
     if not isinstance(size, int) or isinstance(size, bool):
         where = "model" if recipe.model else "reference.model"
         raise UsageError(f"{where}.vocab_size is required where data.dir names no prepared data")

@@ -1,6 +1,8 @@
 """`scion plan`: what a recipe will take, from it and the source's config.json alone."""
 
 import math
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from scionlm.core.records import Record
 from scionlm.data import DataFolder
 from scionlm.families import ModelShape, count_parameters, family_of, flops_per_token
 from scionlm.planning.memory import Teaching, checkpoint_bytes
+from scionlm.recipes.advice import advice
+from scionlm.recipes.bill import disk_bytes, epochs_of
+from scionlm.recipes.budgets import with_budgets
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import check_text, match_layers, open_teacher
 from scionlm.recipes.layout import Devices, Training, with_rows
@@ -20,6 +25,8 @@ from scionlm.recipes.origin import REFERENCE, open_source
 from scionlm.recipes.reference import reference_recipe
 from scionlm.recipes.rounds import add_rounds, check_growth, round_shapes
 from scionlm.recipes.selection import plan_of
+from scionlm.recipes.shear_steps import pruning_recipe, shrinking, target_candidates, target_shape, with_target
+from scionlm.recipes.targets import config_with
 from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import curve, describe
 from scionlm.surgery.plan import SurgeryPlan
@@ -45,12 +52,14 @@ def plan_recipe(recipe: Recipe, device: str | None = None, world: int = 1, per_n
         DataError: The source is broken or of an unknown family.
     """
     source = open_source(recipe, None, weights=False)
+    found = find_device(device)
+    shapes = target_candidates(recipe.target, source, found) if recipe.target else []
+    recipe = with_target(recipe, source, found)
     plan = plan_of(recipe, source)
     check_growth(recipe, plan, source)
     if recipe.inherit and recipe.inherit.strategy in DEPTHS and recipe.inherit.analysis is None:
         say(f"{recipe.inherit.strategy} counts layers when the run begins; until then this is of {len(plan.keep)}")
-    target = target_config([source.config], plan)
-    found = find_device(device)
+    target = target_config([source.config], plan, for_a_plan=True)
     model = open_teacher(recipe, source, weights=False)
     teacher = model and model.config
     layers = match_layers(recipe, source, model, plan)
@@ -60,7 +69,11 @@ def plan_recipe(recipe: Recipe, device: str | None = None, world: int = 1, per_n
         count = devices_of(found, "", world, per_node).processors
         recipe = resolve_times(recipe, [s / count for s in table_seconds(recipe, target, teacher, found)])
     teaching = teaching_of(recipe, teacher, len(layers))
-    return plan_run(recipe, source.config, plan, found, teaching, world, per_node)
+    planned = plan_run(recipe, source.config, plan, found, teaching, world, per_node)
+    whole = None if recipe.recipe == "scratch" else count_parameters(family_of(source.config), source.config)["total"]
+    planned |= {"source_parameters": whole, "epochs": epochs_of(recipe)}
+    planned["advice"] = advice(recipe, target, planned)
+    return with_budgets(recipe, planned) | ({"candidates": [asdict(each) for each in shapes]} if shapes else {})
 
 
 def plan_run(
@@ -88,10 +101,12 @@ def plan_run(
         return plan_model(recipe, source, target, device, teaching, world, per_node)
 
     alone = recipe.model_copy(update={"control": False})
-    first = of_model(recipe, target_config([source], plan), teaching)
+    first = of_model(recipe, target_config([source], plan, for_a_plan=True), teaching)
+    if recipe.prune is not None:
+        return _plan_shear(recipe, source, plan, first, teaching, of_model)
     if recipe.grow is None and recipe.reference is None:
         return first
-    shapes = [target_config([source], shape) for shape in round_shapes(recipe, plan)]
+    shapes = [target_config([source], shape, for_a_plan=True) for shape in round_shapes(recipe, plan)]
     rounds = [of_model(alone, shape, teaching) for shape in shapes]
     parts = {
         f"round {n} ({ModelShape.of(shapes[n - 1]).num_hidden_layers} layers)": one for n, one in enumerate(rounds, 1)
@@ -105,6 +120,35 @@ def plan_run(
         summed = ("num_tokens", "num_steps", "flops", "seconds")
         parts["control"] = rounds[-1] | {key: times * rounds[-1][key] for key in summed}
     return add_rounds(first | {"models_trained": 1}, rounds[-1], parts)
+
+
+def _plan_shear(
+    recipe: Recipe,
+    source: Config,
+    plan: SurgeryPlan,
+    recovery: Record,
+    teaching: Teaching | None,
+    of_model: Callable[[Recipe, Config, Teaching | None], Record],
+) -> Record:
+    """Return what pruning and recovery will take; see `plan_run`."""
+    assert recipe.prune is not None
+    parts: dict[str, Record] = {}
+    if recipe.pruning_stage is not None:
+        steps = shrinking(recipe, source)
+        for number, step in enumerate(steps, 1):
+            name = "pruning" if len(steps) == 1 else f"pruning, step {number}"
+            cut = source if recipe.prune.method == "masks" else config_with(source, target_shape(step, source))
+            parts[name] = of_model(pruning_recipe(step), cut, teaching if recipe.prune.distill else None)
+    target = target_config([source], plan, for_a_plan=True)
+    alone = recipe.model_copy(update={"control": False})
+    parts["recovery"] = of_model(alone, target, teaching)
+    if recipe.control:
+        both = sum(part["num_tokens"] for part in parts.values()) / parts["recovery"]["num_tokens"]
+        summed = ("num_tokens", "num_steps", "flops", "seconds")
+        parts["control"] = parts["recovery"] | {key: round(both * parts["recovery"][key]) for key in summed}
+    largest = max(parts.values(), key=lambda part: part["memory_bytes_per_device"])
+    result = add_rounds(recovery | {"models_trained": 1}, largest, parts)
+    return result | {key: recovery[key] for key in ("num_parameters", "parameters_by_part")}
 
 
 def teaching_of(recipe: Recipe, teacher: Config | None, layers: int) -> Teaching | None:
@@ -216,11 +260,15 @@ def plan_model(
     mine, taught = (sum(parts[k] for parts in flops) for k in (0, 1))
     seconds = {"training": models * mine / speed} | ({"teacher": models * taught / speed} if teacher else {})
     evaluation = _evaluation_seconds(recipe, source, target, speed)
+    parameters = count_parameters(family, target)
+    checkpoint = checkpoint_bytes(family, target, recipe.optimizer.name, int(recipe.average is not None), teaching)
+    once = sum(seconds.values()) / models
     return {
         "recipe": recipe.recipe,
         "source": recipe.source or (REFERENCE if recipe.reference else None),
-        "num_parameters": count_parameters(family, target)["total"],
-        "parameters_by_part": {k: n for k, n in count_parameters(family, target).items() if k != "total"},
+        "num_parameters": parameters["total"],
+        "vocab_size": ModelShape.of(target).vocab_size,
+        "parameters_by_part": {k: n for k, n in parameters.items() if k != "total"},
         "num_tokens": recipe.total_tokens,
         "num_steps": recipe.total_steps,
         "flops": mine + taught,
@@ -239,9 +287,8 @@ def plan_model(
         "seconds_known_from": "device table",
         "memory_bytes_per_device": memory["total"],
         "memory_by_part": {part: size for part, size in memory.items() if part != "total"},
-        "checkpoint_bytes": checkpoint_bytes(
-            family, target, recipe.optimizer.name, int(recipe.average is not None), teaching
-        ),
+        "checkpoint_bytes": checkpoint,
+        "disk_bytes": models * disk_bytes(recipe, source, checkpoint, parameters["total"], once),
         "stages": stages,
     }  # fmt: skip
 
@@ -267,6 +314,10 @@ def _evaluation_seconds(recipe: Recipe, source: Config, target: Config, speed: f
     budget = recipe.evaluate.tokens_per_domain * _num_domains(recipe)
     every = recipe.steps(recipe.evaluate.every)
     times = 2 + (math.ceil(recipe.total_steps / every) - 1 if every else 0) + len(recipe.resolved_stages) - 1
+    if recipe.evaluates_densely:
+        times += sum(
+            min(every or stage.total_steps, stage.total_steps).bit_length() for stage in recipe.resolved_stages
+        )
 
     def forward(config: Config) -> float:
         return budget * flops_per_token(family_of(config), config, recipe.data.seq_len) * _FORWARD / speed

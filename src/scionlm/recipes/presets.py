@@ -8,7 +8,8 @@ from typing import Any
 from scionlm.core.config import Mapping, apply_overrides, load_yaml, nearest, parse_yaml, validate
 from scionlm.core.errors import UsageError
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.config_inherit import says_how_many, settle_inherit
+from scionlm.recipes.config_inherit import SIZES, says_how_many, settle_inherit
+from scionlm.recipes.config_shear import BUDGETS, DEPTH
 
 SWEEP = "sweep"
 """The recipe of a file that is a sweep of several runs."""
@@ -16,14 +17,18 @@ SWEEP = "sweep"
 # A bare recipe's defaults: what is left out (source, data.dir, a budget) the user must give.
 RECIPES: dict[str, Mapping] = {
     "inheritune": {"recipe": "inheritune", "data": {}, "inherit": {}, "train": {}},
+    "shear": {"recipe": "shear", "data": {}, "target": {}, "prune": {}, "train": {}},
+    "continual": {"recipe": "continual", "data": {}, "train": {}},
     "scratch": {"recipe": "scratch", "data": {}, "train": {}},
 }
 _REQUIRED = {
     "inheritune": ("source", "data.dir", "train.tokens", "inherit.layers"),
+    "shear": ("source", "data.dir", "target", "train.tokens"),
+    "continual": ("source", "data.dir", "train.tokens"),
     "scratch": ("model", "data.dir", "train.tokens"),
 }
 _ALTERNATIVES = {
-    "source": {"reference"},
+    "source": {"reference", "branch", "branch.run"},
     "train.tokens": {"train.steps", "train.time", "stages"},
     "inherit.layers": {"inherit.keep"},
 }
@@ -47,7 +52,7 @@ def preset_text(name: str) -> str:
 
 
 def preset_corpora(name: str) -> str:
-    """Return the CORPORA.yaml that ships with a preset.
+    """Return the CORPORA.yaml that ships with a preset, with the tokenizer of the preset's source.
 
     Raises:
         UsageError: There is no such preset, or its data needs none.
@@ -56,7 +61,9 @@ def preset_corpora(name: str) -> str:
     if not marked:
         raise UsageError(f"preset {name} comes with no CORPORA.yaml: its head comment says where its data comes from")
     file = resources.files("scionlm.recipes") / "presets" / "corpora" / f"{marked[0].removeprefix('# Corpora: ')}.yaml"
-    return file.read_text(encoding="utf-8")
+    source = parse_yaml(preset_text(name), name).get("source")
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(f"tokenizer: {source}\n" if source and line.startswith("tokenizer: ") else line for line in lines)
 
 
 def preset_summary(name: str) -> str:
@@ -99,7 +106,7 @@ def find_recipe(name: str, overrides: Sequence[str] | dict[str, Any] = ()) -> tu
         texts = overrides if not isinstance(overrides, dict) else [f"{key}=" for key in overrides]
         given = {text.split("=", 1)[0].strip() for text in texts}
         sections = {key.split(".")[0] for key in given}
-        given |= sections & {"model", "reference"}  # by parts: reference.model.hidden_size=...
+        given |= sections & {"model", "reference", "target"}  # by parts: reference.model.hidden_size=...
         inherit = override_recipe(RECIPES[name], overrides).get("inherit") or {}
         # A strategy may say how many; where it does not, or is misspelt, the section says it better.
         given |= {"inherit.layers"} if says_how_many(inherit) or inherit.get("strategy") else set()
@@ -131,6 +138,13 @@ def override_recipe(config: Mapping, overrides: Sequence[str] | dict[str, Any]) 
     train, given = config.get("train"), [name for name in budget if f"train.{name}" in keys]
     if isinstance(train, dict) and len(given) == 1:
         train |= {name: None for name in budget if name != given[0]}
+    prune, given = config.get("prune"), [name for name in ("steps", "tokens") if f"prune.{name}" in keys]
+    if isinstance(prune, dict) and len(given) == 1:
+        prune |= {name: None for name in ("steps", "tokens") if name != given[0]}
+    target, ways = config.get("target"), ("shape", *BUDGETS)
+    given = [name for name in ways if f"target.{name}" in keys and (target or {}).get(name) is not None]
+    if isinstance(target, dict) and len(given) == 1:  # the sizes too: they would be taken instead
+        target |= {name: None for name in (*ways, DEPTH, *SIZES) if f"target.{name}" not in keys}
     inherit = config.get("inherit")
     if isinstance(inherit, dict):
         whole = max((number for number, key in enumerate(keys) if key == "inherit"), default=-1)

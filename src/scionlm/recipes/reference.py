@@ -8,8 +8,11 @@ from scionlm.recipes.config import Recipe
 from scionlm.recipes.lengths import has_times
 from scionlm.recipes.stages import left_of
 
-OF_REFERENCE = ("data", "train", "optimizer", "schedule", "evaluate", "checkpoint", "track", "seed")
+OF_REFERENCE = ("data", "train", "optimizer", "schedule", "evaluate", "checkpoint", "track", "seed", "init")
 """What a reference has of the recipe that it is for; the rest is about children."""
+
+OWN_OF_REFERENCE = ("data", "train", "optimizer", "schedule")
+"""Sections of which a reference may have keys of its own."""
 
 
 def reference_recipe(recipe: Recipe) -> Recipe:
@@ -22,7 +25,7 @@ def reference_recipe(recipe: Recipe) -> Recipe:
     top = recipe.model_dump(mode="json")
     config: dict[str, Any] = {"recipe": "scratch", "model": recipe.reference.model}
     config |= {key: top[key] for key in OF_REFERENCE}
-    for name in ("train", "optimizer", "schedule"):
+    for name in OWN_OF_REFERENCE:
         own = getattr(recipe.reference, name) or {}
         config[name] = left_of(name, config[name], own) | own
     if has_times(config):

@@ -24,7 +24,9 @@ def describe(setting: Setting, name: str, source: Record, training: Record) -> R
         "name": name,
         "source": None if recipe.recipe == "scratch" else _describe_source(setting, source),
         "inherit": None if recipe.recipe == "scratch" else _describe_inheritance(setting),
+        "upstream": list(setting.upstream),
         "model": {"num_parameters": count_parameters(family, config)["total"]} | ModelShape.of(config).to_dict(),
+        "initialization": recipe.initialization if recipe.from_random else None,
         "rounds": 1,
         "training": {k: v for k, v in training.items() if k not in ("format_version", "before")},
     }
@@ -40,7 +42,7 @@ def _describe_source(setting: Setting, source: Record) -> Record:
         "num_parameters": count_parameters(family_of(folder.config), folder.config)["total"],
         "license": folder.license,
         "domains": source["domains"],
-    }
+    } | {key: source[key] for key in ("tasks", "items") if key in source}
 
 
 def _describe_inheritance(setting: Setting) -> Record:
@@ -88,4 +90,5 @@ def write_card(setting: Setting, model: Path, result: Record) -> None:
     """Write the model card into the folder of a model."""
     manifest = read_json(setting.folder / "manifest.json")
     tokens = {name: data.num_tokens(domain, "train") for name, (data, domain) in setting.held_out.items()}
-    write_text_atomic(model / "README.md", model_card(result, manifest, tokens))
+    datasets = sorted({one for data, domain in setting.held_out.values() for one in data.hub_datasets(domain)})
+    write_text_atomic(model / "README.md", model_card(result, manifest, tokens, datasets))

@@ -9,7 +9,7 @@ from scionlm.recipes.controller import Rule
 from scionlm.recipes.measured import DEPTHS
 from scionlm.recipes.selection import plan_of
 from scionlm.sources import ModelFolder
-from scionlm.surgery.depth import plan_growth
+from scionlm.surgery.depth import plan_depth, plan_growth
 from scionlm.surgery.plan import LayerPlan, SurgeryPlan
 
 _IN_LAYERS = ("attention_norm", "attention", "mlp_norm", "mlp")
@@ -141,10 +141,13 @@ def in_terms_of_source(plan: SurgeryPlan, growth: SurgeryPlan) -> SurgeryPlan:
 
 
 def round_shapes(recipe: Recipe, plan: SurgeryPlan) -> list[SurgeryPlan]:
-    """Return a plan of the size of each round's child, the first round's alone where there is one round.
+    """Return a plan of the size of each model that is trained, in the order of their sizes: of each round's child.
 
-    Which layers the later ones have is not said: only how many.
+    Which layers the later ones have is not said: only how many. What is trained while a source is pruned is at most as
+    large as the source, which is then the last one.
     """
+    if recipe.pruning_stage is not None:
+        return [plan, plan_depth(plan.num_source_layers, plan.num_source_layers, name=plan.donors[0])]
     if recipe.grow is None:
         return [plan]
     return [plan, *(_of_size(plan, layers) for layers in rule_of(recipe, plan).layers[1:])]
@@ -163,7 +166,8 @@ def add_rounds(first: dict[str, Any], largest: dict[str, Any], parts: dict[str, 
         largest: That of its largest model: of memory.
         parts: The plans of everything that is trained, by name.
     """
-    sums = {key: sum(part[key] for part in parts.values()) for key in ("num_tokens", "num_steps", "flops", "seconds")}
+    summed = ("num_tokens", "num_steps", "flops", "seconds", "disk_bytes")
+    sums = {key: sum(part[key] for part in parts.values()) for key in summed}
     by_part = {name: part["seconds"] for name, part in parts.items()}
     kept = ("num_parameters", "parameters_by_part", "memory_bytes_per_device", "memory_by_part", "checkpoint_bytes")
     rounds = [

@@ -20,6 +20,7 @@ from scionlm.core.signals import StopRequest
 from scionlm.parallel.ranks import Ranks, joined, naming_losses
 from scionlm.recipes.changes import judge_changes
 from scionlm.recipes.config import Recipe
+from scionlm.recipes.config_shear import BUDGETS
 from scionlm.recipes.inputs import Inputs, open_inputs
 from scionlm.recipes.lengths import Path as Place
 from scionlm.recipes.lengths import has_times, set_at, timed_paths, value_at
@@ -175,10 +176,18 @@ def is_done(out: Path) -> bool:
 
 def _work_of(recipe: Recipe) -> Work:
     """Return what a recipe's name stands for, and with it torch: only once the request is sound."""
+    from scionlm.recipes.continual import run_continual
     from scionlm.recipes.inheritune import run_inheritune
     from scionlm.recipes.scratch import run_scratch
+    from scionlm.recipes.shear import run_shear
 
-    return {"inheritune": run_inheritune, "scratch": run_scratch}[recipe.recipe]
+    works: dict[str, Work] = {
+        "inheritune": run_inheritune,
+        "shear": run_shear,
+        "continual": run_continual,
+        "scratch": run_scratch,
+    }
+    return works[recipe.recipe]
 
 
 def _carry_out(work: Work, inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks, allow_change: bool) -> Record:
@@ -219,7 +228,8 @@ def write_status(out: Path, state: str, exit_code: int, message: str, step: int 
 def _last_step(out: Path) -> int:
     if (out / "result.json").exists():
         return int(read_json(out / "result.json")["training"]["steps"])
-    return max((step for step, _ in checkpoint_folders(out / "checkpoints")), default=0)
+    folders = [folder for place in (out, out / "prune") for folder in checkpoint_folders(place / "checkpoints")]
+    return max((step for step, _ in folders), default=0)
 
 
 def settle_recipe(recipe: Recipe, out: Path, allow_change: bool) -> Recipe:
@@ -243,6 +253,8 @@ def settle_recipe(recipe: Recipe, out: Path, allow_change: bool) -> Recipe:
     words = ", ".join(f"{key} ({kept.get(key)!r} -> {given.get(key)!r})" for key in changed)
     free = all(key.startswith(_FREE) for key in changed)
     fixed = [key for key in changed if not key.startswith(_CHANGEABLE + _FREE)]
+    if given.get("average.method") == "start" != kept.get("average.method"):
+        fixed.append("average.method")  # the first weights are not there any more
     if is_done(out):
         raise UsageError(f"{out} is finished, with other settings: {words}; use another folder")
     if fixed:
@@ -260,6 +272,9 @@ def _with_resolved(given: Mapping, kept: Mapping) -> Mapping:
     for section, key, open_value in (*_AUTOMATIC, ("branch", "step", None)):
         if value_at(given, (section, key)) == open_value and given.get(section) and kept.get(section):
             given[section][key] = kept[section][key]
+    target = given.get("target") or {}
+    if any(target.get(name) is not None for name in ("shape", *BUDGETS)):  # sizes that a budget or a name came to
+        given["target"] = {key: (kept.get("target") or {}).get(key) if v is None else v for key, v in target.items()}
     for number, _ in enumerate(given["stages"]):
         path = ("stages", number, "train", "micro_batch_size")
         if value_at(given, path) == "auto" and _same_stage(given, kept, path) and value_at(kept, path) is not None:

@@ -1,5 +1,6 @@
 """What a recipe inherits, as a plan: cheap where sizes are asked for, measured on its text before it is trained."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from scionlm.surgery.width import Scores
 ANALYSIS, IMPORTANCE = "analysis", "importance"
 """Folders of a run that hold what was measured of its source."""
 _SURGERY = "surgery.json"
+_MEASURED = ("magnitude", "activation", "taylor")
 
 # Inheritune 1.1: what neither the paper's text nor its code inherits, and what its code forgets where nothing is tied.
 _NOT_IN_TEXT: tuple[Part, ...] = ("final_norm", "position")
@@ -49,7 +51,7 @@ def plan_of(recipe: Recipe, source: ModelFolder) -> SurgeryPlan:
         UsageError: Layers, parts or sizes that are not there, or an analysis of another model.
         DataError: The analysis is broken.
     """
-    if recipe.inherit is None:
+    if recipe.keeps_shape:
         layers = ModelShape.of(source.config).num_hidden_layers
         return plan_depth(layers, layers, name=source.name)
     inherit = recipe.inherits
@@ -83,7 +85,7 @@ def selected(
         StoppedError: A signal came; what was measured is kept.
     """
     inherit = recipe.inherits
-    if not inherit.is_measured and inherit.importance == "first":
+    if not inherit.is_measured and inherit.importance not in _MEASURED:
         return plan_of(recipe, source)
     stop.check()
     record = ranks.on_main(lambda: _Measure(recipe, source, data, list(domains), folder).plan().to_dict())
@@ -107,7 +109,7 @@ class _Measure:
                 f"inherit.strategy {inherit.strategy} says nothing here: of {self._source.name}, no layer is lazy or "
                 f"the first one is; the first half is kept, {len(layers.layers)} layers"
             )
-        scores = self._scores() if inherit.importance != "first" else None
+        scores = self._scores() if inherit.importance in _MEASURED else None
         return complete_plan(layers, _options(self._recipe, self._source), self._source, scores)
 
     def _analysis(self) -> Record:
@@ -154,17 +156,41 @@ class _Measure:
         return seq_len, sequences
 
     def _scores(self) -> Scores:
-        from scionlm.recipes.analysis_store import Store, flatten
-        from scionlm.recipes.scores import Scorer
-
         rule = self._recipe.inherits.importance
-        settings: Record = {"model": self._sha256, "importance": rule}
-        if rule != "magnitude":
-            settings |= {"data": self._data.fingerprint, "domains": self._domains}
-        store = Store(self._folder / IMPORTANCE, settings)
-        scorer = Scorer(self._source, str(self._data.path), self._domains)
-        with store.held():
-            return store.get(rule, lambda: flatten(scorer.get(rule)))
+        return importance_scores(rule, self._source, self._sha256, self._data, self._domains, self._folder)
+
+
+def importance_scores(
+    rule: str,
+    source: ModelFolder,
+    sha256: str,
+    data: DataFolder,
+    domains: Sequence[str],
+    folder: Path,
+    *,
+    measured: bool = False,
+) -> Scores:
+    """Return the scores of a model's heads and channels, measured once and kept in the run folder.
+
+    Args:
+        rule: `magnitude`, `activation` (with `layers`: block influence) or `taylor`.
+        source: The model.
+        sha256: Of its weights.
+        data: The text that they are measured on.
+        domains: Which of its domains.
+        folder: The run folder.
+        measured: They are there already: other processes may be reading them too.
+    """
+    from scionlm.recipes.analysis_store import Store, flatten
+    from scionlm.recipes.scores import Scorer
+
+    settings: Record = {"model": sha256, "importance": rule}
+    if rule != "magnitude":
+        settings |= {"data": data.fingerprint, "domains": list(domains)}
+    store = Store(folder / IMPORTANCE, settings)
+    scorer = Scorer(source, str(data.path), list(domains))
+    with contextlib.nullcontext() if measured else store.held():
+        return store.get(rule, lambda: flatten(scorer.get(rule)))
 
 
 def _layers(recipe: Recipe, source: ModelFolder, record: Record | None) -> SurgeryPlan:
@@ -213,7 +239,7 @@ def fresh_parts(recipe: Recipe, source: ModelFolder) -> list[str]:
     published code copies layers and head alone.
     """
     config, found = source.config, list(recipe.inherits.fresh)
-    if recipe.fidelity != "recommended":
+    if recipe.fidelity in ("paper-text", "paper-code"):
         there = {place.spec.part for place in expected_tensors(family_of(config), config)}
         untied = not ModelShape.of(config).tie_word_embeddings
         left = _NOT_IN_TEXT + (_NOT_IN_CODE if recipe.fidelity == "paper-code" and untied else ())

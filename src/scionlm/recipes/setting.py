@@ -12,6 +12,7 @@ from scionlm.core.devices import this_machine
 from scionlm.core.log import Progress
 from scionlm.core.records import Record, read_json, write_json
 from scionlm.core.signals import StopRequest
+from scionlm.data import DataFolder
 from scionlm.evaluation.generate import write_samples
 from scionlm.evaluation.loss import DomainLoss, TokenNll, domain_losses
 from scionlm.families.models import assemble, layers_of
@@ -19,13 +20,15 @@ from scionlm.parallel.placing import place
 from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.parallel.runtime import Runtime, check_attention, resolve_compile, start_runtime
 from scionlm.recipes.calibrate import choose_rows
-from scionlm.recipes.config import Recipe
+from scionlm.recipes.config import PRUNING, Recipe
 from scionlm.recipes.inputs import Inputs, StageInputs
 from scionlm.recipes.layout import Devices, Training, with_rows
 from scionlm.recipes.order import sampling_of
 from scionlm.recipes.planning import plan_run, run_flops, teaching_of
 from scionlm.recipes.rounds import round_shapes
 from scionlm.recipes.run import write_config, write_manifest
+from scionlm.recipes.shear_steps import pruning_recipe
+from scionlm.recipes.tasks import require_tasks
 from scionlm.sources import ModelFolder, load_hf_model, load_tokenizer
 from scionlm.surgery.target import target_config
 
@@ -64,6 +67,7 @@ class Setting(Inputs):
 def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, allow_change: bool = False) -> Setting:
     """Choose the devices, resolve what the recipe leaves to `auto`, and write config and manifest into `out`."""
     recipe, source = inputs.recipe, inputs.source
+    ranks.on_main(lambda: require_tasks(recipe.evaluate.tasks))
     runtime = start_runtime(recipe.train.precision, ranks)
     runtime = replace(runtime, precision=ranks.share(runtime.precision))
     largest = round_shapes(recipe, inputs.plan)[-1]
@@ -71,8 +75,12 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, a
     teacher = inputs.teacher and inputs.teacher.config
     teaching = teaching_of(recipe, teacher, len(inputs.taught_layers))
     devices = Devices(runtime.kind, runtime.precision, runtime.memory(), ranks.world, ranks.local_world)
-    training = Training(recipe, target, teaching)
-    runtime = replace(runtime, shards=ranks.on_main(lambda: training.layout(devices).shards))
+    trainings = [Training(recipe, target, teaching)]
+    if recipe.pruning_stage is not None:  # the source is what is trained first; what is left of it is smaller
+        left = target_config([source.config], inputs.plan)
+        trainings = [Training(pruning_recipe(recipe), target, teaching), Training(recipe, left, teaching)]
+    shards = ranks.on_main(lambda: max(training.layout(devices).shards for training in trainings))
+    runtime = replace(runtime, shards=shards)
     ranks.together(lambda: check_attention(recipe.train.attention, runtime))
     flops = run_flops(recipe, target, teacher)
     train = {
@@ -80,8 +88,9 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, a
         "compile": ranks.on_main(lambda: resolve_compile(recipe.train.compile, runtime, flops)),
     }
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
-    if training.is_open:
-        sizes = training.fitting(devices, runtime.shards)
+    if any(training.is_open for training in trainings):
+        fitting = [training.fitting(devices, shards) for training in trainings if training.is_open]
+        sizes = min(fitting, key=lambda sizes: sizes[-1])
         recipe = with_rows(recipe, ranks.on_main(lambda: choose_rows(recipe, sizes, runtime)))
 
     def write() -> None:
@@ -103,6 +112,7 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, a
         inputs.branched,
         inputs.teacher,
         inputs.taught_layers,
+        inputs.upstream,
         runtime=runtime,
         stop=stop,
         folder=out,
@@ -148,6 +158,13 @@ def _facts(inputs: Inputs, recipe: Recipe, runtime: Runtime) -> dict[str, Any]:
         "branch": inputs.branched,
         "device": runtime.to_dict(),
     }
+    facts["upstream_domains"] = list(inputs.upstream)
+    if recipe.upstream is not None and inputs.upstream:
+        folder = inputs.held_out[inputs.upstream[0]][0]
+        facts["upstream"] = {"dir": str(folder.path), "fingerprint": folder.fingerprint}
+    pruning = recipe.pruning_stage
+    if pruning is not None and pruning.data.dir is not None:
+        facts["stages"][PRUNING] = {"data": DataFolder(Path(pruning.data.dir)).fingerprint}
     if inputs.teacher is not None:
         facts["teacher"] = facts["source"] if inputs.teacher is source else _origin(inputs.teacher)
     return facts

@@ -1,6 +1,7 @@
 """The stages of a recipe: each a stretch of training with its own data, budget, schedule and optimizer."""
 
-from typing import Any, Literal, Protocol
+import math
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -72,6 +73,22 @@ class StageConfig(Section):
         return {key: value for key, value in serialize(self).items() if key in self.model_fields_set}
 
 
+class Span(NamedTuple):
+    """Where a stage stands in its run, in tokens.
+
+    Attributes:
+        before: Tokens of the stages before it.
+        total: Of all stages.
+        unit: Largest number that divides every stage's batch.
+        first_batch: Batch of the first stage.
+    """
+
+    before: int
+    total: int
+    unit: int
+    first_batch: int
+
+
 class Stage(Section):
     """One stage with everything filled in."""
 
@@ -83,6 +100,7 @@ class Stage(Section):
     optimizer_state: OptimizerState
     replay: ReplayConfig | None
     reweight: ReweightConfig | None
+    span: Span | None = None
 
     @property
     def total_steps(self) -> int:
@@ -104,8 +122,13 @@ class Stage(Section):
         return Duration.parse(length).in_steps(self.total_steps, self.train.global_batch_tokens)
 
     def build_schedule(self) -> Schedule:
-        """Return its schedule."""
-        return self.schedule.build(self.total_steps, self.train.global_batch_tokens)
+        """Return its schedule; where this goes over the whole run, the stretch of it that the stage is."""
+        batch = self.train.global_batch_tokens
+        if self.schedule.over == "stage" or self.span is None:
+            return self.schedule.build(self.total_steps, batch)
+        before, total, unit, first_batch = self.span
+        whole = self.schedule.build(total // unit, unit, first_batch // unit)
+        return whole.stretch(before // unit, self.total_steps, batch // unit)
 
 
 class TopLevel(Protocol):
@@ -130,7 +153,13 @@ def resolve_stages(top: TopLevel, stages: list[StageConfig]) -> list[Stage]:
     Raises:
         UsageError: A stage names a key that is not there, or a value is wrong.
     """
-    return [_resolve(top, stage) for stage in stages or [StageConfig(name=MAIN)]]
+    resolved = [_resolve(top, stage) for stage in stages or [StageConfig(name=MAIN)]]
+    batches = [stage.train.global_batch_tokens for stage in resolved]
+    ends = [0]
+    for stage, batch in zip(resolved, batches, strict=True):
+        ends.append(ends[-1] + stage.total_steps * batch)
+    where = (Span(before, ends[-1], math.gcd(*batches), batches[0]) for before in ends[:-1])
+    return [stage.model_copy(update={"span": span}) for stage, span in zip(resolved, where, strict=True)]
 
 
 def _resolve(top: TopLevel, stage: StageConfig) -> Stage:
@@ -149,6 +178,8 @@ def _resolve(top: TopLevel, stage: StageConfig) -> Stage:
             continue
         values = left_of(name, base.model_dump(mode="json") if base else {}, own)
         sections[name] = validate(schema, values | own, f"stage {stage.name!r}, {name}")
+    if sections["replay"] is not None and not sections["replay"].fraction:
+        sections["replay"] = None
     return Stage(**sections, optimizer_state=stage.optimizer_state or top.optimizer_state)
 
 
@@ -161,6 +192,9 @@ def left_of(name: str, base: Mapping, own: Mapping) -> Mapping:
         own: Those that are set over them.
     """
     cleared = {other for one, other in _EXCLUDING if own.get(one) is not None and other not in own}
+    if name == "target":  # one way to say a shape clears the others, and sizes clear them all
+        ways = {"shape", "parameters", "memory_bytes", "seconds_per_token"}
+        cleared = set(base) - set(own) if ways & set(own) else ways
     values = {key: value for key, value in base.items() if key not in cleared}
     if name == "schedule":
         usual = ScheduleConfig.model_fields["name"].default
@@ -202,7 +236,7 @@ def check_stages(stages: list[Stage], timed: bool = False) -> None:
 
 def _check_schedule(stage: Stage, where: str) -> None:
     warmup = stage.steps(stage.schedule.warmup)
-    if warmup > stage.total_steps:
+    if warmup > stage.total_steps and stage.schedule.over == "stage":
         raise ValueError(
             f"{where}schedule.warmup {stage.schedule.warmup} is longer than the run of {stage.total_steps} steps"
         )

@@ -13,7 +13,7 @@ from scionlm.core.log import say, silenced, warn
 from scionlm.core.records import Record, read_json
 from scionlm.core.signals import StopRequest
 from scionlm.parallel.ranks import Ranks
-from scionlm.recipes.config import Recipe
+from scionlm.recipes.config import RUN_PREFIX, Recipe
 from scionlm.recipes.config_sweep import Sweep, SweepRun, read_sweep
 from scionlm.recipes.inputs import open_inputs
 from scionlm.recipes.origin import with_data
@@ -37,19 +37,19 @@ AfterRun = Callable[[Path], object]
 
 @dataclass(frozen=True)
 class _Placed:
-    """A run with the folders that it goes into and that its source comes from.
+    """A run with the folders that it goes into and that what it needs comes from.
 
     Attributes:
         run: The run.
         recipe: With every path filled in.
         folder: Its run folder.
-        source: The run folder of the run that its source is the result of.
+        needs: The run folders of the runs that it begins with or replays, by the key that names them.
     """
 
     run: SweepRun
     recipe: Recipe
     folder: Path
-    source: Path | None
+    needs: dict[str, Path]
 
     @property
     def began(self) -> bool:
@@ -117,8 +117,8 @@ def _make(runs: list[Record], out: Path, making: _Making) -> None:
         elif run["diverged"]:
             say(f"{folder} diverged earlier; to try it again change its settings, with --allow-change")
             lost.append(run["folder"])
-        elif run["source"] in lost:
-            warn(f"run {folder.name} is left out: run {Path(run['source']).name}, its source, diverged")
+        elif key := next((key for key, needed in run["needs"].items() if needed in lost), None):
+            warn(f"run {folder.name} is left out: run {Path(run['needs'][key]).name}, its {key}, diverged")
             lost.append(run["folder"])
         else:
             say(f"run {folder.name} ({number} of {len(runs)})")
@@ -183,7 +183,7 @@ def _begin(sweep: Sweep, out: Path, allow_change: bool) -> list[Record]:
     if not (out / "status.json").exists():
         write_status(out, "running", 0, "", 0)  # from here on the folder is known as a sweep's
     _check_changes(sweep, out, allow_change)
-    if any(run.parent for run in sweep.chosen):
+    if any(run.parents for run in sweep.chosen):
         with silenced():
             plan_sweep(sweep)  # shapes of what is yet to be trained: a run that cannot be is refused now
     placed = _with_demo_data(sweep, out, _places(sweep, out))
@@ -197,7 +197,7 @@ def _begin(sweep: Sweep, out: Path, allow_change: bool) -> list[Record]:
             runs.append({
                 "folder": str(one.folder),
                 "recipe": one.recipe.model_dump(mode="json"),
-                "source": one.source and str(one.source),
+                "needs": {key: str(folder) for key, folder in one.needs.items()},
                 "done": one.began and is_done(one.folder),
                 "diverged": one.diverged and unchanged,
             })  # fmt: skip
@@ -215,11 +215,19 @@ def _places(sweep: Sweep, out: Path) -> list[_Placed]:
     folders = {run.folder: _folder_of(run, out) for run in sweep.runs}
     placed: list[_Placed] = []
     for run in sweep.runs:
-        parent = sweep.parent_of(run)
-        source = folders[parent.folder] if parent else None
-        # In full: the same command may be given again in another place.
-        update = {"source": str(source.resolve() / "model")} if source else {}
-        placed.append(_Placed(run, run.recipe.model_copy(update=update), folders[run.folder], source))
+        update: Record = {}
+        needs: dict[str, Path] = {}
+        for place, name in run.parents.items():
+            named = sweep.named(name, run)
+            assert named is not None
+            needs[place] = folders[named.folder]
+            folder = folders[named.folder].resolve()  # in full: the same command may be given again in another place
+            section, _, key = place.partition(".")
+            if key:
+                update[section] = getattr(run.recipe, section).model_copy(update={key: str(folder)})
+            else:
+                update[section] = str(folder / "model")
+        placed.append(_Placed(run, run.recipe.model_copy(update=update), folders[run.folder], needs))
     return placed
 
 
@@ -248,7 +256,7 @@ def _with_demo_data(sweep: Sweep, out: Path, placed: list[_Placed]) -> list[_Pla
 
     def filled(one: _Placed) -> _Placed:
         data = one.recipe.data.model_copy(update={"dir": folder})
-        return _Placed(one.run, one.recipe.model_copy(update={"data": data}), one.folder, one.source)
+        return _Placed(one.run, one.recipe.model_copy(update={"data": data}), one.folder, one.needs)
 
     return [filled(one) if lacks(one) else one for one in placed]
 
@@ -303,10 +311,12 @@ def _check_run(one: _Placed, made_now: list[Path], allow_change: bool) -> bool:
         return not _differences(Recipe.model_validate(load_yaml(one.folder / "config.yaml")), settled)
     if one.folder not in made_now:
         return False
-    if one.source is None and all(stage.data.dir for stage in one.recipe.resolved_stages):
+    if not one.needs and all(stage.data.dir for stage in one.recipe.resolved_stages):
         open_inputs(one.recipe, one.folder, check=False)
-    elif one.source is not None and one.source not in made_now and not is_done(one.source):
-        raise UsageError(f"its source {one.run.recipe.source} is not there yet; name that run in only too")
+    for key, folder in one.needs.items():
+        if folder not in made_now and not is_done(folder):
+            name = RUN_PREFIX + one.run.parents[key]
+            raise UsageError(f"its {key} {name} is not there yet; name that run in only too")
     return False
 
 

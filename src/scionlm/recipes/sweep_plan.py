@@ -55,6 +55,6 @@ def _with_shape(sweep: Sweep, run: SweepRun, shapes: Path) -> Recipe:
         recipe = _with_shape(sweep, parent, shapes)
         source = open_source(recipe, None, weights=False)
         folder.mkdir()
-        shape = target_config([source.config], plan_of(recipe, source))
+        shape = target_config([source.config], plan_of(recipe, source), for_a_plan=True)
         (folder / "config.json").write_text(json.dumps(shape), encoding="utf-8")
     return run.recipe.model_copy(update={"source": str(folder)})

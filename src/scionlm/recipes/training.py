@@ -27,6 +27,7 @@ from scionlm.recipes.distillation import open_distillation
 from scionlm.recipes.inputs import StageInputs
 from scionlm.recipes.order import Sampling, stage_folder
 from scionlm.recipes.planning import run_flops, teacher_flops
+from scionlm.recipes.pruning import Pruning
 from scionlm.recipes.reweighting import EVALUATION_S, open_reweighting
 from scionlm.recipes.run import write_status
 from scionlm.recipes.selection import record_plan
@@ -43,6 +44,7 @@ from scionlm.surgery.verify import verify_export
 from scionlm.train.average import Average, AverageSettings
 from scionlm.train.checkpoint import CheckpointStore
 from scionlm.train.distillation import Distillation
+from scionlm.train.gates.pruner import Pruner
 from scionlm.train.guard import Guard
 from scionlm.train.learner import Learner, Position
 from scionlm.train.loop import Session, Stage, fit, take_up
@@ -66,6 +68,7 @@ def train_model(
     out: Path,
     name: str,
     begin: Beginning | None = None,
+    pruning: Pruning | None = None,
 ) -> None:
     """Train what `make_model` makes, export it to `out`/model, and write `out`/training.json.
 
@@ -75,22 +78,16 @@ def train_model(
         out: Folder for it.
         name: Of the model in what is said of it.
         begin: Called before the first step.
+        pruning: Masks to learn of it; what is exported is the model that they cut.
     """
     recipe, runtime, ranks = setting.recipe, setting.runtime, setting.ranks
     ranks.on_main(lambda: remove_leftovers(out, "model."))
     ranks.on_main(lambda: record_plan(setting.plan, out))
     runtime.seed(recipe.seed)
+    make_pruner = pruning.opening(setting) if pruning else None
     model = ranks.together(lambda: make_model(setting))
-    _use_attention(recipe, model)
-    hf_config = model.config.to_dict()
-    objective = Objective(
-        model,
-        runtime.compute_dtype,
-        recipe.train.z_loss,
-        _distillation(setting, model),
-        recipe.train.activation_checkpointing,
-        runtime,
-    )
+    hf_config, pruner = model.config.to_dict(), make_pruner and make_pruner(model)
+    objective = objective_of(setting, model, pruner)
 
     def evaluate() -> Record:
         started = time.monotonic()
@@ -121,6 +118,7 @@ def train_model(
         stop=setting.stop,
         runtime=runtime,
         peak_flops=peak and peak[0],
+        dense=recipe.evaluates_densely,
     )
     learner, position = _through_the_stages(setting, objective, session, store, out, name, begin or branching(setting))
     for domain, epochs in position.epochs.items():
@@ -150,22 +148,41 @@ def train_model(
         "micro_batch_size": recipe.train.micro_batch_size,
         "activation_checkpointing": recipe.train.activation_checkpointing,
     }
-    average = learner.average if learner.average and learner.average.count else None
+    average = learner.average if learner.average and learner.average.is_ready else None
     if average:
         facts["unaveraged"] = losses_of(setting, objective.token_nll, f"evaluating {name} without averaging")
+
+    if pruner:
+        pruner.at_step(recipe.total_steps)
+        facts["masked"] = losses_of(setting, objective.token_nll, f"evaluating {name} under its last masks")
 
     def finish(weights: dict[str, torch.Tensor]) -> None:
         lines = read_jsonl(out / "metrics.jsonl")
         seconds = sum(line.get(EVALUATION_S, 0.0) for line in lines)
         before = read_json(out / "before.json")["domains"]
         write_json(out / "training.json", facts | {"evaluation_seconds": seconds, "before": before})
-        export(setting, out, assemble(hf_config, weights, torch.float32))
+        whole = assemble(hf_config, weights, torch.float32)
+        pruning.export(setting, out, whole, pruner) if pruning and pruner else export(setting, out, whole)
 
     with average.in_place() if average else contextlib.nullcontext():
         weights = whole_weights(model, runtime)
         ranks.on_main(lambda: finish(weights))
     del learner
     release(model)
+
+
+def objective_of(setting: Setting, model: PreTrainedModel, pruner: Pruner | None = None) -> Objective:
+    """Return what a setting trains of a model, on its devices: with the teacher that the recipe names, and the masks.
+
+    Args:
+        setting: The run.
+        model: The model, with float32 weights.
+        pruner: The masks that are learned of it.
+    """
+    recipe, runtime = setting.recipe, setting.runtime
+    _use_attention(recipe, model)
+    distillation, again = _distillation(setting, model), recipe.train.activation_checkpointing
+    return Objective(model, runtime.compute_dtype, recipe.train.z_loss, distillation, again, runtime, pruner)
 
 
 def _use_attention(recipe: Recipe, model: PreTrainedModel) -> None:
@@ -208,7 +225,8 @@ def _open_metrics(setting: Setting, out: Path) -> Metrics:
         return Metrics(JsonlWriter(None, "metrics"))
     config = setting.recipe.model_dump(mode="json")
     trackers = open_trackers(setting.recipe.track, out, config)
-    beat = (lambda step: write_status(out, "running", 0, "", step)) if out.name != "control" else None
+    place = setting.folder if setting.recipe.prune is not None else out
+    beat = (lambda step: write_status(place, "running", 0, "", step)) if out.name != "control" else None
     return Metrics(JsonlWriter(out / "metrics.jsonl", "metrics"), trackers, beat)
 
 
@@ -235,7 +253,7 @@ def _through_the_stages(
                 f"{out} is in stage {number + 1}, the recipe has {len(setting.stages)}; stages can be added only"
             )
         for inputs in setting.stages[number:]:
-            optimizer = Optimizer(model, _optimizer_settings(inputs.stage.optimizer), objective.projections)
+            optimizer = Optimizer(model, optimizer_settings(inputs.stage.optimizer), objective.projections)
             begins = learner is None
             if learner is None:
                 learner = Learner(objective, optimizer, Guard(recipe.train.skip_nonfinite), _average(setting, model))
@@ -303,7 +321,12 @@ def _open_stage(
     )
 
 
-def _optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:
+def optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:
+    """Return the constants of an optimizer.
+
+    Raises:
+        UsageError: It scales a layer twice.
+    """
     scales: dict[int | str, float] = {}
     for where, scale in config.lr_scales.items():
         names: list[Any] = list(parse_keep(where)) if where[:1].isdigit() else [where]
@@ -320,7 +343,9 @@ def _average(setting: Setting, model: PreTrainedModel) -> Average | None:
     if config is None:
         return None
     steps = setting.recipe.steps
-    settings = AverageSettings(config.method, config.decay, steps(config.start), max(steps(config.every), 1))
+    settings = AverageSettings(
+        config.method, config.decay, steps(config.start), max(steps(config.every), 1), config.share
+    )
     return Average(model, settings)
 
 

@@ -1,0 +1,103 @@
+"""What experience says of a plan: where a recipe goes against what was found, by the papers or in docs/results."""
+
+from collections.abc import Mapping
+
+from scionlm.core.records import Record
+from scionlm.families import ModelShape
+from scionlm.recipes.advice_continual import continual_advice
+from scionlm.recipes.advice_words import say
+from scionlm.recipes.config import Recipe
+
+_EPOCHS = 4
+"""Passes up to which text repeated is nearly as good as new. Source: Muennighoff et al. 2023, arXiv:2305.16264."""
+_DEEP_CUT = 0.3  # of the source's parameters
+_TOKENS_EACH = {False: 0.5, True: 5.0}  # a parameter, by whether the cut is deep
+_WIDE = 768
+_PEAKS = (1e-4, 6e-4)
+"""Peak rates of the papers for models at least so wide: GPT-2, Pythia-410M, Inheritune, Sheared-LLaMA, TinyLlama."""
+_FAR = 2.5
+
+
+def advice(recipe: Recipe, config: Mapping[str, object], planned: Record) -> list[Record]:
+    """Return what a recipe might better do: `what`, `why`, and `set`, the override that does it, or null.
+
+    Args:
+        recipe: The recipe.
+        config: The model's `config.json`.
+        planned: The plan, with `epochs`, and `source_parameters` where there is a source.
+    """
+    found = continual_advice(recipe) if recipe.recipe == "continual" else []
+    more = [_epochs(planned), _first_layers(recipe, planned), _teacher(recipe), _tokens(recipe, planned)]
+    more += [_rate(recipe, config)] if recipe.recipe != "continual" else []
+    return found + [one for one in more if one is not None]
+
+
+def _epochs(planned: Record) -> Record | None:
+    often = {name: times for name, times in planned["epochs"].items() if times > _EPOCHS}
+    if not often:
+        return None
+    named = ", ".join(f"{name} {times:.1f} times" for name, times in often.items())
+    return say(
+        f"text is gone through again and again: {named}",
+        f"up to {_EPOCHS} times is nearly as good as new text (arXiv:2305.16264), more is worth less and less",
+        f"data.max_epochs={_EPOCHS} data.exhausted=redistribute",
+    )
+
+
+def _first_layers(recipe: Recipe, planned: Record) -> Record | None:
+    inherit = recipe.inherit
+    if recipe.recipe != "inheritune" or inherit is None or recipe.grow is not None or inherit.init == "random":
+        return None
+    if (inherit.strategy or "first") != "first" or inherit.keep or planned["source_parameters"] is None:
+        return None
+    if planned["num_parameters"] >= planned["source_parameters"]:
+        return None
+    return say(
+        "the first layers are kept, as Inheritune does",
+        "of a model that was trained for long, layers chosen by what is lost without them ended 1.5 nats lower after "
+        "100k tokens (docs/results/analysis.md)",
+        "inherit.strategy=removal",
+    )
+
+
+def _teacher(recipe: Recipe) -> Record | None:
+    has_source = recipe.source is not None or recipe.reference is not None
+    if recipe.recipe not in ("inheritune", "shear") or recipe.distill is not None or not has_source:
+        return None
+    return say(
+        "the source teaches nothing",
+        "distillation was worth 0.2 nats and more at the same tokens, for a tenth more time "
+        "(docs/results/shearing.md, docs/results/distillation.md)",
+        "distill.teacher=source",
+    )
+
+
+def _tokens(recipe: Recipe, planned: Record) -> Record | None:
+    whole = planned["source_parameters"]
+    if recipe.recipe not in ("inheritune", "shear") or whole is None:
+        return None
+    kept, each = planned["num_parameters"] / whole, planned["num_tokens"] / planned["num_parameters"]
+    deep = kept < _DEEP_CUT
+    if kept >= 1 or each >= _TOKENS_EACH[deep]:
+        return None
+    example = (
+        "Sheared-LLaMA kept a fifth of its source and trained on 39 tokens a parameter"
+        if deep
+        else "Inheritune, the leanest there is, kept half of its source and saw 0.7 tokens a parameter"
+    )
+    return say(
+        f"{100 * kept:.0f} % of the source's parameters are kept, and trained on {each:.2g} tokens each",
+        f"{example}; with fewer, expect a model that still improves with every token",
+    )
+
+
+def _rate(recipe: Recipe, config: Mapping[str, object]) -> Record | None:
+    width = ModelShape.of(dict(config)).hidden_size
+    peak = max(stage.optimizer.lr for stage in recipe.resolved_stages)
+    low, high = _PEAKS
+    if width < _WIDE or recipe.optimizer.name != "adamw" or low / _FAR <= peak <= high * _FAR:
+        return None
+    return say(
+        f"the peak learning rate is {peak:g}",
+        f"for models at least {_WIDE} wide the papers take {low:g} to {high:g}; scion plan ... --find-lr proposes one",
+    )

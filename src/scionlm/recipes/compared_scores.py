@@ -1,0 +1,46 @@
+"""Scores of the models in a comparison, on tasks and a clock: measured once each and kept."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from scionlm.core.log import say
+from scionlm.core.records import Record, read_json, write_json
+from scionlm.data import DataFolder
+from scionlm.recipes.compared_model import MODELS
+from scionlm.recipes.evaluate import EvaluateOptions, evaluate_model
+from scionlm.sources import resolve
+
+
+def measured_scores(
+    models: Mapping[str, str], data: str | Path | None, out: Path, options: EvaluateOptions
+) -> dict[str, Record]:
+    """Return `tasks`, `items`, `suites` and `inference` of each model, read back where they were measured before.
+
+    Args:
+        models: MODEL by the name of its row.
+        data: Data folder, which suite `offline` is made of.
+        out: Folder of the comparison.
+        options: What is measured; losses are not.
+
+    Raises:
+        UsageError: There is no such model, task or suite.
+        DataError: A model or task is broken.
+        StorageError: A task's data is not to be had.
+    """
+    asked = {key: value for key, value in asdict(options).items() if key not in ("losses", "tasks_dir")}
+    text = None if data is None else DataFolder(Path(data)).fingerprint
+    found: dict[str, Record] = {}
+    for name, model in models.items():
+        how = asked | {"sha256": resolve(model).weights_fingerprint(), "data": text}
+        path = out / MODELS / f"scores-{hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]}.json"
+        if path.exists():
+            say(f"{name}: scored before ({path})")
+            found[name] = read_json(path)
+            continue
+        record = evaluate_model(model, data, options).record
+        write_json(path, {"name": name, "settings": how} | record)
+        found[name] = record
+    return found

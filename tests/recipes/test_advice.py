@@ -1,0 +1,197 @@
+"""Advice in a plan: each rule speaks where a recipe goes against it, and is silent where it does not."""
+
+import pytest
+
+from scionlm.core.config import dump_yaml, validate
+from scionlm.core.errors import UsageError
+from scionlm.recipes.advice import advice
+from scionlm.recipes.advice_continual import continual_advice, pretraining_peak
+from scionlm.recipes.config import Recipe
+from scionlm.recipes.presets import override_recipe
+
+PEAK = 3e-3
+SOUND = {
+    "recipe": "continual",
+    "data": {"dir": "d", "mixture": {"new": 1.0}},
+    "train": {"steps": 100, "global_batch_tokens": 1024},
+    "optimizer": {"lr": PEAK},
+    "replay": {"domains": ["old"], "fraction": 0.05},
+    "upstream": {"domains": ["old"]},
+}
+SCRATCH = {
+    "recipe": "scratch", "model": {"model_type": "llama"}, "data": {"dir": "d"}, "train": {"steps": 100},
+    "optimizer": {"lr": PEAK},
+}  # fmt: skip
+
+
+def finished_run(folder, **changes):
+    """Write what advice reads of a run that has ended; return where its model would be."""
+    folder.mkdir()
+    recipe = validate(Recipe, SCRATCH | changes, "given")
+    (folder / "config.yaml").write_text(dump_yaml(recipe.model_dump(mode="json")))
+    return folder / "model"
+
+
+@pytest.fixture
+def sound(tmp_path):
+    """A recipe that goes against nothing."""
+    return SOUND | {"source": str(finished_run(tmp_path / "run"))}
+
+
+def said(config):
+    return continual_advice(validate(Recipe, config, "given"))
+
+
+def stages(*names, **keys):
+    return [{"name": name, "data": {"mixture": {name: 1.0}}} | keys for name in names]
+
+
+FLAT = {"name": "constant", "warmup": 0}
+AGAINST = {
+    "a high peak": ({"optimizer": {"lr": 6e-3}}, "the peak is 2 times that of the source's pre-training (0.003)",
+                    "optimizer.lr=0.003"),
+    "a low peak": ({"optimizer": {"lr": 3e-4}}, "the peak is 0.1 times", "optimizer.lr=0.003"),
+    "a low peak of the first stage": ({"stages": [{"name": "a", "optimizer": {"lr": 1e-3}}]}, "the peak is 0.33 times",
+                                      "optimizer.lr=0.003"),
+    "no upstream": ({"upstream": None, "replay": None}, "nothing says what the model knew before",
+                    "upstream.dir=FOLDER"),
+    "no replay": ({"replay": None}, "nothing is replayed", "replay.run=RUN"),
+    "a replay of nothing": ({"replay": {"domains": ["old"], "fraction": 0}}, "nothing is replayed",
+                            "replay.fraction=0.05"),
+    "no warm-up": ({"schedule": {"warmup": 0}}, "there is no warm-up", "schedule.warmup=0.01"),
+    "a warm-up of less than a step": ({"train": {"steps": 9}}, "there is no warm-up", "schedule.warmup=0.01"),
+    "one rate": ({"schedule": FLAT}, "the learning rate stays the same", None),
+    "domains in turn": ({"stages": stages("a", "b")}, "domains come one after the other", "stages=[]"),
+    "rewarming in each stage": ({"stages": [{"name": "a"}, {"name": "b"}]}, "every stage decays its learning rate",
+                                None),
+    "an early checkpoint": ({"branch": {"run": "r", "step": 3}}, "the run begins with step 3 of r", None),
+}  # fmt: skip
+NOT_AGAINST = {
+    "a peak that is a little higher": {"optimizer": {"lr": 4e-3}},
+    "half the peak": {"optimizer": {"lr": 1.5e-3}},
+    "replay as upstream": {"upstream": None},
+    "upstream elsewhere": {"upstream": {"dir": "elsewhere"}},
+    "replay in one stage": {"replay": None, "stages": [{"name": "a", "replay": {"domains": ["old"]}}]},
+    "a warm-up of steps": {"schedule": {"warmup": 1}},
+    "no rise to make": {"schedule": {"warmup": 0, "start_lr_ratio": 1.0}},
+    "domains mixed": {"data": {"dir": "d", "mixture": {"new": 0.5, "newer": 0.5}}},
+    "a branch off the end": {"branch": {"run": "r"}},
+    "a trunk that keeps its rate": {
+        "stages": [{"name": "a", "schedule": {"name": "infinite", "decay": 0}}, {"name": "b", "schedule": FLAT}],
+    },
+    "one domain in several stages": {
+        "stages": [{"name": "a", "schedule": {"name": "wsd", "decay": 0}}, {"name": "b", "schedule": FLAT}],
+    },
+}  # fmt: skip
+
+
+def test_a_sound_recipe_is_not_advised(sound):
+    assert said(sound) == []
+
+
+@pytest.mark.parametrize("case", AGAINST)
+def test_a_recipe_that_goes_against_a_rule_is_told_what_and_how(sound, case):
+    changes, what, override = AGAINST[case]
+    found = [one for one in said(sound | changes) if what in one["what"]]
+    assert len(found) == 1
+    assert found[0]["set"] == override
+    assert found[0]["why"]
+
+
+@pytest.mark.parametrize("case", NOT_AGAINST)
+def test_a_rule_is_silent_where_it_is_kept(sound, case):
+    assert said(sound | NOT_AGAINST[case]) == []
+
+
+@pytest.mark.parametrize("case", [case for case, (_, _, override) in AGAINST.items() if override])
+def test_who_does_what_is_advised_is_not_advised_again(sound, case):
+    changes, what, override = AGAINST[case]
+    if case in ("a low peak of the first stage", "a warm-up of less than a step"):
+        pytest.skip("a stage has a rate of its own, and a share of so few steps is nothing")
+    recipe = validate(Recipe, override_recipe(sound | changes, [override]), "given")
+    assert all(what not in one["what"] for one in continual_advice(recipe))
+
+
+# The peak of the source's pre-training.
+
+
+def test_the_peak_is_that_of_the_run_that_made_the_source(tmp_path, sound):
+    assert pretraining_peak(validate(Recipe, sound, "given")) == PEAK
+    rates = [{"name": "a", "optimizer": {"lr": 1e-3}}, {"name": "b", "optimizer": {"lr": 5e-3}}, {"name": "c"}]
+    model = finished_run(tmp_path / "staged", stages=rates)
+    assert pretraining_peak(validate(Recipe, sound | {"source": str(model)}, "given")) == 5e-3, "the highest of all"
+    branch = {key: value for key, value in sound.items() if key != "source"} | {
+        "branch": {"run": str(tmp_path / "staged")}
+    }
+    assert pretraining_peak(validate(Recipe, branch, "given")) == 5e-3
+
+
+@pytest.mark.parametrize("text", [None, "recipe: [", "recipe: sweep\n", "- 1\n", "recipe: continual\nwhat: 3\n"])
+def test_a_peak_that_nobody_knows_is_said_not_to_be_known(tmp_path, sound, text):
+    model = tmp_path / "another" / "model"
+    model.mkdir(parents=True)
+    if text is not None:
+        (model.parent / "config.yaml").write_text(text)
+    (one,) = said(sound | {"source": str(model)})
+    assert one["what"] == "the peak learning rate of the source's pre-training is not known here"
+    assert one["set"] is None
+
+
+def test_a_low_constant_rate_is_told_of_once(sound):
+    """It is what papers do to forget least: advice is about what it leaves out, not about its height."""
+    (one,) = said(sound | {"optimizer": {"lr": 3e-4}, "schedule": {"name": "constant", "warmup": 0}})
+    assert one["what"] == "the learning rate stays the same"
+
+
+def test_what_is_advised_of_replay_can_be_carried_out_as_it_stands(sound):
+    with pytest.raises(UsageError, match=r"replay: set run"):
+        validate(Recipe, override_recipe(sound | {"replay": None}, ["replay.fraction=0.05"]), "given")
+    recipe = validate(Recipe, override_recipe(sound | {"replay": None}, ["replay.run=RUN"]), "given")
+    assert recipe.replay is not None
+    assert recipe.replay.fraction == 0.05
+
+
+# What every recipe may be told.
+
+WIDE = {"model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 2, "intermediate_size": 8, "vocab_size": 8,
+        "num_attention_heads": 2}  # fmt: skip
+CHILD = {
+    "recipe": "inheritune", "source": "s", "data": {"dir": "d"}, "train": {"steps": 100},
+    "inherit": {"layers": 4, "strategy": "removal"}, "distill": {"teacher": "source"}, "optimizer": {"lr": 3e-4},
+}  # fmt: skip
+PLANNED = {"num_parameters": 500, "source_parameters": 1000, "num_tokens": 5000, "epochs": {"a": 3.9}}
+GENERAL = {
+    "many epochs": ({}, {"epochs": {"a": 3.0, "b": 4.5}}, "again and again: b 4.5 times"),
+    "the first layers": ({"inherit": {"layers": 4}}, {}, "the first layers are kept"),
+    "no teacher": ({"distill": None}, {}, "the source teaches nothing"),
+    "few tokens": ({}, {"num_tokens": 200}, "50 % of the source's parameters are kept, and trained on 0.4 tokens each"),
+    "few tokens for a deep cut": ({}, {"source_parameters": 2000, "num_tokens": 2000}, "25 % of the source's"),
+    "a high rate": ({"optimizer": {"lr": 2e-3}}, {}, "the peak learning rate is 0.002"),
+    "a low rate": ({"optimizer": {"lr": 1e-5}}, {}, "the peak learning rate is 1e-05"),
+}
+
+
+def told(changes, planned, config=WIDE):
+    return [one["what"] for one in advice(validate(Recipe, CHILD | changes, "given"), config, PLANNED | planned)]
+
+
+@pytest.mark.parametrize("case", GENERAL)
+def test_each_general_rule_speaks_alone(case):
+    changes, planned, what = GENERAL[case]
+    (one,) = told(changes, planned)
+    assert what in one
+
+
+@pytest.mark.parametrize(
+    ("changes", "planned", "config"),
+    [
+        ({}, {}, WIDE),
+        ({"optimizer": {"lr": 2e-3}}, {}, WIDE | {"hidden_size": 512}),  # narrow models take more
+        ({"optimizer": {"lr": 2e-2, "name": "muon"}}, {}, WIDE),  # whose rates are others
+        ({"inherit": {"layers": 4, "init": "random"}}, {}, WIDE),
+        ({"inherit": {"layers": 4}}, {"num_parameters": 1000}, WIDE),  # nothing is cut
+        ({"inherit": {"keep": "0-3"}}, {}, WIDE),
+    ],
+)
+def test_a_general_rule_is_silent_where_it_does_not_hold(changes, planned, config):
+    assert told(changes, planned, config) == []
