@@ -39,6 +39,8 @@ def compared_run(
     source: str = "big",
     source_nll: dict[str, float] | None = None,
     start: float = 9.0,
+    parameters: int = SHAPE["num_parameters"],
+    flops: float = 6e12,
 ) -> Path:
     """Write a run folder whose final losses are `nll`; one that is not done has them as its last evaluation."""
     folder.mkdir(parents=True)
@@ -63,13 +65,13 @@ def compared_run(
         _metrics(folder / "control", control, tokens, start)
     if state != "done":
         return folder
-    training = {"steps": tokens // 1000, "tokens": tokens, "seconds": 60.0, "flops": 6e12, "seed": seed}
+    training = {"steps": tokens // 1000, "tokens": tokens, "seconds": 60.0, "flops": flops, "seed": seed}
     result = {
         "recipe": "inheritune",
         "name": "child",
         "source": {"name": source, "num_hidden_layers": 30, "num_parameters": 9_000_000, "domains": source_losses},
         "inherit": {"init": init, "strategy": strategy, "keep": list(range(layers))},
-        "model": SHAPE | {"num_hidden_layers": layers},
+        "model": SHAPE | {"num_hidden_layers": layers, "num_parameters": parameters},
         "training": training,
         "domains": _losses(nll, num_tokens),
     }

@@ -8,24 +8,31 @@ from pathlib import Path
 from scionlm.core.errors import UsageError
 from scionlm.core.files import write_text_atomic
 from scionlm.report.collect import read_run
-from scionlm.report.compare import PAGE, comparable_setup, compared, write_comparison
+from scionlm.report.compare import PAGE, comparable_setup, compared, model_folders, write_comparison
 from scionlm.report.compare_page import compare_page
 from scionlm.report.compare_read import is_run, is_sweep
+from scionlm.report.compare_table import to_markdown
+from scionlm.report.markdown import run_markdown
 from scionlm.report.page import run_page
 
-__all__ = ["comparable_setup", "is_run", "render_report", "write_comparison", "write_report"]
+__all__ = ["comparable_setup", "is_run", "model_folders", "render_report", "write_comparison", "write_report"]
 
 
-def render_report(run: Path) -> str:
+def render_report(run: Path, markdown: bool = False) -> str:
     """Return the page of the folder `run` of a run, finished or not, or of a sweep, as one HTML document.
+
+    Args:
+        run: The folder.
+        markdown: Return the sentences and the main table as Markdown instead.
 
     Raises:
         UsageError: `run` is not a run folder.
         DataError: A file in it is broken or of a newer format.
     """
     if run.is_dir() and is_sweep(run):
-        return compare_page(compared([run]), run.resolve().name)
-    return run_page(read_run(run))
+        comparison = compared([run])
+        return to_markdown(comparison) if markdown else compare_page(comparison, run.resolve().name)
+    return run_markdown(read_run(run)) if markdown else run_page(read_run(run))
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -33,7 +40,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
     Args:
         run: Folder of a run or of a sweep.
-        out: Where to; None is `run/report.html`, of a sweep `run/compare.html`.
+        out: Where to; None is `run/report.html`, of a sweep `run/compare.html`. A name that ends with `.md` gets
+            Markdown.
 
     Raises:
         UsageError: `run` is not a run folder, or `out` is a folder.
@@ -43,5 +51,5 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     out = run / usual if out is None else out
     if out.is_dir():
         raise UsageError(f"{out} is a folder; give the name of a file, such as {out / usual}")
-    write_text_atomic(out, render_report(run))
+    write_text_atomic(out, render_report(run, markdown=out.suffix == ".md"))
     return out

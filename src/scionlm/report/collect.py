@@ -8,8 +8,11 @@ error of its own: a page drawn from the rest of the folder would mislead.
     manifest.json -> Run.manifest                     metrics.jsonl, control/metrics.jsonl -> Trained.curves
     status.json   -> Run.status                       rounds.json -> Run.growth
     source.json   -> Run.source, before there is a result
+    result.json, else manifest.json -> Run.upstream
+    prune/result.json (else masks.json), prune/metrics.jsonl, prune/step-*/metrics.jsonl -> Run.pruning
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +24,8 @@ from scionlm.core.errors import DataError, UsageError
 from scionlm.core.records import read_json, read_jsonl
 from scionlm.report.curves import Curves, read_curves
 from scionlm.report.values import integer, mapping, number, text
+
+_MAX_STRETCHES = 100
 
 # Larger than any recipe; beyond it a file is not a recipe, and parsing it would only cost time.
 _CONFIG_BYTES = 1_000_000
@@ -63,13 +68,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Inherit:
-    """What was taken from the source; `init` is source or random."""
+    """What was taken from the source; `init` is source or random.
+
+    `cut` has the sizes of the source that the child has less of; None where that is not recorded.
+    """
 
     init: str | None = None
     strategy: str | None = None
     reason: str | None = None
     keep: tuple[int, ...] = ()
     fresh: tuple[str, ...] = ()
+    cut: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,31 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """What comes before the training of a run that prunes.
+
+    Attributes:
+        record: What it came to, as far as that is written.
+        stretches: The course of each stretch of training in it, in order; each counts steps and tokens from zero.
+    """
+
+    record: Mapping[str, Any]
+    stretches: tuple[Curves, ...] = ()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the losses of what is left are known: they are measured last."""
+        return bool(mapping(self.record.get("domains")))
+
+    @property
+    def tokens(self) -> float:
+        """Tokens that it was trained on, so far or at all."""
+        spent = number(mapping(self.record.get("training")), "tokens")
+        so_far = sum(one.last_tokens or 0.0 for one in self.stretches)
+        return spent if spent is not None and math.isfinite(spent) else so_far
+
+
+@dataclass(frozen=True)
 class Sample:
     """One prompt and how each model went on."""
 
@@ -94,7 +128,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as read."""
+    """A run folder as read.
+
+    `upstream` names those of its domains that the model knew before, as far as is known; `scores` are the records of
+    source, child and control that hold `tasks` and `items`.
+    """
 
     folder: str
     recipe: str | None
@@ -112,6 +150,20 @@ class Run:
     finished: bool
     plan: Mapping[str, Any] = field(default_factory=dict)
     growth: Mapping[str, Any] = field(default_factory=dict)
+    pruning: Pruning | None = None
+    upstream: tuple[str, ...] = ()
+    forgetting: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def continues(self) -> bool:
+        """Whether it goes on training a whole model on other text."""
+        return self.recipe == "continual"
+
+    @property
+    def start(self) -> str:
+        """What the child was before it was trained as what it is, in words."""
+        return "before training" if self.pruning is None else "right after pruning"
 
 
 def read_run(folder: Path) -> Run:
@@ -130,6 +182,8 @@ def read_run(folder: Path) -> Run:
     result = _read_optional(folder / "result.json")
     control_result = mapping(result.get("control")) or _read_optional(folder / "control" / "result.json")
     control_curves = _read_metrics(folder / "control" / "metrics.jsonl")
+    child = _trained(result, _read_metrics(_metrics_of(folder)))
+    manifest = _read_optional(folder / "manifest.json")
     has_control = bool(control_result) or bool(control_curves.train or control_curves.domains)
     return Run(
         folder=folder.resolve().name,
@@ -139,16 +193,39 @@ def read_run(folder: Path) -> Run:
         source=_source(mapping(result.get("source")) or _read_optional(folder / "source.json"), config),
         inherit=_inherit(mapping(result.get("inherit")), config),
         shape=mapping(result.get("model")),
-        child=_trained(result, _read_metrics(_metrics_of(folder))),
+        child=child,
         control=_trained(control_result, control_curves) if has_control else None,
         samples=tuple(_samples(result.get("samples"))),
-        manifest=_read_optional(folder / "manifest.json"),
+        manifest=manifest,
         config=config,
         config_text=config_text,
         finished=bool(result),
         plan=_read_optional(folder / "plan.json"),
         growth=_read_optional(folder / "rounds.json"),
+        pruning=_read_pruning(folder / "prune", mapping(result.get("prune")), config),
+        upstream=_names(result.get("upstream", manifest.get("upstream_domains"))),
+        forgetting=mapping(result.get("forgetting")),
+        scores={
+            "child": result,
+            "source": mapping(result.get("source")),
+            "control": mapping(result.get("control")),
+        },
     )
+
+
+def _names(found: object) -> tuple[str, ...]:
+    listed = list(found) if isinstance(found, list | dict) else []
+    return tuple(dict.fromkeys(name for name in listed if isinstance(name, str)))
+
+
+def _read_pruning(folder: Path, record: Mapping[str, Any], config: Mapping[str, Any]) -> Pruning | None:
+    """Return what came before the training; None of a run that does not prune, whatever lies in its folder."""
+    if not record and not mapping(config.get("prune")):
+        return None
+    record = record or _read_optional(folder / "result.json") or _read_optional(folder / "masks.json")
+    steps = sorted(folder.glob("step-*/metrics.jsonl"))[:_MAX_STRETCHES]
+    whole = folder / "metrics.jsonl"
+    return Pruning(record, tuple(_read_metrics(path) for path in ([whole] if whole.is_file() else steps)))
 
 
 def _metrics_of(folder: Path) -> Path:
@@ -205,19 +282,22 @@ def _source(record: Mapping[str, Any], config: Mapping[str, Any]) -> Source | No
         num_layers=integer(record, "num_hidden_layers"),
         num_parameters=number(record, "num_parameters"),
         license=text(record, "license"),
-        losses=_losses(record.get("domains")),
+        losses=losses_in(record.get("domains")),
     )
 
 
 def _inherit(record: Mapping[str, Any], config: Mapping[str, Any]) -> Inherit:
     planned = mapping(config.get("inherit"))
     keep, fresh = record.get("keep"), record.get("fresh")
+    sizes = mapping(mapping(record.get("width")).get("sizes"))
+    cut = {name: was for name, size in sizes.items() if (was := number(mapping(size), "source")) is not None}
     return Inherit(
         init=text(record, "init") or text(planned, "init"),
         strategy=text(record, "strategy"),
         reason=text(record, "strategy_reason"),
         keep=tuple(index for index in keep if _is_index(index)) if isinstance(keep, list) else (),
         fresh=tuple(part for part in fresh if isinstance(part, str)) if isinstance(fresh, list) else (),
+        cut=cut if "width" in record else None,
     )
 
 
@@ -225,7 +305,8 @@ def _is_index(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _losses(record: object) -> Losses:
+def losses_in(record: object) -> Losses:
+    """Return the losses by domain that a record holds."""
     return {name: _loss(mapping(value)) for name, value in mapping(record).items()}
 
 
@@ -242,8 +323,8 @@ def _trained(record: Mapping[str, Any], curves: Curves) -> Trained:
     best = {name: mapping(value) for name, value in mapping(record.get("best")).items()}
     return Trained(
         name=text(record, "name"),
-        before=_losses(record.get("before")),
-        after=_losses(record.get("domains")),
+        before=losses_in(record.get("before")),
+        after=losses_in(record.get("domains")),
         best={name: (number(value, "nll"), integer(value, "step")) for name, value in best.items()},
         training=mapping(record.get("training")),
         curves=curves,

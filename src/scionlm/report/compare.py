@@ -1,6 +1,7 @@
 """Set runs, sweeps and models side by side: one page, one table, one JSON document, read from their folders alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from scionlm.core.errors import UsageError
@@ -15,12 +16,16 @@ from scionlm.report.compare_words import headline, text, verdict
 PAGE, DOCUMENT, TABLE = "compare.html", "compare.json", "compare.md"
 
 
-def compared(items: Sequence[Path], models: Sequence[Record] = ()) -> Comparison:
+def compared(
+    items: Sequence[Path], models: Sequence[Record] = (), scores: Mapping[str, Record] | None = None
+) -> Comparison:
     """Return the comparison of runs, sweeps (which stand for all their runs) and models that were measured.
 
     Args:
         items: Folders of runs and sweeps.
         models: What was measured of models: name, model, domains, data, seq_len.
+        scores: What was measured of them beside losses, by the name of their row: `tasks`, `items`, `suites`,
+            `inference`. A run that has none here has those of its result.
 
     Raises:
         UsageError: There is nothing to compare.
@@ -29,23 +34,34 @@ def compared(items: Sequence[Path], models: Sequence[Record] = ()) -> Comparison
     rows = read_rows(run_folders(items), models)
     if not rows:
         raise UsageError("nothing to compare: name run folders, sweeps or models")
-    return join(rows)
+    given = scores or {}
+    return join([replace(row, scores={**row.scores, **given.get(row.name, {})}) for row in rows])
 
 
-def write_comparison(items: Sequence[Path], out: Path, models: Sequence[Record] = ()) -> Record:
+def model_folders(items: Sequence[Path]) -> dict[str, str]:
+    """Return where the results of finished runs are, by the names of their rows."""
+    rows = read_rows(run_folders(items))
+    finished = [row for row in rows if row.kind == "run" and row.done and (row.folder / "model").is_dir()]
+    return {row.name: str(row.folder / "model") for row in finished}
+
+
+def write_comparison(
+    items: Sequence[Path], out: Path, models: Sequence[Record] = (), scores: Mapping[str, Record] | None = None
+) -> Record:
     """Write `compare.html`, `compare.json` and `compare.md` into the folder `out`; return what the JSON holds.
 
     Args:
         items: Folders of runs and sweeps.
         out: Where to write.
         models: See `compared`.
+        scores: See `compared`.
 
     Raises:
         UsageError: There is nothing to compare.
         DataError: A file in a folder is broken or of a newer format.
         StorageError: `out` cannot be written.
     """
-    comparison = compared(items, models)
+    comparison = compared(items, models, scores)
     summary = [text(sentence) for sentence in (headline(comparison), *verdict(comparison))]
     record = {"format_version": 1} | to_record(comparison) | {"summary": summary}
     write_text_atomic(out / PAGE, compare_page(comparison, out.resolve().name))

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from scionlm.report.axes import Scale, nice_ticks, text_width, tick_labels
-from scionlm.report.compare_join import Comparison, Group, Judged, mean_of
+from scionlm.report.compare_join import Comparison, Group, Judged
+from scionlm.report.findings import mean_of
 from scionlm.report.html import Content, Markup, clip, tag
 from scionlm.report.linechart import Chart, Reference, Series, line_chart
 from scionlm.report.svg import LABEL, SMALL, Caption, drawing, label, line, responsive
@@ -19,6 +20,7 @@ _NAME = 22
 _MARKED = 6  # with more lines their markers hide each other
 # The first losses of a cut model are so high that the rest would be one flat line: those of the first tenth may leave.
 _EARLY, _WORTH = 0.1, 1.5
+_DEARER = 1.1  # times as many operations a token: a curve over them shows something else
 # A source or a control so many times as far away as the runs are from each other would press these together.
 _FAR = 4.0
 
@@ -56,12 +58,27 @@ def _points(one: Judged) -> list[tuple[float, float]]:
     return [(tokens, nll) for tokens, nll in one.row.curve if math.isfinite(nll)]
 
 
-def loss_chart(comparison: Comparison) -> tuple[Markup, str]:
-    """Return the chart of losses over tokens, and what its note says beside how it is read."""
+def operations_matter(comparison: Comparison) -> bool:
+    """Return whether a token costs more in one run that is drawn than in another."""
+    each = [_flops_each(one) for track in tracks(comparison) for one in track.members]
+    known = [flops for flops in each if flops is not None]
+    return len(known) == len(each) > 1 and max(known) > _DEARER * min(known)
+
+
+def _flops_each(one: Judged) -> float | None:
+    """Return the operations of a token, those of pruning spread over all."""
+    return one.row.flops / one.row.tokens if one.row.flops and one.row.tokens else None
+
+
+def loss_chart(comparison: Comparison, by_operations: bool = False) -> tuple[Markup, str]:
+    """Return the chart of losses over tokens, or operations, and what its note says beside how it is read."""
     chosen = tracks(comparison)
     marked = sum(len(track.members) for track in chosen) <= _MARKED
     series = [
-        _series(track, one, k == 0, marked) for track in chosen for k, one in enumerate(track.members) if one.row.curve
+        _series(track, one, k == 0, marked, (_flops_each(one) or 0.0) if by_operations else 1.0)
+        for track in chosen
+        for k, one in enumerate(track.members)
+        if one.row.curve
     ]
     references = [
         Reference(f"source {clip(base.name, _NAME)}", mean, "source", f"source {nats(mean)}")
@@ -72,10 +89,12 @@ def loss_chart(comparison: Comparison) -> tuple[Markup, str]:
     highest = max((y for one in series for _, y in one.points), default=0.0)
     if top < highest:
         series = [replace(one, points=[(x, y if y <= top else math.nan) for x, y in one.points]) for one in series]
-    chart = Chart(series, references, "tokens trained on", "nats per token, lower is better")
+    over = "operations (FLOPs) spent" if by_operations else "tokens trained on"
+    chart = Chart(series, references, over, "nats per token, lower is better")
     described = [f"{one.name} ends at {nats(_last(one))}" for one in series if one.listed]
     described += [f"{one.name} is at {nats(one.value)}" for one in references]
-    caption = Caption("losses", "Held-out loss over the tokens trained on", f"Lines: {'; '.join(described)} nats.")
+    ident = "losses-by-operations" if by_operations else "losses"
+    caption = Caption(ident, f"Held-out loss over the {over}", f"Lines: {'; '.join(described)} nats.")
     picture = responsive(
         caption,
         lambda named, width: line_chart(
@@ -86,13 +105,14 @@ def loss_chart(comparison: Comparison) -> tuple[Markup, str]:
     return picture, cut
 
 
-def _series(track: Track, one: Judged, first: bool, marked: bool) -> Series:
+def _series(track: Track, one: Judged, first: bool, marked: bool, each: float) -> Series:
     many = len(track.members) > 1
     name = clip(track.name, _NAME)
     ends = [points[-1][1] for each in track.members if (points := _points(each))]
     end = f"{name} {nats(sum(ends) / len(ends))}" if first else None
     tone = f"{track.tone} slim" if many else track.tone
-    return Series(name, list(one.row.curve), tone, end=end, listed=first, marked=marked or track.tone == "control")
+    points = [(tokens * each, nll) for tokens, nll in one.row.curve]
+    return Series(name, points, tone, end=end, listed=first, marked=marked or track.tone == "control")
 
 
 def _last(series: Series) -> float:

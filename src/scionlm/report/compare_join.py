@@ -11,8 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scionlm.report.compare_frontier import (
+    Balance,
+    Frontier,
+    balance_of,
+    balance_record,
+    field_of,
+    frontier_of,
+    frontier_record,
+)
 from scionlm.report.compare_read import Base, Row, Setup
-from scionlm.report.findings import gap_closed
+from scionlm.report.compare_tasks import TaskComparison, compared_tasks, tasks_record
+from scionlm.report.findings import gap_closed, mean_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class Judged:
         reason: Why its losses do not compare with the others'; None where they do.
         source: The model that it descends from, as far as its losses are known.
         gap: Share of the gap between control and source that it closes.
+        balance: What it learned and forgot; None where it is not known what it knew.
     """
 
     row: Row
@@ -32,6 +43,7 @@ class Judged:
     reason: str | None
     source: Base | None
     gap: float | None
+    balance: Balance | None = None
 
     @property
     def ranked(self) -> bool:
@@ -75,6 +87,8 @@ class Comparison:
         sources: The models that they descend from, the most common first.
         setup: How the losses that compare were measured.
         domains: Their domains, in order.
+        frontier: What runs that continue a model learned and forgot; None where there are none.
+        tasks: Their scores on tasks; None where there are none.
     """
 
     rows: Sequence[Judged]
@@ -82,6 +96,8 @@ class Comparison:
     sources: Sequence[Base]
     setup: Setup
     domains: Sequence[str]
+    frontier: Frontier | None = None
+    tasks: TaskComparison | None = None
 
 
 def usual_setup(rows: Iterable[Row]) -> Setup:
@@ -94,32 +110,47 @@ def usual_setup(rows: Iterable[Row]) -> Setup:
 def join(rows: Sequence[Row]) -> Comparison:
     """Return the comparison of rows."""
     setup = usual_setup(rows)
-    first = next((row for row in rows if row.setup == setup and row.losses), None)
-    domains = list(first.losses) if first else []
+    # One whose loss was not finite in a domain knows it all the same; the others show that it is there.
+    fullest = max((row for row in rows if row.setup == setup), key=lambda row: len(row.losses), default=None)
+    domains = list(fullest.losses) if fullest else []
     judged = [_judge(row, rows, setup) for row in rows]
-    judged = [replace(one, gap=_gap(one, judged)) for one in judged]
+    comparable = [one.row for one in judged if one.reason is None]
+    field = field_of(comparable, domains)
+    judged = [
+        replace(one, gap=_gap(one, judged), balance=balance_of(one.row, field) if one.reason is None else None)
+        for one in judged
+    ]
     ordered = sorted(judged, key=lambda one: (one.reason is not None, one.mean is None, one.mean or 0.0))
     sources = Counter(one.source.key for one in ordered if one.source and one.reason is None)
     by_key = {one.source.key: one.source for one in reversed(ordered) if one.source and one.reason is None}
+    groups = _groups([one for one in ordered if one.ranked])
+    members = [(group.name, [one.row for one in group.members]) for group in groups]
     return Comparison(
         rows=ordered,
-        groups=_groups([one for one in ordered if one.ranked]),
+        groups=groups,
         sources=[by_key[key] for key, _ in sources.most_common()],
         setup=setup,
         domains=domains,
+        frontier=frontier_of(members, field, comparable),
+        tasks=compared_tasks(_scored(ordered)),
     )
+
+
+def _scored(ordered: Sequence[Judged]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Return name, kind and scores of every row, the sources first, each once."""
+    sources = {
+        one.source.key: (one.source.name, "source", one.row.source_scores)
+        for one in reversed(ordered)
+        if one.source is not None and one.row.base == one.source and one.row.source_scores.get("tasks")
+    }
+    rows = [(one.row.name, "control" if one.row.is_control else one.row.kind, one.row.scores) for one in ordered]
+    return [*sources.values(), *rows]
 
 
 def _judge(row: Row, rows: Sequence[Row], setup: Setup) -> Judged:
     mean = mean_of(row.losses, sorted(row.setup.domains))  # a domain that lacks would make it another mean
     reason = row.setup.difference(setup) if row.losses else None
     return Judged(row, mean, reason, _first_source(row, rows), None)
-
-
-def mean_of(losses: Mapping[str, float], domains: Iterable[str]) -> float | None:
-    """Return the plain mean of the losses over domains; None where one of them lacks, or there are none."""
-    names = list(domains)
-    return sum(losses[name] for name in names) / len(names) if names and all(name in losses for name in names) else None
 
 
 def _first_source(row: Row, rows: Sequence[Row]) -> Base | None:
@@ -202,7 +233,7 @@ def _base_name(row: Row) -> str:
 
 def to_record(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as compare.json holds it."""
-    sources = [_base_record(base, comparison.domains) for base in comparison.sources]
+    sources = [_base_record(base, comparison) for base in comparison.sources]
     owners = {one.row.name: group.name for group in comparison.groups for one in group.members}
     return {
         "domains": list(comparison.domains),
@@ -211,18 +242,23 @@ def to_record(comparison: Comparison) -> dict[str, Any]:
         "data_fingerprint": comparison.setup.data,
         "source": sources[0] if sources else None,
         "sources": sources,
+        "frontier": frontier_record(comparison.frontier),
+        "tasks": tasks_record(comparison.tasks),
         "rows": [_row_record(one, owners.get(one.row.name)) for one in comparison.rows],
         "groups": [_group_record(group) for group in comparison.groups],
     }
 
 
-def _base_record(base: Base, domains: Sequence[str]) -> dict[str, Any]:
+def _base_record(base: Base, comparison: Comparison) -> dict[str, Any]:
+    field = comparison.frontier.field if comparison.frontier else None
     return {
         "name": base.name,
         "num_hidden_layers": base.num_layers,
         "num_parameters": _whole(base.num_parameters),
         "domains": dict(base.losses),
-        "mean": mean_of(base.losses, domains),
+        "mean": mean_of(base.losses, comparison.domains),
+        "upstream": mean_of(base.losses, field.upstream) if field else None,
+        "downstream": mean_of(base.losses, field.downstream) if field else None,
     }
 
 
@@ -240,9 +276,11 @@ def _row_record(one: Judged, group: str | None) -> dict[str, Any]:
         "tokens": _whole(row.tokens),
         "flops": row.flops,
         "seconds": row.seconds,
+        "pruning": {"method": row.pruned, "tokens": _whole(row.pruning_tokens)} if row.pruned else None,
         "domains": dict(row.losses),
         "mean": one.mean,
         "gap_closed": one.gap,
+        **balance_record(one.balance),
         "not_comparable": one.reason,
         "source": one.source.name if one.source else None,
         "folder": str(row.folder),

@@ -1,14 +1,18 @@
 """The page of a comparison: what won, the final losses, the losses over tokens, and every run in one table."""
 
-from scionlm.report.compare_charts import dot_chart, loss_chart, num_tracks, tracks
+from scionlm.report.compare_charts import dot_chart, loss_chart, num_tracks, operations_matter, tracks
+from scionlm.report.compare_frontier_page import frontier_section
 from scionlm.report.compare_join import Comparison
+from scionlm.report.compare_pareto import pareto_chart
 from scionlm.report.compare_table import MAX_DOMAINS, Line, header, lines
-from scionlm.report.compare_words import Name, Sentence, headline, measured, verdict
+from scionlm.report.compare_tasks_page import task_sections
+from scionlm.report.compare_words import Name, Sentence, headline, measured, pruned_words, verdict
 from scionlm.report.html import Content, Markup, RowGroup, clip, facts, join, name_of, page, table, tag
 from scionlm.report.page import sprout
 from scionlm.report.wording import count, exact
 
 _MAX_ROWS = 200
+_SHORT = 12  # such a name has no line break in it
 
 
 def compare_page(comparison: Comparison, title: str) -> str:
@@ -25,13 +29,24 @@ def compare_page(comparison: Comparison, title: str) -> str:
         tag("p", _marked(headline(comparison)), class_="lead"),
         [tag("p", _marked(sentence), class_="verdict") for sentence in verdict(comparison)],
     )
-    main = join(_final(comparison), _losses(comparison), _table(comparison), _facts(comparison))
+    main = join(
+        frontier_section(comparison.frontier),
+        _final(comparison),
+        _losses(comparison),
+        _sizes(comparison),
+        task_sections(comparison.tasks),
+        _table(comparison),
+        _facts(comparison),
+    )
     footer = tag("p", "Drawn from the folders of the runs alone; the numbers are in compare.json beside this page.")
     return str(page(f"{clip(title, 80)} \u2013 Scion comparison", header_, main, footer))
 
 
 def _marked(sentence: Sentence) -> list[Content]:
-    return [tag("strong", name_of(part)) if isinstance(part, Name) else part for part in sentence]
+    def strong(name: Name) -> Markup:
+        return tag("strong", name_of(name), class_="short" if len(name) <= _SHORT else None)
+
+    return [strong(part) if isinstance(part, Name) else part for part in sentence]
 
 
 def _section(ident: str, title: str, *body: Content) -> Markup:
@@ -60,12 +75,41 @@ def _losses(comparison: Comparison) -> Markup:
         if any(len(t.members) > 1 for t in tracks(comparison))
         else ""
     )
+    note += " A line of one that was pruned begins behind the tokens of its pruning." if _behind(comparison) else ""
     note += f" {left_out} more lines would not be told apart; their numbers are in the table." if left_out else ""
     return _section(
         "curves",
         "Loss over tokens",
         tag("figure", picture, tag("figcaption", note + cut, class_="note"), class_="card"),
+        _over_operations(comparison),
     )
+
+
+def _over_operations(comparison: Comparison) -> Markup | None:
+    if not operations_matter(comparison):
+        return None
+    picture, cut = loss_chart(comparison, by_operations=True)
+    note = "The same losses over the operations spent: a token of a larger model, or with a teacher, costs more."
+    note += " Operations of pruning are spread evenly over a line." if _behind(comparison) else ""
+    return tag("figure", picture, tag("figcaption", note + cut, class_="note"), class_="card")
+
+
+def _sizes(comparison: Comparison) -> Markup | None:
+    notes = {
+        False: "No model of the same size or smaller is better than those on the line. Of seeds the mean is drawn.",
+        True: "The same over the time that a written token takes, one sequence at a time.",
+    }
+    pictures = [(pareto_chart(comparison, by_time), note) for by_time, note in notes.items()]
+    figures = [
+        tag("figure", picture, tag("figcaption", note, class_="note"), class_="card")
+        for picture, note in pictures
+        if picture is not None
+    ]
+    return _section("sizes", "Loss against size and speed", figures) if figures else None
+
+
+def _behind(comparison: Comparison) -> bool:
+    return any(one.row.pruning_tokens and one.row.curve for one in comparison.rows)
 
 
 def _table(comparison: Comparison) -> Markup:
@@ -79,7 +123,8 @@ def _table(comparison: Comparison) -> Markup:
     gap = tag(
         "p",
         "Gap closed: (control \u2212 run) / (control \u2212 source), on means over the domains that the three share. "
-        "The control has the same shape from random weights and saw the same tokens; a run without one has no share.",
+        "The control has the same shape from random weights and saw the same tokens; a run without one has no share. ",
+        pruned_words(comparison),
         class_="note",
     )
     return _section("runs", "Every run", table("run-table", caption, columns, [RowGroup(None, rows)]), more, gap)

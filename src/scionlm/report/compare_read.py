@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,13 +12,14 @@ from scionlm.core.records import Record
 from scionlm.report.collect import Losses, Run, Trained, read_config, read_run
 from scionlm.report.curves import thinned
 from scionlm.report.findings import known, last_losses
+from scionlm.report.pruning_read import method_of
+from scionlm.report.settings_read import SEED, settings_of, without_seed
 from scionlm.report.values import integer, mapping, number, text
 
 _RUN_FILES = ("config.yaml", "status.json", "result.json", "metrics.jsonl")
 _RUNS = "runs"
 _DIVERGED = 3  # the exit code
 _MAX_POINTS = 80  # of a line: enough for every turn at the width of a page, for many lines
-_SEED = re.compile(r"-seed(\d+)$")
 # What of a recipe says nothing about what is measured, beside the seed; and paths, for which hashes stand.
 _UNTOLD = ("seed", "checkpoint", "track", "control")
 _UNTOLD_TRAIN = ("parallel", "micro_batch_size", "compile")
@@ -75,6 +75,13 @@ class Row:
         source_path: Where the recipe takes the source from.
         signature: The same for runs that differ by their seed alone.
         grown: Whether it is what rounds of growth have come to; tokens, operations and time are of all of them.
+        pruned: How it was pruned, None where it was not; tokens, operations and time count the pruning.
+        pruning_tokens: Those that it was pruned on; its curve begins behind them.
+        recipe: Name of its recipe.
+        upstream: Those of its domains that the model knew before, as far as it says.
+        settings: What it may hang on what it forgets, in words.
+        scores: What holds its `tasks`, `items`, `suites` and `inference`, as far as they are there.
+        source_scores: The same of its source.
     """
 
     name: str
@@ -96,11 +103,23 @@ class Row:
     source_path: str | None = None
     signature: str = ""
     grown: bool = False
+    pruned: str | None = None
+    pruning_tokens: float = 0.0
+    recipe: str | None = None
+    upstream: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    source_scores: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
         """Whether its losses are final."""
         return self.state == "done"
+
+    @property
+    def continues(self) -> bool:
+        """Whether it goes on training a whole model on other text."""
+        return self.recipe == "continual" and self.kind == "run"
 
     @property
     def is_control(self) -> bool:
@@ -110,7 +129,7 @@ class Row:
     @property
     def base_name(self) -> str:
         """Its name without the seed that a sweep has put behind it."""
-        match = _SEED.search(self.name)
+        match = SEED.search(self.name)
         return self.name[: match.start()] if match and int(match[1]) == self.seed else self.name
 
 
@@ -192,6 +211,7 @@ def _row(run: Run, child: Trained, folder: Path, name: str) -> Row:
     spent = mapping(run.growth.get("total")) if run.finished else {}  # of all rounds of growth, not of the last alone
     spent = spent or training
     tokens, parameters = _finite(spent, "tokens"), _finite(run.shape, "num_parameters")
+    before = run.pruning.tokens if run.pruning is not None else 0.0
     return Row(
         name=name,
         kind="run",
@@ -202,27 +222,35 @@ def _row(run: Run, child: Trained, folder: Path, name: str) -> Row:
         shape=run.shape,
         num_layers=_layers(run),
         num_parameters=_finite(run.plan, "num_parameters") if parameters is None else parameters,
-        tokens=_tokens_so_far(child, losses) if tokens is None else tokens,
+        tokens=_tokens_so_far(child, losses, before) if tokens is None else tokens,
         flops=_finite(spent, "flops"),
         seconds=_finite(spent, "seconds"),
         grown=bool(run.growth),
         losses=losses,
         setup=_setup(run, child.after),
-        curve=_curve(child),
+        curve=_curve(child, before),
+        pruned=method_of(run, run.pruning) or None if run.pruning is not None else None,
+        pruning_tokens=before,
         base=_base(run),
         source_path=text(run.config, "source"),
         signature=_signature(run, folder),
+        recipe=run.recipe,
+        upstream=run.upstream,
+        settings=settings_of(run),
+        scores=run.scores.get("child", {}),
+        source_scores=run.scores.get("source", {}),
     )
 
 
-def _curve(trained: Trained) -> list[tuple[float, float]]:
-    return [(point.tokens, point.nll) for point in thinned(trained.curves.mean, _MAX_POINTS)]
+def _curve(trained: Trained, before: float = 0.0) -> list[tuple[float, float]]:
+    return [(before + point.tokens, point.nll) for point in thinned(trained.curves.mean, _MAX_POINTS)]
 
 
-def _tokens_so_far(trained: Trained, losses: Mapping[str, float]) -> float | None:
+def _tokens_so_far(trained: Trained, losses: Mapping[str, float], before: float) -> float | None:
     """Return the tokens that were trained on when the last losses were measured; else all so far."""
     measured = trained.curves.mean[-1].tokens if losses and trained.curves.mean else None
-    return trained.curves.last_tokens if measured is None else measured
+    so_far = trained.curves.last_tokens if measured is None else measured
+    return before + (so_far or 0.0) if before else so_far
 
 
 def _finite(record: Mapping[str, Any], key: str) -> float | None:
@@ -241,8 +269,9 @@ def _state(run: Run) -> str:
 
 def _layers(run: Run) -> int | None:
     found = integer(run.shape, "num_hidden_layers")
-    inherit = mapping(run.config.get("inherit"))
-    return integer(inherit, "layers") if found is None else found
+    asked = integer(mapping(run.config.get("inherit")), "layers")
+    asked = integer(mapping(run.config.get("target")), "num_hidden_layers") if asked is None else asked
+    return asked if found is None else found
 
 
 def _setup(run: Run, after: Losses) -> Setup:
@@ -274,10 +303,12 @@ def _signature(run: Run, folder: Path) -> str:
     config: dict[str, Any] = {key: value for key, value in run.config.items() if key not in _UNTOLD}
     config["train"] = {k: v for k, v in mapping(config.get("train")).items() if k not in _UNTOLD_TRAIN}
     config["data"] = {k: v for k, v in mapping(config.get("data")).items() if k != "dir"}
+    for key, path in (("upstream", "dir"), ("replay", "run"), ("branch", "run")):
+        if where := text(mapping(config.get(key)), path):
+            config[key] = {**mapping(config.get(key)), path: without_seed(where)}
     source = text(run.config, "source")
     if source is not None:
-        parts = source.split("/")
-        config["source"] = "/".join(_SEED.sub("", part) for part in parts) if parts[-1] == "model" else source
+        config["source"] = without_seed(source) if source.split("/")[-1] == "model" else source
     data = text(mapping(run.manifest.get("data")), "fingerprint")
     return json.dumps([config, data], sort_keys=True, default=str)
 
@@ -292,12 +323,15 @@ def _control(run: Run, control: Trained, child: Row) -> Row:
         kind="control",
         state=child.state if done or not child.done else "unknown",
         init="random",
+        pruned=None,
+        pruning_tokens=0.0,
         tokens=control.curves.last_tokens if tokens is None else tokens,
         flops=_finite(training, "flops"),
         seconds=_finite(training, "seconds"),
         losses=known(control.after) if done else last_losses(control.curves),
         setup=replace(_setup(run, control.after), domains=child.setup.domains),
         curve=_curve(control),
+        scores=run.scores.get("control", {}),
         signature=f"control {child.signature}",
     )
 

@@ -3,16 +3,20 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scionlm.report.compare_join import Base, Comparison, Group, Judged, mean_of
-from scionlm.report.compare_words import headline, measured, text, verdict
-from scionlm.report.html import clip, escape
-from scionlm.report.wording import NONE, count, duration, nats, percent, scientific
+from scionlm.report.compare_frontier import Balance, Frontier
+from scionlm.report.compare_join import Base, Comparison, Group, Judged
+from scionlm.report.compare_tasks_page import tasks_markdown
+from scionlm.report.compare_words import headline, measured, pruned_words, sides_words, text, verdict
+from scionlm.report.findings import mean_of
+from scionlm.report.html import clip
+from scionlm.report.markdown import safe
+from scionlm.report.pruning_read import method_words
+from scionlm.report.wording import NONE, count, duration, nats, percent, scientific, signed
 
 # More columns are not read, and the whole is in compare.json.
 MAX_DOMAINS = 12
 _MAX_NAME = 80
 _DIGITS = 3
-_MARKS = {"|": "\\|", "\\": "\\\\", "*": "\\*", "_": "\\_", "`": "\\`", "[": "\\[", "]": "\\]", "~": "\\~"}
 
 
 @dataclass(frozen=True)
@@ -28,28 +32,70 @@ class Line:
 def header(comparison: Comparison) -> list[str]:
     """Return the names of the columns."""
     domains = [f"{name}, nll" for name in comparison.domains[:MAX_DOMAINS]]
-    return ["run", "mean nll", "gap closed", *domains, "layers", "parameters", "seed", "tokens", "FLOPs", "time"]
+    sides = ["upstream", "downstream", "forgets", "gains"] if comparison.frontier else []
+    return [
+        "run",
+        "mean nll",
+        "gap closed",
+        *sides,
+        *domains,
+        "layers",
+        "parameters",
+        "seed",
+        "tokens",
+        "FLOPs",
+        "time",
+    ]
 
 
 def lines(comparison: Comparison) -> list[Line]:
     """Return the rows: the sources, the groups from the best on with their members, then what is not ranked."""
     domains = comparison.domains[:MAX_DOMAINS]
-    found = [_source(base, domains, comparison.domains) for base in comparison.sources]
+    frontier = comparison.frontier
+    found = [_source(base, domains, comparison) for base in comparison.sources]
     for group in comparison.groups:
-        found += _group(group, domains)
-    return found + [_row(one, domains, "other") for one in comparison.rows if not one.ranked]
+        found += _group(group, domains, frontier)
+    return found + [_row(one, domains, "other", frontier) for one in comparison.rows if not one.ranked]
 
 
-def _source(base: Base, domains: Sequence[str], every: Sequence[str]) -> Line:
-    mean = nats(mean_of(base.losses, every), _DIGITS)
+def _source(base: Base, domains: Sequence[str], comparison: Comparison) -> Line:
+    mean = nats(mean_of(base.losses, comparison.domains), _DIGITS)
     sizes = [_whole(base.num_layers), count(base.num_parameters)]
-    return Line("source", base.name, [mean, NONE, *_losses(base.losses, domains), *sizes, *[NONE] * 4], "source")
+    sides: list[str] = []
+    if comparison.frontier is not None:
+        field = comparison.frontier.field
+        means = [nats(mean_of(base.losses, names), _DIGITS) for names in (field.upstream, field.downstream)]
+        sides = [*means, NONE, NONE]
+    cells = [mean, NONE, *sides, *_losses(base.losses, domains), *sizes, *[NONE] * 4]
+    return Line("source", base.name, cells, "source")
 
 
-def _group(group: Group, domains: Sequence[str]) -> Iterable[Line]:
+def _sides(balance: Balance | None, frontier: Frontier | None) -> list[str]:
+    """Return the two means of a row and what they are against its start, where there is a frontier."""
+    if frontier is None:
+        return []
+    if balance is None:
+        return [NONE] * 4
+    means = [nats(value, _DIGITS) for value in (balance.upstream, balance.downstream)]
+    return [*means, *(signed(value, _DIGITS) for value in (balance.forgetting, balance.adaptation))]
+
+
+def _group_sides(group: Group, frontier: Frontier | None) -> list[str]:
+    """Return the same of several seeds, with the spread of what they forget and gain."""
+    point = frontier.point_of(group.first.name) if frontier is not None else None
+    if point is None:
+        return _sides(None, frontier)
+    changes = [
+        signed(value.mean, _DIGITS) + (f" \u00b1 {nats(value.std, _DIGITS)}" if value.std is not None else "")
+        for value in (point.forgetting, point.adaptation)
+    ]
+    return [nats(point.upstream.mean, _DIGITS), nats(point.downstream.mean, _DIGITS), *changes]
+
+
+def _group(group: Group, domains: Sequence[str], frontier: Frontier | None) -> Iterable[Line]:
     kind = "best" if group.best else "group"
     if len(group.members) == 1:
-        yield _row(group.members[0], domains, kind)
+        yield _row(group.members[0], domains, kind, frontier)
         return
     row = group.first
     means = {name: sum(one.row.losses[name] for one in group.members) / len(group.members) for name in row.losses}
@@ -60,6 +106,7 @@ def _group(group: Group, domains: Sequence[str]) -> Iterable[Line]:
         [
             nats(group.mean, _DIGITS) + spread,
             _share(group.gap),
+            *_group_sides(group, frontier),
             *_losses(means, domains),
             _whole(row.num_layers),
             count(row.num_parameters),
@@ -67,19 +114,22 @@ def _group(group: Group, domains: Sequence[str]) -> Iterable[Line]:
             count(row.tokens),
             *[NONE] * 2,
         ],
+        f"pruned {method_words(row.pruned)}" if row.pruned else "",
     )
     for one in group.members:
-        yield _row(one, domains, "member")
+        yield _row(one, domains, "member", frontier)
 
 
-def _row(one: Judged, domains: Sequence[str], kind: str) -> Line:
+def _row(one: Judged, domains: Sequence[str], kind: str, frontier: Frontier | None) -> Line:
     row = one.row
     notes = [row.state] if not row.done else []
     notes += ["not comparable"] if one.reason else []
+    notes += [f"pruned {method_words(row.pruned)}"] if row.pruned and kind != "member" else []
     notes += ["model"] if row.kind == "model" else ["control"] if row.is_control and row.kind == "run" else []
     cells = [
         nats(one.mean, _DIGITS),
         _share(one.gap),
+        *_sides(one.balance, frontier),
         *_losses(row.losses, domains),
         _whole(row.num_layers),
         count(row.num_parameters),
@@ -107,20 +157,18 @@ def to_markdown(comparison: Comparison) -> str:
     """Return the comparison as Markdown: what won, and the table."""
     columns = header(comparison)
     sentences = [headline(comparison), *verdict(comparison)]
-    rows = [f"| {' | '.join(_safe(cell) for cell in columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
+    rows = [f"| {' | '.join(safe(cell) for cell in columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
     for line in lines(comparison):
-        name = _safe(clip(line.name, _MAX_NAME))
+        name = safe(clip(line.name, _MAX_NAME))
         strong = line.kind == "best"
-        cells = [f"**{_safe(cell)}**" if strong and cell != NONE else _safe(cell) for cell in line.cells]
+        cells = [f"**{safe(cell)}**" if strong and cell != NONE else safe(cell) for cell in line.cells]
         indent = "\u21b3 " if line.kind == "member" else ""
-        note = f" ({_safe(line.note)})" if line.note else ""
+        note = f" ({safe(line.note)})" if line.note else ""
         rows.append(f"| {indent}{f'**{name}**' if strong else name}{note} | {' | '.join(cells)} |")
-    words = [_safe(text(sentence)) for sentence in sentences]
-    parts = [f"**{words[0]}**", " ".join(words[1:]), "\n".join(rows), _safe(measured(comparison))]
+    words = [safe(text(sentence)) for sentence in sentences]
+    below = " ".join(
+        sentence for sentence in (measured(comparison), sides_words(comparison), pruned_words(comparison)) if sentence
+    )
+    tasks = tasks_markdown(comparison.tasks)
+    parts = [f"**{words[0]}**", " ".join(words[1:]), "\n".join(rows), safe(below), tasks]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _safe(value: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
-    plain = " ".join(value.split())
-    return "".join(_MARKS.get(character, character) for character in escape(plain))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from scionlm.report.compare_frontier import Frontier, Point
 from scionlm.report.compare_join import Comparison, Group, Judged
 from scionlm.report.wording import listing, nats, percent
 
@@ -42,7 +43,64 @@ def contenders(comparison: Comparison) -> list[Group]:
 
 def verdict(comparison: Comparison) -> list[Sentence]:
     """Return the sentences that say what the headline is worth, and what does not compare."""
-    return [sentence for sentence in (_spread(comparison), *_left_out(comparison), _unfinished(comparison)) if sentence]
+    sentences = (
+        *frontier_words(comparison.frontier),
+        _spread(comparison),
+        *_left_out(comparison),
+        _unfinished(comparison),
+    )
+    return [sentence for sentence in sentences if sentence]
+
+
+def frontier_words(frontier: Frontier | None) -> list[Sentence]:
+    """Return which run that continues a model is recommended, with its settings, and what that is worth."""
+    if frontier is None:
+        return []
+    chosen, candidates = frontier.recommended, frontier.candidates
+    best = chosen or candidates[0]
+    parts: list[str] = ["Frontier: ", Name(best.name), f" {balance_words(best)}"]
+    if chosen is None:
+        last = "which is less than its source is worth" if len(candidates) == 1 else "the largest, and still a loss"
+        return [[*parts, f", {last}."], *_of_baselines(frontier)]
+    sentences: list[Sentence] = [[*parts, *(_choice(frontier, chosen) if len(candidates) > 1 else ["."])]]
+    if frontier.tied:
+        names = _names([point.name for point in frontier.tied])
+        several = len(frontier.tied) > 1
+        sentences.append(
+            ["The spread of the seeds does not tell its net from ", "those of " if several else "that of ", *names,
+             f", which forget{'' if several else 's'} more."]
+        )  # fmt: skip
+    return [*sentences, *_of_baselines(frontier)]
+
+
+def balance_words(point: Point) -> str:
+    """Return what a point forgets and gains, and the difference."""
+    forgets, gains, net = (value.mean for value in (point.forgetting, point.adaptation, point.net))
+    lost = f"forgets {nats(forgets, 3)}" if forgets >= 0 else f"forgets nothing ({nats(-forgets, 3)} better)"
+    gained = f"gains {nats(gains, 3)} nats" if gains >= 0 else f"loses {nats(-gains, 3)} nats on the new text too"
+    return f"{lost} and {gained}, net {nats(net, 3)}"
+
+
+def _choice(frontier: Frontier, chosen: Point) -> list[str]:
+    """Return the word that it is recommended, with the settings that are not the same in all."""
+    told = [(key, chosen.settings[key]) for key in frontier.differing if key in chosen.settings]
+    parts: list[str] = []
+    for k, (key, value) in enumerate(told):
+        parts += [", " if k else "", f"{key} ", Name(value)]
+    return ["; recommended", *([" (", *parts, ")"] if parts else []), "."]
+
+
+def _of_baselines(frontier: Frontier) -> list[Sentence]:
+    """Return sentences on a baseline that is worth more, and on what cannot be set against the others."""
+    found: list[Sentence] = []
+    best = frontier.candidates[0]
+    above = next((point for point in frontier.points if point.baseline and point.net.mean > best.net.mean), None)
+    if above is not None:
+        found.append(["A baseline is worth more: ", Name(above.name), f" {balance_words(above)}."])
+    if frontier.left_out:
+        names = _names(list(frontier.left_out))
+        found.append(["Not on the frontier, as they name other domains as upstream: ", *names, "."])
+    return found
 
 
 def _spread(comparison: Comparison) -> Sentence | None:
@@ -107,13 +165,33 @@ def text(sentence: Sentence) -> str:
     return "".join(sentence)
 
 
+def pruned_words(comparison: Comparison) -> str:
+    """Return what counts as the tokens of those that were pruned, empty where none was."""
+    if not any(one.row.pruned for one in comparison.rows):
+        return ""
+    return "Tokens, FLOPs and time of those that were pruned count the pruning."
+
+
+def sides_words(comparison: Comparison) -> str:
+    """Return what upstream and downstream are, and what counts as forgotten and gained; empty without a frontier."""
+    if comparison.frontier is None:
+        return ""
+    field = comparison.frontier.field
+    old, new = (listing(list(names)[:_MAX_NAMED]) for names in (field.upstream, field.downstream))
+    return (
+        f"Upstream, what was known before, is the mean over {old}; downstream that over {new}. Forgets and gains are "
+        "counted from the source: by how much upstream is higher, and downstream lower."
+    )
+
+
 def measured(comparison: Comparison) -> str:
     """Return how the losses that compare were measured."""
     setup = comparison.setup
     if not comparison.domains:
         return "Nothing has been measured yet."
     counts = sorted({count for _, count in setup.num_tokens or ()})
-    budget = f" over {' to '.join(f'{count:,}' for count in (counts[0], counts[-1])[: len(counts)])} tokens a domain"
+    ends = " to ".join(f"{count:,}" for count in (*counts[:1], *counts[1:][-1:]))
+    budget = f" over {ends} tokens a domain"
     windows = f" in windows of {setup.seq_len} + 1 tokens" if setup.seq_len else ""
     what = "Held-out nll in nats" + (budget if counts else "") + windows
     return f"{what}; the mean is the plain one over {listing(list(comparison.domains)[:_MAX_NAMED])}."

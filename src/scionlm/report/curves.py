@@ -16,6 +16,7 @@ _TRAIN, _RATE = "train/nll_nats", "optim/lr"
 _PARTS = ("loss_nats", "divergence_nats", "z_loss_nats", "hidden_error_ratio")
 _MARKS = ("train/skipped_updates", "train/spike_sigmas")
 _PREFIX, _SUFFIX = "eval/", "/nll_nats"
+_GATES = re.compile(r"prune/(\w+)_(open_share|target_share)")
 _MOVED = re.compile(r"reweight/(.+)/(weight|nll_nats|reference_nats)", re.DOTALL)
 
 
@@ -32,8 +33,9 @@ class Point:
 class Curves:
     """Training loss, held-out loss by domain, and the mean of the domains where all of them were measured.
 
-    Also how the weights of domains moved, the learning rate by step, the steps at which something went wrong, and what
-    the training loss is made of beside cross-entropy.
+    Also how the weights of domains moved, the learning rate by step, the steps at which something went wrong, what the
+    training loss is made of beside cross-entropy, and of masks the share of units that is expected to be open
+    (`open_share`) or asked for (`target_share`), by axis.
     """
 
     train: tuple[Point, ...] = ()
@@ -45,6 +47,7 @@ class Curves:
     lr: tuple[tuple[float, float], ...] = ()
     marks: tuple[int, ...] = ()
     parts: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
+    gates: Mapping[str, Mapping[str, tuple[Point, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
     rates: dict[int, float] = {}
     marks: set[int] = set()
     parts: dict[str, dict[int, Point]] = {}
+    gates: dict[str, dict[str, dict[int, Point]]] = {}
     last: tuple[int, float] | None = None
     for line in lines:
         place = _place(line)
@@ -86,6 +90,9 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
             if key.startswith(_PREFIX) and key.endswith(_SUFFIX) and len(key) > len(_PREFIX + _SUFFIX):
                 domain = key[len(_PREFIX) : -len(_SUFFIX)]
                 domains.setdefault(domain, {})[place[0]] = Point(*place, _loss(line, key))
+            if match := _GATES.fullmatch(key):
+                course = gates.setdefault(match[1], {}).setdefault(match[2], {})
+                course[place[0]] = Point(*place, _loss(line, key))
         for domain in dict.fromkeys(match[1] for key in line if (match := _MOVED.fullmatch(key))):
             values = [_loss(line, f"reweight/{domain}/{what}") for what in ("weight", "nll_nats", "reference_nats")]
             moves.setdefault(domain, {})[place[0]] = Move(*place, *values)
@@ -99,6 +106,7 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
         lr=tuple((float(step), rates[step]) for step in sorted(rates)),
         marks=tuple(sorted(marks)),
         parts={name: _ordered(points) for name, points in parts.items()},
+        gates={axis: {what: _ordered(points) for what, points in found.items()} for axis, found in gates.items()},
     )
 
 
@@ -126,6 +134,12 @@ def _mean(domains: Sequence[Mapping[int, Point]]) -> tuple[Point, ...]:
         Point(step, domains[0][step].tokens, sum(points[step].nll for points in domains) / len(domains))
         for step in sorted(common)
     )
+
+
+def mean_over(curves: Curves, names: Iterable[str]) -> tuple[Point, ...]:
+    """Return the mean of some domains where all of them were measured; nothing where one of them never was."""
+    chosen = [curves.domains.get(name, ()) for name in names]
+    return _mean([{point.step: point for point in points} for points in chosen])
 
 
 def averaged(points: Sequence[Point], limit: int) -> tuple[Point, ...]:

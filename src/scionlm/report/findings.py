@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from scionlm.report.collect import Losses, Run
 from scionlm.report.curves import Curves
+from scionlm.report.values import number
 
 _Values = Mapping[str, float]
 
@@ -37,6 +38,15 @@ class Finding:
         return gap_closed(self.child, self.before, self.source)
 
 
+def speed(run: Run) -> float | None:
+    """Return the tokens that the child saw in a second; of one that was pruned, from the first step of pruning on."""
+    training = run.child.training
+    tokens, seconds = number(training, "tokens"), number(training, "seconds")
+    if run.pruning is not None and tokens is not None and seconds:
+        return tokens / seconds
+    return number(training, "tokens_per_s")
+
+
 def gap_closed(child: float | None, start: float | None, source: float | None) -> float | None:
     """Return (start - child) / (start - source); None without all three, or where there is no gap to close."""
     if child is None or start is None or source is None:
@@ -57,10 +67,10 @@ def find(run: Run) -> Finding:
         domains = shared or domains
     return Finding(
         domains=tuple(domains),
-        child=_mean(child, domains),
-        before=_mean(before, domains),
-        source=_mean(source, domains),
-        control=_mean(control, domains),
+        child=mean_of(child, domains),
+        before=mean_of(before, domains),
+        source=mean_of(source, domains),
+        control=mean_of(control, domains),
         partial=len(domains) < len(child),
     )
 
@@ -84,6 +94,7 @@ def last_losses(curves: Curves) -> _Values:
     return {name: values[-1] for name, values in finite.items() if values}
 
 
-def _mean(values: _Values, domains: Iterable[str]) -> float | None:
-    chosen = [values[name] for name in domains if name in values]
-    return sum(chosen) / len(chosen) if chosen and len(chosen) == len(list(domains)) else None
+def mean_of(losses: Mapping[str, float], domains: Iterable[str]) -> float | None:
+    """Return the plain mean of the losses over domains; None where one of them lacks, or there are none."""
+    names = list(domains)
+    return sum(losses[name] for name in names) / len(names) if names and all(name in losses for name in names) else None

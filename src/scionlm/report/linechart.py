@@ -6,10 +6,11 @@ A point that is not finite breaks its line, so that a loss that diverged is seen
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from scionlm.report.axes import Scale, drawable, nice_ticks, spread, text_width, tick_labels
 from scionlm.report.html import Content, Markup, tag
-from scionlm.report.svg import LABEL, SMALL, Caption, drawing, label, line
+from scionlm.report.svg import LABEL, SMALL, Caption, drawing, halo, label, line
 
 # With more points than this a marker on each would be a caterpillar.
 _MAX_MARKERS = 40
@@ -43,8 +44,23 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Callout:
+    """A point of a line that has a ring around it and words beside it."""
+
+    x: float
+    y: float
+    tone: str
+    words: str
+
+
+@dataclass(frozen=True)
 class Chart:
-    """What is drawn: series, references, the names of the axes, and the range of y where charts must agree on it."""
+    """What is drawn: series, references, the names of the axes, and the range of y where charts must agree on it.
+
+    `events` are places on the x axis that a thin upright line marks. `stretches` are parts of it, each from where it
+    begins to the next one; their names stand at the top where there is room. `x_marks` are places and words for the
+    ticks of the x axis in the place of round numbers, as many as have room: so x may be any function of what it is.
+    """
 
     series: Sequence[Series]
     references: Sequence[Reference] = ()
@@ -52,6 +68,10 @@ class Chart:
     y_label: str = ""
     y_range: tuple[float, float] | None = None
     legend: bool = field(default=True)
+    events: Sequence[float] = ()
+    stretches: Sequence[tuple[float, str]] = ()
+    x_marks: Sequence[tuple[float, str]] = ()
+    callouts: Sequence[Callout] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,7 @@ class _Frame:
 
     x: Scale
     y: Scale
-    x_ticks: Sequence[float]
+    x_ticks: Sequence[tuple[float, str]]
     y_ticks: Sequence[float]
 
 
@@ -77,12 +97,15 @@ def line_chart(caption: Caption, width: int, height: int, chart: Chart) -> Marku
     if span is None:
         return drawing(caption, width, 60, label(width / 2, 35, "no loss was recorded", "label", "middle"))
     legend, top = _legend(chart, width) if chart.legend else (None, 6.0)
-    frame = _frame(chart, span, width, height, top + (24 if chart.y_label else 8))
+    room = (24 if chart.y_label else 8) + (6 if chart.callouts or chart.stretches else 0)
+    frame = _frame(chart, span, width, height, top + room)
     references = [_reference(reference, frame) for reference in chart.references if drawable(reference.value)]
     thin = [_curve(one, frame) for one in chart.series if one.thin]
     main = [_curve(one, frame) for one in chart.series if not one.thin]
     names = _axis_names(chart, frame, top)
-    return drawing(caption, width, height, legend, names, _axes(frame), references, thin, main, _ends(chart, frame))
+    under = [_axes(frame), _events(chart, frame), references]
+    over = [_ends(chart, frame), [_callout(one, frame) for one in chart.callouts]]
+    return drawing(caption, width, height, legend, names, under, thin, main, over)
 
 
 def _frame(chart: Chart, span: tuple[float, float], width: int, height: int, top: float) -> _Frame:
@@ -92,18 +115,36 @@ def _frame(chart: Chart, span: tuple[float, float], width: int, height: int, top
         right_end = left_end + 1
     bottom = height - (44 if chart.x_label else 24)
     y_ticks = nice_ticks(*span, intervals=8 if height > 280 else 5)
-    x_ticks = [
-        tick for tick in nice_ticks(left_end, right_end, 6 if width > 600 else 3) if left_end <= tick <= right_end
-    ]
     left = max(text_width(text, SMALL) for text in tick_labels(y_ticks)) + 10
     ends = [one.end for one in (*chart.series, *chart.references) if one.end]
     right = max((text_width(text, LABEL) for text in ends), default=0) + 14
+    x = Scale(left_end, right_end, left, max(width - right, left + 60))
     return _Frame(
-        x=Scale(left_end, right_end, left, max(width - right, left + 60)),
+        x=x,
         y=Scale(y_ticks[0], y_ticks[-1], bottom, top),
-        x_ticks=x_ticks if len(x_ticks) > 1 else [left_end, right_end],
+        x_ticks=_with_room(chart.x_marks, x) if chart.x_marks else _round_ticks(x, 6 if width > 600 else 3),
         y_ticks=y_ticks,
     )
+
+
+def _round_ticks(x: Scale, intervals: int) -> Sequence[tuple[float, str]]:
+    ticks = [tick for tick in nice_ticks(x.low, x.high, intervals) if x.low <= tick <= x.high]
+    ticks = ticks if len(ticks) > 1 else [x.low, x.high]
+    return list(zip(ticks, tick_labels(ticks), strict=True))
+
+
+def _with_room(marks: Sequence[tuple[float, str]], x: Scale) -> Sequence[tuple[float, str]]:
+    """Return every mark, or every other, or every third, ..., so that their words keep apart."""
+    inside = [mark for mark in marks if x.low <= mark[0] <= x.high]
+    for stride in range(1, len(inside)):
+        chosen = inside[::stride]
+        gaps = [
+            x(right[0]) - x(left[0]) - (text_width(left[1], SMALL) + text_width(right[1], SMALL)) / 2
+            for left, right in pairwise(chosen)
+        ]
+        if min(gaps) >= 8:
+            return chosen
+    return inside[:1]
 
 
 def _axes(frame: _Frame) -> Content:
@@ -113,11 +154,19 @@ def _axes(frame: _Frame) -> Content:
         label(frame.x.start - 8, frame.y(tick) + 4, text, "small", "end")
         for tick, text in zip(frame.y_ticks, tick_labels(frame.y_ticks), strict=True)
     ]
-    x_labels = [
-        label(frame.x(tick), frame.y.start + 18, text, "small", "middle")
-        for tick, text in zip(frame.x_ticks, tick_labels(frame.x_ticks), strict=True)
-    ]
+    x_labels = [label(frame.x(tick), frame.y.start + 18, text, "small", "middle") for tick, text in frame.x_ticks]
     return [grid, base, y_labels, x_labels]
+
+
+def _events(chart: Chart, frame: _Frame) -> Content:
+    starts = [at for at, _ in chart.stretches]
+    places = [frame.x(at) for at in (*chart.events, *starts) if frame.x.low < at < frame.x.high]
+    names: list[Content] = []
+    for (at, name), end in zip(chart.stretches, (*starts[1:], frame.x.high), strict=False):
+        left, right = frame.x(max(at, frame.x.low)), frame.x(min(end, frame.x.high))
+        if right - left > text_width(name, SMALL) + 10:
+            names.append(label(left + 3, frame.y.end - 4, name, "small"))
+    return [[line(x, frame.y.start, x, frame.y.end, "axis") for x in places], names]
 
 
 def _axis_names(chart: Chart, frame: _Frame, top: float) -> Content:
@@ -140,10 +189,21 @@ def _curve(series: Series, frame: _Frame) -> Content:
 
 
 def _marker(x: float, y: float, tone: str, radius: float) -> Markup:
-    """Child and control differ in shape too, for those to whom the colors look alike."""
-    if tone.startswith("control"):
+    """Child and control, new and old text differ in shape too, for those to whom the colors look alike."""
+    if tone.startswith(("control", "upstream")):
         return tag("rect", x=x - radius, y=y - radius, width=2 * radius, height=2 * radius, class_=f"marker {tone}")
     return tag("circle", cx=x, cy=y, r=radius, class_=f"marker {tone}")
+
+
+def _callout(callout: Callout, frame: _Frame) -> Content:
+    if not (drawable(callout.x) and drawable(callout.y)):
+        return None
+    x, y = frame.x(callout.x), frame.y(callout.y)
+    fits = x + 10 + text_width(callout.words, SMALL) <= frame.x.end
+    # Beside a peak and a little above it there is no line.
+    at, anchor = (x + 10, "start") if fits else (x - 10, "end")
+    words = halo(at, y - 5, callout.words, f"small {callout.tone}", anchor)
+    return [tag("circle", cx=x, cy=y, r=6.5, class_=f"ring {callout.tone}"), words]
 
 
 def _reference(reference: Reference, frame: _Frame) -> Markup:

@@ -6,8 +6,10 @@
 from scionlm.report.collect import Run
 from scionlm.report.distill import distill_section
 from scionlm.report.findings import find
+from scionlm.report.forgetting import forgetting_section
 from scionlm.report.growth import growth_section
 from scionlm.report.html import Markup, clip, join, name_of, page, tag
+from scionlm.report.pruning import pruning_section
 from scionlm.report.schedule import schedule_section
 from scionlm.report.sections import (
     loss_section,
@@ -17,6 +19,7 @@ from scionlm.report.sections import (
     settings_section,
 )
 from scionlm.report.summary import banner, headline, result_section
+from scionlm.report.tasks import read_tasks, task_section
 from scionlm.report.training import curve_section
 from scionlm.report.weights import weight_section
 
@@ -36,13 +39,16 @@ def run_page(run: Run) -> str:
     main = join(
         banner(run),
         result_section(run, finding),
+        forgetting_section(run),
         growth_section(run),
+        pruning_section(run),
         origin_section(run),
         curve_section(run),
         distill_section(run),
         weight_section(run),
         schedule_section(run),
         loss_section(run),
+        task_section(read_tasks(run.scores)),
         sample_section(run),
         machine_section(run),
         settings_section(run),

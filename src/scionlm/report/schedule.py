@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scionlm.report.collect import Run
+from scionlm.report.findings import speed
 from scionlm.report.html import Content, Markup, RowGroup, clip, join, name_of, table, tag
 from scionlm.report.linechart import Chart, Series, line_chart
 from scionlm.report.svg import Caption, responsive
@@ -61,11 +62,12 @@ def _described(series: Sequence[Series]) -> str:
 
 
 def _note(run: Run) -> Content:
+    of = "" if run.pruning is None else " Of the recovery alone; pruning has a schedule of its own."
     stages = [(text(stage, "name") or NONE, text(stage, "schedule") or NONE) for stage in _stages(run)]
     if not stages:
-        return "The learning rate that each update was made with."
+        return f"The learning rate that each update was made with.{of}"
     words = "; ".join(f"{clip(name, 40)}: {clip(schedule, 200)}" for name, schedule in stages)
-    return f"Strong: what each update was made with. Faint: as planned. {words}."
+    return f"Strong: what each update was made with. Faint: as planned. {words}.{of}"
 
 
 def _events(run: Run) -> Markup | None:
@@ -84,13 +86,11 @@ def _events(run: Run) -> Markup | None:
 
 def _spent(run: Run) -> Markup | None:
     plan, training = run.plan, run.child.training
-    parts = [number(mapping(plan.get("seconds_by_part")), part) for part in ("training", "teacher")]
-    planned_s = None if parts[0] is None else sum(part or 0.0 for part in parts)
-    models = number(plan, "models_trained") or 1
+    tokens, flops, planned_s = _planned_costs(run)
     rows = [
-        ("tokens", _show(exact, number(plan, "num_tokens")), _show(exact, number(training, "tokens"))),
-        ("operations", _show(scientific, number(plan, "flops")), _show(scientific, number(training, "flops"))),
-        ("training time", duration(planned_s and planned_s / models) or NONE, _training_time(run)),
+        ("tokens", _show(exact, tokens), _show(exact, number(training, "tokens"))),
+        ("operations", _show(scientific, flops), _show(scientific, number(training, "flops"))),
+        ("training time", duration(planned_s) or NONE, _training_time(run)),
         (
             "memory",
             size(number(plan, "memory_bytes_per_device")) or NONE,
@@ -104,14 +104,33 @@ def _spent(run: Run) -> Markup | None:
     formula = text(training, "mfu_formula")
     note = tag("p", f"Share of the peak: {clip(formula, 300)}.", class_="note") if formula else None
     shown = [(name_of(name), planned, spent) for name, planned, spent in rows]
-    return join(table("cost", "Planned and spent, by model", ("", "planned", "spent"), [RowGroup(None, shown)]), note)
+    title = "Planned and spent, by model" if run.pruning is None else "Planned and spent, pruning and recovery together"
+    return join(table("cost", title, ("", "planned", "spent"), [RowGroup(None, shown)]), note)
+
+
+def _planned_costs(run: Run) -> tuple[float | None, float | None, float | None]:
+    """Return tokens, operations and seconds that were planned for the child, without its control."""
+    plan, parts = run.plan, run.plan.get("rounds")
+    if run.pruning is not None and isinstance(parts, list):
+        phases = [mapping(part) for part in parts if text(mapping(part), "name") != "control"]
+        tokens, flops, seconds = (_sum(phases, key) for key in ("num_tokens", "flops", "seconds"))
+        return tokens, flops, seconds
+    by_part, models = mapping(plan.get("seconds_by_part")), number(plan, "models_trained") or 1
+    training, teacher = number(by_part, "training"), number(by_part, "teacher")
+    seconds = None if training is None else (training + (teacher or 0.0)) / models
+    return number(plan, "num_tokens"), number(plan, "flops"), seconds
+
+
+def _sum(records: Sequence[Any], key: str) -> float | None:
+    values = [value for record in records if (value := number(record, key)) is not None]
+    return sum(values) if values and len(values) == len(records) else None
 
 
 def _training_time(run: Run) -> str:
-    seconds, speed = number(run.child.training, "seconds"), number(run.child.training, "tokens_per_s")
+    seconds, pace = number(run.child.training, "seconds"), speed(run)
     if seconds is None:
         return NONE
-    return (duration(seconds) or NONE) + (f", {quantity(speed)} tokens/s" if speed is not None else "")
+    return (duration(seconds) or NONE) + (f", {quantity(pace)} tokens/s" if pace is not None else "")
 
 
 def _mfu(run: Run) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from scionlm.report.collect import Loss, Losses, Run
-from scionlm.report.findings import find, known
+from scionlm.report.findings import find, known, speed
 from scionlm.report.html import Content, Markup, RowGroup, clip, facts, name_of, table, tag
 from scionlm.report.svg import MAX_LAYERS, Caption, layer_strip, responsive
 from scionlm.report.values import mapping, number, text
@@ -72,6 +72,8 @@ def _origin_words(run: Run) -> Markup:
         return tag("p", "This model has no source: it was trained from random weights.")
     if inherit.init == "random":
         return tag("p", "Only the shape comes from the source: training began from random weights.")
+    if run.continues:
+        return tag("p", "Nothing was cut: training went on with all the weights of the source.")
     if not inherit.keep:
         return tag("p", f"Which layers were kept is {NOT_RECORDED}{'' if run.finished else ' yet'}.")
     number_of, total = len(inherit.keep), run.source.num_layers
@@ -89,7 +91,8 @@ def _origin_words(run: Run) -> Markup:
 def _strip(run: Run) -> Markup | None:
     total = run.source.num_layers if run.source else None
     keep = run.inherit.keep
-    if not total or total > MAX_LAYERS or not keep or max(keep) >= total or run.inherit.init == "random":
+    whole = run.continues or run.inherit.init == "random"
+    if not total or total > MAX_LAYERS or not keep or max(keep) >= total or whole:
         return None
     described = f"{total} cells, one a layer of the source; kept and filled: {index_ranges(keep)}."
     caption = Caption("layers", "The layers of the source that the child keeps", described)
@@ -97,6 +100,8 @@ def _strip(run: Run) -> Markup | None:
     note = "Layers are counted from 0. Filled layers were copied with their weights, in this order."
     if run.inherit.fresh:
         note += " What was initialized anew stands above."
+    if run.pruning is not None:
+        note += " What is left of each is under Pruning."
     return tag("figure", picture, tag("figcaption", note, class_="note"), class_="card")
 
 
@@ -138,7 +143,7 @@ def _domain_rows(run: Run, name: str) -> Iterable[tuple[Content, ...]]:
     best, step = child.best.get(name, (None, None))
     after = child.after.get(name, Loss())
     yield from _loss_rows(tag("b", "source", class_="source"), run.source.losses if run.source else {}, name)
-    yield from _loss_rows("child before training", child.before, name)
+    yield from _loss_rows(f"child {run.start}", child.before, name)
     if best is not None and step is not None and after.nll is not None and best < after.nll - 0.005:
         yield from _loss_rows(f"child at its best, step {step:,}", {name: Loss(nll=best)}, name)
     yield from _loss_rows(tag("b", "child after training", class_="child"), child.after, name)
@@ -163,7 +168,7 @@ def _mean_group(run: Run) -> RowGroup:
     finding = find(run)
     values = (
         (tag("b", "source", class_="source"), finding.source),
-        ("child before training", finding.before),
+        (f"child {run.start}", finding.before),
         (tag("b", "child after training", class_="child"), finding.child),
         (tag("b", "control after training", class_="control"), finding.control),
     )
@@ -239,9 +244,10 @@ def _training_facts(run: Run) -> list[tuple[Content, Content]]:
     flops, peak = number(training, "flops"), size(number(training, "peak_memory_bytes"))
     return [
         ("tokens", _if(exact, number(training, "tokens"))),
+        ("tokens of pruning", exact(run.pruning.tokens) if run.pruning and run.pruning.tokens else None),
         ("steps", _if(exact, number(training, "steps"))),
         ("time", duration(number(training, "seconds"))),
-        ("tokens per second", _if(quantity, number(training, "tokens_per_s"))),
+        ("tokens per second", _if(quantity, speed(run))),
         ("floating-point operations", scientific(flops) if flops is not None else None),
         ("peak memory", peak),
         ("seed", _if(exact, seed) or NOT_RECORDED),

@@ -1,6 +1,7 @@
 """The style sheet of every page: one text column, colors by role, light, dark, phone and print.
 
-Colors carry meaning: green is the child, orange the control, slate the source, on the page as in the drawings. Each
+Colors carry meaning: green is the child (of one that continues: the new text), orange the control, slate the source,
+blue what a continued model knew before, on the page as in the drawings. Each
 differs from the others in lightness or shape too, and every text color has a contrast of 4.5 or more on its ground.
 Where many runs are compared they have colors of their own, k0 to k7, and then the same ones with dashed lines.
 """
@@ -10,6 +11,7 @@ _LIGHT = """
   --child: #0a6b57; --control: #ad4708; --source: #49546f; --plain: #59625c;
   --track: #e4ebe6; --cell: #e9e7df; --on-fill: #ffffff;
   --done: #0a6b57; --going: #2456a6; --bad: #b3261e; --warn: #8a5a00;
+  --upstream: #2456a6;
   --k0: #0a6b57; --k1: #2456a6; --k2: #b0178a; --k3: #7d5a00; --k4: #6b3fa0; --k5: #0e6d84; --k6: #5a6600;
   --k7: #b3261e;
 """
@@ -19,6 +21,7 @@ _DARK = """
   --child: #4fd1ae; --control: #ff9f66; --source: #aab6d3; --plain: #a3ada6;
   --track: #2a332e; --cell: #2b322e; --on-fill: #0c1a15;
   --done: #4fd1ae; --going: #8ab4f8; --bad: #ff8a80; --warn: #f0c060;
+  --upstream: #8ab4f8;
   --k0: #4fd1ae; --k1: #8ab4f8; --k2: #f48fd0; --k3: #e0b050; --k4: #c0a0ff; --k5: #5fd0e8; --k6: #b8cc50;
   --k7: #ff8a80;
 """
@@ -37,11 +40,13 @@ h3 { font-size: 1rem; font-weight: 650; }
 h3.sub { font-size: 1.1rem; margin-top: 2.25rem; }
 section { margin-top: 3.25rem; }
 section > p, .note { max-width: 46rem; text-wrap: pretty; }
+section > p + p { margin-top: .6rem; }
 .note { color: var(--soft); font-size: .9rem; line-height: 1.55; margin-top: .75rem; }
 .soft { color: var(--soft); }
 :is(strong, b).child { color: var(--child); }
 :is(strong, b).control { color: var(--control); }
 :is(strong, b).source { color: var(--source); }
+:is(strong, b).upstream { color: var(--upstream); }
 :focus-visible { outline: 2px solid var(--going); outline-offset: 3px; border-radius: 3px; }
 .eyebrow { display: flex; flex-wrap: wrap; align-items: center; gap: .3rem .7rem; margin-bottom: .9rem;
   color: var(--soft); font-size: .9rem; }
@@ -51,7 +56,7 @@ section > p, .note { max-width: 46rem; text-wrap: pretty; }
 .state.stopped, .state.unknown { color: var(--warn); } .state.failed { color: var(--bad); }
 .lead { font-size: clamp(1.3rem, 1.05rem + 1.3vw, 1.8rem); line-height: 1.38; letter-spacing: -0.012em;
   margin-top: .8rem; text-wrap: pretty; }
-.lead strong { font-weight: 680; }
+.lead strong { font-weight: 680; } .short { white-space: nowrap; }
 .verdict { font-size: 1.08rem; margin-top: 1rem; max-width: 50rem; text-wrap: pretty; }
 .banner { border-left: 4px solid var(--warn); background: var(--card); padding: .8rem 1.1rem; margin-top: 1.6rem;
   border-radius: 0 8px 8px 0; }
@@ -76,6 +81,8 @@ _PARTS = """
 .multiples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15.5rem), 1fr)); gap: 1rem;
   margin-top: 1rem; }
 .multiples .card { margin: 0; padding: .9rem 1rem; }
+.multiples h3 + p { margin: -.35rem 0 .5rem; font-size: .85rem; }
+b.bad { color: var(--warn); }
 .multiples h3 { margin-bottom: .4rem; font-size: .95rem; }
 .facts { font-size: .92rem; margin-top: .4rem; }
 .facts > div { display: flex; justify-content: space-between; gap: 1.2rem; padding: .34rem 0;
@@ -93,8 +100,9 @@ tbody th { font-weight: 400; }
 th[scope=row] { position: sticky; left: 0; background: var(--paper); }
 tbody th[scope=rowgroup] { font-weight: 650; padding-top: .9rem; white-space: normal; overflow-wrap: anywhere; }
 tbody tr { border-bottom: 1px solid var(--rule); }
-tr:has(b.child) td { font-weight: 650; }
-tbody b { font-weight: 650; }
+tr:has(b.child, b.upstream) td { font-weight: 650; }
+tbody b { font-weight: 650; } .tight table { font-size: .86rem; }
+.tight :is(th, td):not(:first-child) { padding-inline: .45rem; }
 .sample.card { padding: 0; overflow: hidden; }
 .prompt { padding: .9rem 1.25rem; border-bottom: 1px solid var(--rule); background: var(--paper); }
 .prompt span, .sample h4 { display: block; font-size: .8rem; font-weight: 650; margin: 0; }
@@ -142,6 +150,14 @@ svg :is(.line, .reference, .pin).source { stroke: var(--source); }
 svg .marker { stroke: var(--card); stroke-width: 1.5; fill: var(--plain); }
 svg :is(.marker, .fill).child { fill: var(--child); } svg :is(.marker, .fill).control { fill: var(--control); }
 svg :is(.marker, .fill).source { fill: var(--source); } svg .fill.plain { fill: var(--plain); }
+svg :is(.line, .reference).upstream { stroke: var(--upstream); }
+svg :is(.marker, .fill, text).upstream { fill: var(--upstream); } svg text.small.child { fill: var(--child); }
+svg .ring { fill: none; stroke: var(--plain); stroke-width: 2; }
+svg .ring.upstream { stroke: var(--upstream); } svg .ring.child { stroke: var(--child); }
+svg .marker.hollow { fill: var(--card); stroke: var(--child); }
+svg .net { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 1 4; opacity: .8; } svg .zero { opacity: .5; }
+svg text.small.ink { fill: var(--ink); }
+svg .halo { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
 svg .heat { fill: var(--child); } svg .heat.negative { fill: var(--control); }
 svg .ground { fill: var(--card); stroke: var(--rule); } svg .missing { stroke: var(--soft); opacity: .6; }
 svg .on-cell { fill: var(--ink); }

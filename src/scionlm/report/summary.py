@@ -4,8 +4,11 @@ import math
 from collections.abc import Iterable
 
 from scionlm.report.collect import Run
-from scionlm.report.findings import Finding, gap_closed, known, last_losses
+from scionlm.report.findings import Finding, gap_closed, known, last_losses, speed
+from scionlm.report.forgetting_read import forgetting_of
+from scionlm.report.forgetting_words import continued_lead, continued_tiles
 from scionlm.report.html import Content, Markup, clip, join, name_of, tag
+from scionlm.report.pruning_read import method_of, method_words
 from scionlm.report.svg import Caption, Mark, bars, gap_bar, responsive
 from scionlm.report.values import mapping, number
 from scionlm.report.wording import NONE, NOT_FINITE, article, count, duration, nats, percent, quantity
@@ -26,8 +29,13 @@ _EXIT_CODES = {
 
 def headline(run: Run, finding: Finding) -> Markup:
     """Return the sentences that say what was made, how good it is, and what that is worth."""
-    reached = join(" ", _reached(run, finding)) if finding.child is not None else None
-    lead = tag("p", _what(run), _tokens(run), reached or ".", class_="lead")
+    continued = continued_lead(run, forgetting_of(run))
+    if continued is not None:
+        return join(continued, _verdict(run, finding))
+    # Without a loss nothing follows that the comma could lead to.
+    tokens = _tokens(run) if finding.child is not None else _tokens(run).removesuffix(",")
+    reached = join(" ", _reached(run, finding)) if finding.child is not None else "."
+    lead = tag("p", _what(run), tokens, reached, class_="lead")
     return join(lead, _verdict(run, finding))
 
 
@@ -56,11 +64,20 @@ def _what(run: Run) -> Content:
 
 
 def _tokens(run: Run) -> str:
-    tokens = number(run.child.training, "tokens")
-    if tokens is not None:
-        return f", trained on {count(tokens)} tokens,"
-    so_far = run.child.curves.last_tokens
-    return f", trained on {count(so_far)} tokens so far," if so_far is not None else ", not trained yet,"
+    tokens, so_far = number(run.child.training, "tokens"), run.child.curves.last_tokens
+    pruning = run.pruning
+    if pruning is None or not (pruning.record or pruning.tokens):
+        if tokens is not None:
+            return f", trained on {count(tokens)} tokens,"
+        return f", trained on {count(so_far)} tokens so far," if so_far is not None else ", not trained yet,"
+    if not pruning.record:
+        return f", being pruned (for {count(pruning.tokens)} tokens so far),"
+    how = f", pruned {method_words(method_of(run, pruning))}"
+    if tokens is None and so_far is None:
+        return f"{how} and not trained since,"
+    whole = pruning.tokens + (so_far or 0.0) if tokens is None else tokens
+    part = f" ({count(pruning.tokens)} of them while pruning)" if pruning.tokens else ""
+    return f"{how} and trained on {count(whole)} tokens{part}{' so far' if tokens is None else ''},"
 
 
 def _reached(run: Run, finding: Finding) -> Content:
@@ -137,6 +154,10 @@ def _progress(run: Run) -> Content:
     status, planned = run.status, mapping(run.config.get("train"))
     step = status.step if status.step is not None else run.child.curves.last_step
     parts: list[Content] = []
+    if run.pruning is not None and not run.pruning.is_done:
+        so_far = sum(one.last_step or 0 for one in run.pruning.stretches)
+        parts.append(f"Pruning, step {so_far:,}. " if so_far else "Pruning has not come to its first step. ")
+        step = None
     if step is not None:
         total = number(planned, "steps")
         parts.append(f"Step {step:,}{f' of {total:,.0f}' if total is not None and math.isfinite(total) else ''}. ")
@@ -163,15 +184,15 @@ def result_section(run: Run, finding: Finding) -> Markup:
 def _tiles(run: Run, finding: Finding) -> Markup:
     training = run.child.training
     tokens = number(training, "tokens")
-    tokens = tokens if tokens is not None else run.child.curves.last_tokens
+    if tokens is None:
+        so_far, pruned = run.child.curves.last_tokens, run.pruning.tokens if run.pruning is not None else 0.0
+        tokens = so_far + pruned if so_far is not None else pruned or None
+    loss = (nats(finding.child), "nats, held-out loss" + (f"; source {nats(finding.source)}" if finding.source else ""))
     pairs = [
-        (
-            nats(finding.child),
-            "nats, held-out loss" + (f"; source {nats(finding.source)}" if finding.source else ""),
-        ),
+        *(continued_tiles(forgetting_of(run)) or [loss]),
         *_size_tiles(run),
-        (count(tokens), "tokens trained on"),
-        (duration(number(training, "seconds")), _speed(number(training, "tokens_per_s"))),
+        (count(tokens), f"tokens trained on{_while_pruning(run, tokens)}"),
+        (duration(number(training, "seconds")), _speed(speed(run))),
     ]
     tiles = [
         tag("div", tag("dt", what), tag("dd", shown)) for shown, what in pairs if shown not in {None, NONE, NOT_FINITE}
@@ -179,14 +200,21 @@ def _tiles(run: Run, finding: Finding) -> Markup:
     return tag("dl", tiles, class_="tiles") if tiles else tag("p", "Nothing has been measured yet.", class_="soft")
 
 
+def _while_pruning(run: Run, tokens: float | None) -> str:
+    spent = run.pruning.tokens if run.pruning is not None else 0.0
+    if not spent or not tokens or tokens < spent:
+        return ""
+    return f", {percent(spent / tokens)} of them while pruning" if tokens > spent else ", all while pruning"
+
+
 def _size_tiles(run: Run) -> Iterable[tuple[str, str]]:
     parameters, layers = number(run.shape, "num_parameters"), number(run.shape, "num_hidden_layers")
-    source = run.source
+    source = None if run.continues else run.source  # it has all of the source
     if parameters is not None:
         whole = source.num_parameters if source else None
         share = f", {percent(parameters / whole)} of the source's" if whole else ""
         yield count(parameters), f"parameters{share}"
-    if layers is not None:
+    if layers is not None and not run.continues:
         of = f" of {source.num_layers}" if source and source.num_layers is not None else ""
         yield f"{count(layers)}{of}", "layers"
 
@@ -200,9 +228,9 @@ def _gap_figure(run: Run, finding: Finding) -> Markup | None:
     from_control = finding.gap_closed is not None
     closed = finding.gap_closed if from_control else finding.recovered
     start = finding.control if from_control else finding.before
-    if closed is None or start is None or finding.child is None or finding.source is None:
-        return None
-    name = "control" if from_control else "before training"
+    if closed is None or start is None or finding.child is None or finding.source is None or run.continues:
+        return None  # what continues a source begins where that is
+    name = "control" if from_control else run.start
     marks = (
         Mark(name, start, "control" if from_control else "plain", nats(start)),
         Mark("child", finding.child, "child", nats(finding.child)),
@@ -210,7 +238,7 @@ def _gap_figure(run: Run, finding: Finding) -> Markup | None:
     )
     values = f"{name} {nats(start)}, child {nats(finding.child)}, source {nats(finding.source)} nats"
     caption = Caption("gap", f"Loss from {name} to source", f"A bar: {values}; {percent(closed)} of it is filled.")
-    where = "control (the same shape from random weights)" if from_control else "the child before training"
+    where = "control (the same shape from random weights)" if from_control else f"the child {run.start}"
     word = "closed" if from_control else "recovered"
     note = tag(
         "figcaption",

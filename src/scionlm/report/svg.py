@@ -73,6 +73,11 @@ def label(x: float, y: float, text: Content, class_: str = "label", anchor: str 
     return tag("text", text, x=x, y=y, class_=class_, text_anchor=anchor)
 
 
+def halo(x: float, y: float, text: Content, class_: str = "label", anchor: str | None = None) -> Markup:
+    """Return a piece of text with the ground around its letters, so that lines behind it leave it readable."""
+    return label(x, y, text, f"{class_} halo", anchor)
+
+
 def box(x: float, y: float, width: float, height: float, class_: str, radius: float = 3) -> Markup:
     """Return a rectangle with round corners."""
     return tag("rect", x=x, y=y, width=max(width, 0), height=height, rx=radius, class_=class_)

@@ -21,10 +21,12 @@ def curve_section(run: Run) -> Markup:
     """Return the loss curves, or a sentence where the run wrote none."""
     child, control = run.child.curves, run.control.curves if run.control else None
     if not (child.train or child.domains or (control and (control.train or control.domains))):
-        body: Content = tag("p", "No losses were recorded during training (metrics.jsonl is absent or empty).")
+        phase = "training" if run.pruning is None else "the recovery"
+        body: Content = tag("p", f"No losses were recorded during {phase} (metrics.jsonl is absent or empty).")
     else:
         body = [_main_figure(run), _multiples(run), _numbers(run)]
-    return tag("section", tag("h2", "Loss over training", id="curves"), body, aria_labelledby="curves")
+    title = "Loss over training" if run.pruning is None else "Loss over the recovery"
+    return tag("section", tag("h2", title, id="curves"), body, aria_labelledby="curves")
 
 
 def _line(points: Sequence[Point]) -> _Line:
@@ -52,7 +54,8 @@ def _main_figure(run: Run) -> Markup:
         mean = sum(source[name] for name in domains) / len(domains)
         references = [Reference("source, held-out", mean, "source", f"source {nats(mean)}")]
     # On a phone the labels at the ends would take a third of the width: there the legend and the value must do.
-    chart = Chart(series, references, "tokens trained on", "nats per token, lower is better")
+    x_label = "tokens trained on" if run.pruning is None else "tokens of the recovery"
+    chart = Chart(series, references, x_label, "nats per token, lower is better")
     caption = Caption("loss", "Loss over the tokens trained on", _described(chart))
     picture = responsive(
         caption,

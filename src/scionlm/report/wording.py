@@ -24,6 +24,19 @@ def nats(value: float | None, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if abs(value) < 1e6 else scientific(value)
 
 
+def signed(value: float | None, digits: int = 3) -> str:
+    """Return a change with its sign.
+
+    Example:
+        >>> signed(0.1), signed(-0.6), signed(0.0), signed(None)
+        ('+0.100', '\u22120.600', '0.000', '\u2013')
+    """
+    shown = nats(value, digits)
+    if value is None or not math.isfinite(value) or not shown.strip("-0."):
+        return shown.removeprefix("-")  # a zero has no sign, also one that rounding has made
+    return f"\u2212{shown[1:]}" if value < 0 else f"+{shown}"
+
+
 def exact(value: float | None) -> str:
     """Return a count with all its digits: 40,960."""
     if value is None:

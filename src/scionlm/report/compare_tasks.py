@@ -1,0 +1,163 @@
+"""Tasks in a comparison: every model's scores, and how far each is from the best one, item by item."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+from scionlm.core.errors import UsageError
+from scionlm.evaluation.paired_scores import paired_scores
+from scionlm.report.values import mapping, number, text
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model's score on a task, between 0 and 1 where it is an accuracy, with its standard error over items."""
+
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How far a model's mean over tasks is from another's, item by item, with the ends of its interval."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    num_tasks: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model with scores.
+
+    Attributes:
+        name: Its row's.
+        kind: source, run, control or model.
+        scores: By task.
+        mean: Over the tasks that all models have; None where there are none.
+        apart: From the best run, or of one, of the best of all; None of that one itself, and where items differ.
+        suites: What its evaluation says of suites, by name.
+        inference: What `scion evaluate --speed` says.
+    """
+
+    name: str
+    kind: str
+    scores: Mapping[str, Score]
+    mean: float | None
+    apart: Apart | None
+    suites: Mapping[str, Any]
+    inference: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """The scores of all models.
+
+    Attributes:
+        models: In the order of the rows.
+        tasks: In the order of the first model's, each with the metric it is shown by.
+        chance: By task, where it is known.
+        against: Name of the model that the others are set against; None where there is none.
+    """
+
+    models: Sequence[Scored]
+    tasks: Mapping[str, str]
+    chance: Mapping[str, float]
+    against: str | None
+
+
+def compared_tasks(records: Sequence[tuple[str, str, Mapping[str, Any]]]) -> TaskComparison | None:
+    """Return the comparison of scores; None where there are none.
+
+    Args:
+        records: Name, kind, and record of each model: `tasks`, `items`, `suites`, `inference`, as far as there are any.
+    """
+    known = [(name, kind, one) for name, kind, one in records if mapping(one.get("tasks")) or one.get("inference")]
+    if not known:
+        return None
+    tasks: dict[str, str] = {}
+    chance: dict[str, float] = {}
+    for _, _, one in known:
+        for task, found in mapping(one.get("tasks")).items():
+            tasks.setdefault(task, text(mapping(found), "metric") or "acc")
+            if (share := number(mapping(found), "chance")) is not None:
+                chance[task] = share
+    scores = [_scores(mapping(one.get("tasks")), tasks) for _, _, one in known]
+    shared = [task for task in tasks if all(task in each for each in scores if each)]
+    means = [sum(each[task].value for task in shared) / len(shared) if each and shared else None for each in scores]
+    ranked = [k for k, mean in enumerate(means) if mean is not None]
+    runs = [k for k in ranked if known[k][1] == "run"] or ranked
+    best = max(runs, key=lambda k: means[k] or 0.0, default=None)
+    items = [mapping(one.get("items")) for _, _, one in known]
+    models = [
+        Scored(
+            name,
+            kind,
+            scores[k],
+            means[k],
+            None if best in (k, None) else _apart(items[k], items[best], shared),
+            mapping(one.get("suites")) or mapping(mapping(one.get("tasks_with")).get("suites")),
+            mapping(one.get("inference")),
+        )
+        for k, (name, kind, one) in enumerate(known)
+    ]
+    return TaskComparison(models, tasks, chance, None if best is None else known[best][0])
+
+
+def _scores(records: Mapping[str, Any], tasks: Mapping[str, str]) -> dict[str, Score]:
+    found: dict[str, Score] = {}
+    for task, metric in tasks.items():
+        record = mapping(records.get(task))
+        short, comma, kind = metric.partition(",")
+        value = number(record, metric)
+        if value is not None and math.isfinite(value):
+            found[task] = Score(value, number(record, f"{short}_stderr{comma}{kind}"))
+    return found
+
+
+def _apart(mine: Mapping[str, Any], theirs: Mapping[str, Any], tasks: Sequence[str]) -> Apart | None:
+    """Return the mean of the paired differences over tasks; None where a task's items are not the same."""
+    gaps: list[float] = []
+    variance = 0.0
+    for task in tasks:
+        try:
+            found = paired_scores(dict(mapping(mine[task])), dict(mapping(theirs[task])))
+        except (KeyError, UsageError):
+            return None
+        gaps.append(found.difference)
+        variance += math.inf if found.stderr is None else found.stderr**2
+    if not gaps:
+        return None
+    mean = sum(gaps) / len(gaps)
+    if math.isinf(variance):
+        return Apart(mean, None, None, len(gaps))
+    half = NormalDist().inv_cdf(0.5 + _CONFIDENCE / 2) * math.sqrt(variance) / len(gaps)
+    return Apart(mean, mean - half, mean + half, len(gaps))
+
+
+def tasks_record(found: TaskComparison | None) -> dict[str, Any] | None:
+    """Return what compare.json holds of it."""
+    if found is None:
+        return None
+    return {
+        "against": found.against,
+        "confidence": _CONFIDENCE,
+        "metrics": dict(found.tasks),
+        "chance": dict(found.chance),
+        "models": [
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "scores": {task: {"value": s.value, "stderr": s.stderr} for task, s in one.scores.items()},
+                "mean": one.mean,
+                "difference": None if one.apart is None else one.apart.__dict__,
+                "inference": dict(one.inference) or None,
+            }
+            for one in found.models
+        ],
+    }

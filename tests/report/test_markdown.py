@@ -1,0 +1,50 @@
+"""The Markdown twin of a page: its numbers are those of the folder, and nothing in it can act or break its table."""
+
+import json
+import re
+
+from test_report import HOSTILE, hostile_run
+
+from scionlm.report import render_report, write_report
+from scionlm.report.markdown import safe
+
+
+def table_of(text):
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+
+
+def test_the_losses_stand_in_a_table(make_run):
+    run = make_run()
+    text = render_report(run, markdown=True)
+    rows = table_of(text)
+    record = json.loads((run / "result.json").read_text())
+    head = rows[0]
+    assert head[:4] == ["held-out nll (nats)", "source", "child before training", "child"]
+    by_name = {row[0]: row for row in rows[2:]}
+    for name, loss in record["domains"].items():
+        assert by_name[name][head.index("child")] == f"{loss['nll']:.3f}"
+        assert by_name[name][head.index("source")] == f"{record['source']['domains'][name]['nll']:.3f}"
+    mean = sum(loss["nll"] for loss in record["domains"].values()) / len(record["domains"])
+    assert by_name["**mean**"][head.index("child")] == f"**{mean:.3f}**"
+    assert "nats on held-out text" in text
+    assert "no spread is known" in text
+
+
+def test_a_name_that_ends_with_md_gets_it(make_run, tmp_path):
+    run = make_run()
+    assert write_report(run, tmp_path / "page.md").read_text() == render_report(run, markdown=True)
+    assert write_report(run, tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_hostile_text_neither_acts_nor_breaks_the_table(make_run):
+    text = render_report(hostile_run(make_run), markdown=True)
+    assert "<" not in text.replace("&lt;", "")
+    assert not re.search(r"(?<!\\)\[[^]]*(?<!\\)\]\(", text)
+    assert len({len(row) for row in table_of(text)}) == 1
+    for bad in HOSTILE:
+        assert "\n" not in safe(bad)
+        assert "<" not in safe(bad)
