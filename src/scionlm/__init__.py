@@ -11,10 +11,21 @@ Importing this module is cheap; torch is loaded by the first call that needs it.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scionlm.api import analyze, compare, evaluate, export, inherit, plan, prepare, run
+    from scionlm.api import analyze, compare, evaluate, evaluate_model, export, inherit, plan, prepare, run
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "analyze", "compare", "evaluate", "export", "inherit", "plan", "prepare", "run"]
+__all__ = [
+    "__version__",
+    "analyze",
+    "compare",
+    "evaluate",
+    "evaluate_model",
+    "export",
+    "inherit",
+    "plan",
+    "prepare",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scionlm.evaluation.loss import DomainLoss
     from scionlm.recipes.analyze import Analysis
     from scionlm.recipes.config_sweep import Sweep
+    from scionlm.recipes.evaluate import EvaluateOptions, Evaluation
     from scionlm.surgery.request import InheritOptions
 
 
@@ -136,6 +137,7 @@ def compare(
     data: str | Path | None = None,
     max_tokens: int | None = None,
     seq_len: int | None = None,
+    scores: "EvaluateOptions | None" = None,
 ) -> Record:
     """Set runs, sweeps and models side by side: `compare.html`, `.json` and `.md` in `out`; return what the JSON holds.
 
@@ -145,12 +147,13 @@ def compare(
         data: Data folder that models are measured on, in the way of `evaluate`.
         max_tokens: Budget a domain for models; None takes that of the runs.
         seq_len: Tokens predicted in one window for models; None takes that of the runs, else 1024.
+        scores: Tasks, suites and speed that results of runs and models are measured on beside; kept there too.
 
     Raises:
         UsageError: One of them is neither; a model comes without data; `out` is a file.
         DataError: A file is broken, or model and data do not fit.
     """
-    from scionlm.report import comparable_setup, is_run, write_comparison
+    from scionlm.report import comparable_setup, is_run, model_folders, write_comparison
 
     out = Path(out)
     if out.exists() and not out.is_dir():
@@ -169,7 +172,12 @@ def compare(
             how = {"seq_len": seq_len or usual.seq_len or 1024, "max_tokens": max_tokens or budget}
             measured = measured_model(model, Path(str(data)), out, evaluate, **how, domains=sorted(usual.domains))
             found.append(measured)
-    return write_comparison(runs, out, found)
+    if scores is None:
+        return write_comparison(runs, out, found)
+    from scionlm.recipes.compared_scores import measured_scores
+
+    named = {str(record["name"]): model for record, model in zip(found, dict.fromkeys(models), strict=True)}
+    return write_comparison(runs, out, found, measured_scores(model_folders(runs) | named, data, out, scores))
 
 
 def demo(out: str | Path = "runs/demo", overrides: dict[str, Any] | None = None) -> Record:
@@ -209,32 +217,37 @@ def evaluate(
         UsageError: A wrong argument.
         DataError: Model and data do not fit.
     """
-    from scionlm.core.log import Progress
-    from scionlm.data import DataFolder
-    from scionlm.recipes.inputs import check_tokenizer
-    from scionlm.sources import load_hf_model, resolve
+    from scionlm.recipes.evaluate import EvaluateOptions
+    from scionlm.recipes.evaluate import evaluate_model as measure
 
-    if seq_len < 2 or (max_tokens is not None and max_tokens < 1):
-        raise UsageError(f"seq_len {seq_len} must be at least 2 and max_tokens {max_tokens} at least 1")
-    folder = resolve(model, allow_pickle=allow_pickle)
-    opened = DataFolder(Path(data))
-    check_tokenizer(folder, opened)
-    names = domains or opened.domains
-    for name in names:
-        opened.stream(name, "held_out", verify=True)
-    if precision not in ("fp32", "bf16", "auto"):
-        raise UsageError(f"precision {precision!r} must be fp32, bf16 or auto")
+    options = EvaluateOptions(
+        seq_len=seq_len, max_tokens=max_tokens, per_document=per_document, precision=precision, domains=domains,
+        allow_pickle=allow_pickle,
+    )  # fmt: skip
+    return measure(model, data, options).losses
 
-    from scionlm.evaluation.loss import domain_losses, model_token_nll
-    from scionlm.evaluation.rolling import rolling_losses
-    from scionlm.parallel.runtime import start_runtime
 
-    runtime = start_runtime(precision)
-    loaded: Any = load_hf_model(folder, runtime.compute_dtype).to(runtime.device)  # pyright: ignore[reportArgumentType]
-    total = sum(min(max_tokens or 2**62, opened.num_tokens(name, "held_out")) for name in names)
-    measure = rolling_losses if per_document else domain_losses
-    with Progress(f"evaluating {folder.name}", total) as progress:
-        return measure(model_token_nll(loaded), opened, names, seq_len, max_tokens, on_progress=progress.update)
+def evaluate_model(model: str, data: str | Path | None = None, **options: Any) -> "Evaluation":
+    """Return losses of a model, its scores on tasks, and how fast it is, as far as they are asked for.
+
+    Args:
+        model: A model folder, hub id, `.gguf` file or built-in name.
+        data: A data folder made by `prepare`; losses and the suite `offline` need it.
+        options: What and how: fields of `scionlm.recipes.evaluate.EvaluateOptions`, as `suites=["offline"]`.
+
+    Raises:
+        UsageError: A wrong argument, an unknown task or suite, or nothing to measure.
+        DataError: Model and data do not fit, or a task is broken.
+        StorageError: A task's data is neither in the cache nor to be had.
+    """
+    from scionlm.recipes.evaluate import EvaluateOptions
+    from scionlm.recipes.evaluate import evaluate_model as measure
+
+    try:
+        chosen = EvaluateOptions(**options)
+    except TypeError as error:
+        raise UsageError(f"evaluate_model: {error}") from error
+    return measure(model, data, chosen)
 
 
 def analyze(
@@ -301,6 +314,8 @@ def plan(
     devices: int = 1,
     per_node: int | None = None,
     calibrate: bool = False,
+    find_lr: bool = False,
+    price: float | None = None,
 ) -> Record:
     """Return what a recipe will take: parameters, operations, memory, time; of a sweep also each run's, under `runs`.
 
@@ -311,28 +326,38 @@ def plan(
         devices: How many of them.
         per_node: How many in one machine; None puts all into one, up to eight.
         calibrate: Measure a few steps here instead of looking the speed up.
+        find_lr: Train for a few dozen steps here, at a rate that rises, and suggest a peak: `lr_range_test`, which
+            `scionlm.recipes.range_test.range_test` describes. The model is thrown away.
+        price: Of a device's hour, in any currency.
 
     Raises:
-        UsageError: The recipe does not validate, or the device is not known.
+        UsageError: The recipe does not validate, or the device is not known; there is nothing to try rates on.
         DataError: The source is broken or of an unknown family.
     """
+    from scionlm.recipes.bill import with_price
     from scionlm.recipes.config_sweep import Sweep, load_request
     from scionlm.recipes.planning import plan_recipe
 
     loaded = load_request(recipe, overrides or {})
+    measured = "--find-lr" if find_lr else "--calibrate" if calibrate else None
     if isinstance(loaded, Sweep):
-        if calibrate:
-            raise UsageError("--calibrate measures one recipe, not a sweep; leave it out, or name a recipe")
+        if measured:
+            raise UsageError(f"{measured} measures one recipe, not a sweep; leave it out, or name a recipe")
         from scionlm.recipes.sweep_plan import plan_sweep
 
-        return plan_sweep(loaded, device, devices, per_node)
+        return with_price(plan_sweep(loaded, device, devices, per_node), price)
+    if measured and (device is not None or devices > 1):
+        raise UsageError(f"{measured} measures one device of this machine; leave --device and --devices out")
+    found: Record = {}
+    if find_lr:
+        from scionlm.recipes.range_test import range_test
+
+        found["lr_range_test"] = range_test(loaded)
     if not calibrate:
-        return plan_recipe(loaded, device, devices, per_node)
-    if device is not None or devices > 1:
-        raise UsageError("--calibrate measures one device of this machine; leave --device and --devices out")
+        return with_price(plan_recipe(loaded, device, devices, per_node), price) | found
     from scionlm.recipes.calibrate import calibrated
 
-    return calibrated(loaded)
+    return with_price(calibrated(loaded), price) | found
 
 
 def export(run: str | Path, out: str | Path, *, step: int | None = None, last: int = 1, averaged: bool = False) -> Path:

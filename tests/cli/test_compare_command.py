@@ -108,3 +108,21 @@ def test_another_budget_makes_models_incomparable_and_says_so(swept, tmp_path, t
     row = next(row for row in found["rows"] if row["kind"] == "model")
     assert row["not_comparable"] == "losses of 24 tokens a domain, not of 48"
     assert row["mean"] is not None
+
+
+def test_scores_are_measured_on_request_and_kept(swept, tmp_path, tiny_folder, data_folder, capsys, monkeypatch):
+    asked = ["--suite", "offline", "--limit", "6", "--speed", "--data", data_folder.path]
+    command = ["compare", swept[2], tiny_folder, *asked, "-o", tmp_path / "out"]
+    code, shown, _ = scion(capsys, *command)
+    assert code == 0
+    assert "scores, with their standard errors over items" in shown
+    tasks = json.loads((tmp_path / "out" / "compare.json").read_text())["tasks"]
+    found = {one["name"]: one for one in tasks["models"]}
+    assert set(found) == {"heir", "random", str(tiny_folder)}
+    for one in found.values():
+        assert set(one["scores"]) == set(tasks["metrics"])
+        assert one["inference"]["decode_tokens_per_second"] > 0
+        assert (one["difference"] is None) == (one["name"] == tasks["against"])
+    monkeypatch.setattr("scionlm.recipes.compared_scores.evaluate_model", None)  # not asked again
+    assert scion(capsys, *command)[0] == 0
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["tasks"] == tasks

@@ -135,7 +135,7 @@ def inherit(
     num_attention_heads: Annotated[int | None, typer.Option(help="Query heads.")] = None,
     num_key_value_heads: Annotated[int | None, typer.Option(help="Key/value heads.")] = None,
     importance: Annotated[
-        str | None, typer.Option(help="Which heads and channels stay: first, magnitude, activation or taylor.")
+        str | None, typer.Option(help="Which heads and channels stay: first, random, magnitude, activation or taylor.")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Data folder for what is measured: block_influence, activation, taylor.")
@@ -219,6 +219,10 @@ def plan(
     devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
     per_node: Annotated[int | None, typer.Option(min=1, help="How many in one machine (all, up to 8 GPUs).")] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure a few steps here.")] = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Suggest a peak learning rate from a few dozen steps here.")
+    ] = False,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a device's hour, to know the cost.")] = None,
     json: Json = False,
 ) -> None:
     """Say what a run will take before anything is spent: parameters, FLOPs, memory, time, learning rate."""
@@ -226,7 +230,8 @@ def plan(
     from scionlm.cli.plan import print_plan, print_sweep_plan
     from scionlm.cli.tables import print_json
 
-    found = api.plan(recipe, overrides or [], device=device, devices=devices, per_node=per_node, calibrate=calibrate)
+    how = {"device": device, "devices": devices, "per_node": per_node, "price": price}
+    found = api.plan(recipe, overrides or [], calibrate=calibrate, find_lr=find_lr, **how)
     if json:
         print_json(found)
     else:
@@ -272,32 +277,38 @@ def export(
 @app.command()
 def evaluate(
     model: Model,
-    data: Annotated[Path, typer.Option(help="Data folder made by scion prepare.")],
+    data: Annotated[Path | None, typer.Option(help="Data folder made by scion prepare.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Budget a domain.", min=1)] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens predicted in one window.", min=2)] = 1024,
     per_document: Annotated[bool, typer.Option("--per-document", help="The rolling form of lm-eval.")] = False,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
     domain: Annotated[list[str] | None, typer.Option(help="Only this domain (may be given again).")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval or --tasks-dir, as piqa,arc_easy.")] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="offline (of --data), or a paper's: sheared, tinyllama, ...; repeatable.")
+    ] = None,
+    tasks_dir: Annotated[Path | None, typer.Option(help="Folder with lm-eval tasks of your own.")] = None,
+    allow_task_code: Annotated[
+        bool, typer.Option("--allow-task-code", help="Let tasks run code: their own, or what the model writes.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="Items of each task, from its start.", min=1)] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Examples before each question.", min=0)] = None,
+    batch_size: Annotated[str, typer.Option(help="Inputs in one pass; auto finds one.")] = "auto",
+    seed: Annotated[int | None, typer.Option(help="Of examples and offline items (lm-eval's own).", min=0)] = None,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure tokens/s, time to first token, cache.")] = False,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the JSON: OUT.json, or a folder.")] = None,
     allow_pickle: Pickle = False,
     json: Json = False,
 ) -> None:
-    """Measure loss, perplexity and bits per byte on the held-out part of each domain."""
-    from scionlm import api
-    from scionlm.cli.tables import print_json, print_losses
+    """Measure losses on held-out text, scores on tasks, and speed."""
+    from scionlm.cli.evaluate import evaluate_command
 
-    losses = api.evaluate(
-        model,
-        data,
-        seq_len=seq_len,
-        max_tokens=max_tokens,
-        per_document=per_document,
-        precision=precision,
-        domains=domain,
-        allow_pickle=allow_pickle,
-    )
-    found = {name: loss.to_dict() for name, loss in losses.items()}
-    settings = {"model": model, "seq_len": seq_len, "per_document": per_document, "precision": precision}
-    print_json(settings | {"domains": found, "tasks": {}}) if json else print_losses(found, settings)
+    options: Any = {
+        "seq_len": seq_len, "max_tokens": max_tokens, "per_document": per_document, "precision": precision,
+        "domains": domain, "suites": suite or [], "tasks_dir": tasks_dir, "allow_task_code": allow_task_code,
+        "limit": limit, "num_fewshot": num_fewshot, "seed": seed, "speed": speed, "allow_pickle": allow_pickle,
+    }  # fmt: skip
+    evaluate_command(model, data, tasks, batch_size, options, out, json)
 
 
 @app.command()
@@ -307,14 +318,19 @@ def compare(
     data: Annotated[Path | None, typer.Option(help="Data folder that models are measured on.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Budget a domain for models (the runs').", min=1)] = None,
     seq_len: Annotated[int | None, typer.Option(help="Window for models (the runs').", min=2)] = None,
+    tasks: Annotated[str | None, typer.Option(help="Also score all of them on these, as piqa,arc_easy.")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="Likewise on a suite; repeatable.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Items of each task.", min=1)] = None,
+    speed: Annotated[bool, typer.Option("--speed", help="Also measure how fast they read and write.")] = False,
     json: Json = False,
 ) -> None:
     """Set runs, sweeps and models side by side: one table, one page."""
     from scionlm import api
-    from scionlm.cli.compare import print_comparison
+    from scionlm.cli.compare import print_comparison, scores_asked
     from scionlm.cli.tables import print_json
 
-    found = api.compare(items, out, data=data, max_tokens=max_tokens, seq_len=seq_len)
+    scores = scores_asked(tasks, suite or [], limit, speed)
+    found = api.compare(items, out, data=data, max_tokens=max_tokens, seq_len=seq_len, scores=scores)
     print_json(found) if json else print_comparison(found, out)
 
 
@@ -322,7 +338,8 @@ def compare(
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder, or that of a sweep.")],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The page (default: RUN/report.html, SWEEP/compare.html).")
+        Path | None,
+        typer.Option("-o", "--out", help="RUN/report.html, SWEEP/compare.html; NAME.md for Markdown."),
     ] = None,
 ) -> None:
     """Write one self-contained page about a run, or about a sweep."""

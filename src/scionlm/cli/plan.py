@@ -7,13 +7,16 @@ from scionlm.core.log import format_bytes, format_count, format_seconds
 from scionlm.planning.curve import draw
 
 _TIGHT = 0.9  # of a device's memory
+_SHOWN = 8  # shapes; --json has them all
+_POINTS = 16  # of a range test, of which --json has all too
 
 
 def print_plan(found: dict[str, Any]) -> None:
     """Print a plan: sizes, memory, time, and the learning rate as a curve."""
     models = found["models_trained"]
     origin = f" from {found['source']}" if found["source"] else ""
-    table = new_table(f"{found['recipe']}{origin}: {format_count(found['num_parameters'])} parameters", "", "")
+    known = f" {found['model']}, vocabulary of {found['vocab_size']:,}" if found.get("model") else ""
+    table = new_table(f"{found['recipe']}{origin}{known}: {format_count(found['num_parameters'])} parameters", "", "")
     add_row(table, "tokens", f"{format_count(found['num_tokens'])} in {found['num_steps']:,} steps")
     also = f", trained {models} times (the control)" if models > 1 and "rounds" not in found else ""
     if "rounds" in found:
@@ -22,13 +25,29 @@ def print_plan(found: dict[str, Any]) -> None:
     add_row(table, "time", _time(found))
     if "teacher" in found["seconds_by_part"]:
         add_row(table, "teacher", _teacher(found))
+    add_row(table, "device hours", _price(found))
     add_row(table, "checkpoint", format_bytes(found["checkpoint_bytes"]))
+    add_row(table, "disk", f"{format_bytes(found['disk_bytes'])} at the most")
+    if found["epochs"]:
+        add_row(table, "passes", ", ".join(f"{name} {times:.2g}" for name, times in found["epochs"].items()))
     show_table(table)
-    if "rounds" in found:
-        _print_rounds(found["rounds"])
+    for key, show in {"budgets": _print_budgets, "candidates": _print_candidates, "rounds": _print_rounds}.items():
+        if key in found:
+            show(found[key])
+    if found.get("published"):
+        _print_published(found["published"])
     layout = found["layout"]
     if found["devices"] > 1:
         print(f"\n{found['devices']} devices, {_layout(layout)}: {layout['why']}")
+    _print_memory(found)
+    _print_curve(found["stages"])
+    if "lr_range_test" in found:
+        _print_range_test(found["lr_range_test"], found["stages"][0]["lr"])
+    for one in found.get("advice", []):
+        print(f"\nadvice: {one['what']}\n  {one['why']}" + (f"\n  to do so: {one['set']}" if one["set"] else ""))
+
+
+def _print_memory(found: dict[str, Any]) -> None:
     rows = found["micro_batch_size"]
     memory = new_table(
         f"\nmemory of a step in {found['precision']}, each device, {rows} sequences a pass", "part", "size"
@@ -46,14 +65,75 @@ def print_plan(found: dict[str, Any]) -> None:
             f"warning: {found['device']} has {format_bytes(there)}; lower train.micro_batch_size or data.seq_len, or "
             "keep fewer layers"
         )
+
+
+def _print_budgets(budgets: list[dict[str, Any]]) -> None:
+    table = new_table(
+        "\nbudgets of training, evaluations left out", "", "tokens", "a parameter", "FLOPs", "time", "chosen by"
+    )
+    for one in budgets:
+        each, time = f"{one['tokens_per_parameter']:,.1f}", format_seconds(one["seconds"])
+        add_row(table, one["name"], format_count(one["tokens"]), each, f"{one['flops']:.3g}", time, one["why"])
+    show_table(table)
+
+
+def _print_published(known: dict[str, Any]) -> None:
+    """Print how fast others trained a model of this shape, beside what the table of devices expects."""
+    table = new_table(
+        f"\npublished: {known['what']} ({known['source']})", "", "tokens/s", f"of the peak of an {known['device']}"
+    )
+    stated = "" if known["mfu"] is None else f" (stated: {100 * known['mfu']:.0f} %)"
+    for name, speed, share in (
+        ("published", known["tokens_per_s"], f"{100 * known['utilization']:.1f} %{stated}"),
+        ("assumed by plan", known["table_tokens_per_s"], f"{100 * known['table_utilization']:.1f} %"),
+    ):
+        add_row(table, name, format_count(round(speed)), share)
+    show_table(table)
+    print(f"shares by {known['formula']}")
+
+
+def _print_curve(stages: list[dict[str, Any]]) -> None:
     print("\nlearning rate")
-    points = [(step, lr) for stage in found["stages"] for step, lr in stage["curve"]]
+    points = [(step, lr) for stage in stages for step, lr in stage["curve"]]
     peak = max(lr for _, lr in points)
     for number, line in enumerate(draw(points)):
         print(f"{f'{peak:.3g}' if number == 0 else '':>8} {line}")
-    print(f"{'0':>8} step 1 to {found['num_steps']:,}")
-    for stage in found["stages"]:
+    print(f"{'0':>8} step 1 to {sum(stage['steps'] for stage in stages):,}")
+    for stage in stages:
         print(f"{stage['name']}: {stage['schedule']}")
+
+
+def _print_range_test(test: dict[str, Any], lr: float) -> None:
+    """Print the curve of a range test as a table, and what it suggests in the place of a recipe's rate."""
+    table = new_table(
+        f"\nlearning-rate range test: {test['steps']} steps, each at a higher rate; loss {test['before']:.4f} before",
+        "rate", "loss", "change", "",
+    )  # fmt: skip
+    lrs, smoothed = test["lrs"], test["smoothed"]
+    marks = {test["lr_lowest"]: "lowest", test["lr_diverges"]: "clearly higher"}
+    every = -(-len(lrs) // _POINTS)
+    for number, (rate, loss) in enumerate(zip(lrs, smoothed, strict=True), 1):
+        if rate in marks or number % every == 0:
+            add_row(table, f"{rate:.2g}", f"{loss:.4f}", f"{loss - test['before']:+.4f}", marks.get(rate, ""))
+    show_table(table)
+    print(test["why"])
+    if test["proposal"] is None:
+        print("no proposal")
+    else:
+        print(f"proposal: optimizer.lr={test['proposal']:g} (the recipe has {lr:g})")
+
+
+def _print_candidates(shapes: list[dict[str, Any]]) -> None:
+    table = new_table(
+        "\nshapes within the budget; a run takes the first", "layers", "hidden", "MLP", "heads", "parameters", "why"
+    )
+    for one in shapes[:_SHOWN]:
+        shape = one["shape"]
+        heads = f"{shape['num_attention_heads']}/{shape['num_key_value_heads']}"
+        sizes = (shape["num_hidden_layers"], shape["hidden_size"], shape["intermediate_size"])
+        why = one["why"].split("; ")
+        add_row(table, *map(str, sizes), heads, format_count(one["num_parameters"]), f"{why[0]}; {why[-1]}")
+    show_table(table)
 
 
 def _print_rounds(rounds: list[dict[str, Any]]) -> None:
@@ -83,7 +163,8 @@ def print_sweep_plan(found: dict[str, Any]) -> None:
         f"{found['flops']:.3g}", format_bytes(found["memory_bytes_per_device"]), format_seconds(found["seconds"]),
     )  # fmt: skip
     show_table(table)
-    print("all: sums; of parameters and memory the largest. x 2: trained twice, with a control; time counts both")
+    print(f"device hours: {_price(found)}")
+    print("all: sums; of parameters and memory the largest. x 2: a control or pruning is trained too; time counts all")
 
 
 def _layout(layout: dict[str, Any]) -> str:
@@ -94,6 +175,12 @@ def _layout(layout: dict[str, Any]) -> str:
     if layout["name"] == "fsdp":
         return f"FSDP2, one copy over {shards}"
     return f"HSDP, {replicas} copies over {shards} each"
+
+
+def _price(found: dict[str, Any]) -> str:
+    """Return the device hours, and their price where it is known."""
+    hours = f"{found['device_hours']:,.3g}"
+    return hours if "cost" not in found else f"{hours}, {found['cost']:,.2f} at {found['price_per_device_hour']:g} each"
 
 
 def _time(found: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ from rich.text import Text
 from scionlm.core.log import format_count, format_seconds
 from scionlm.core.records import read_json, to_json
 
+_SETTLED = 0.01  # of the units: beyond it masks had not come to a choice
+
 
 def print_json(record: dict[str, Any]) -> None:
     """Print one JSON document."""
@@ -87,6 +89,27 @@ def print_losses(domains: dict[str, dict[str, Any]], settings: dict[str, Any]) -
     show_table(table)
 
 
+def print_tasks(tasks: dict[str, Any]) -> None:
+    """Print scores on tasks, each with its standard error and what guessing comes to."""
+    table = new_table("tasks, with standard errors", "task", "metric", "score", "chance", "items", "shots")
+    for name, record in tasks.items():
+        for metric, value in record.items():
+            error = record.get(stderr_key(metric), "none")
+            if error == "none" or value is None:
+                continue
+            shown = _score_cell(record, metric)
+            chance = record.get("chance") if metric.startswith("acc") else None
+            shots, items = record["num_fewshot"], f"{record['num_items']:,}"
+            add_row(table, name, metric, shown, "" if chance is None else f"{chance:.2f}", items, shots)
+    show_table(table)
+
+
+def stderr_key(metric: str) -> str:
+    """Return the name of a metric's standard error: of `acc` `acc_stderr`, of `acc,FILTER` `acc_stderr,FILTER`."""
+    name, comma, kind = metric.partition(",")
+    return f"{name}_stderr{comma}{kind}"
+
+
 def _loss_cells(loss: dict[str, Any]) -> tuple[str, str, str]:
     return f"{loss['nll']:.4f}", f"{loss['perplexity']:.2f}", f"{loss['bits_per_byte']:.4f}"
 
@@ -144,8 +167,9 @@ def print_presets() -> None:
 def print_run(result: dict[str, Any], out: Path) -> None:
     """Print a finished run: losses of source, child and control, the gap closed, rounds, and where everything is."""
     source, training, control = result["source"], result["training"], result.get("control")
+    prune = result.get("prune")
     rows: list[tuple[str, dict[str, Any]]] = [
-        (f"{result['name']} before training", result["before"]),
+        (f"{result['name']} {'right after pruning' if prune else 'before training'}", result["before"]),
         (f"{result['name']} after", result["domains"]),
     ]
     if source:
@@ -159,9 +183,15 @@ def print_run(result: dict[str, Any], out: Path) -> None:
         add_row(table, name, *(f"{value:.3f}" for value in values), f"{sum(values) / len(values):.3f}")
     show_table(table)
     print()
+    if result.get("tasks"):
+        _print_scores(result)
     if result.get("growth"):
         _print_rounds(result["growth"])
-    if result["inherit"] and result["inherit"]["init"] == "source":
+    if prune:
+        _print_pruning(result)
+    if result.get("forgetting"):
+        _print_forgetting(result["forgetting"])
+    if result["inherit"] and result["inherit"]["init"] == "source" and result["recipe"] != "continual":
         kept = ", ".join(map(str, result["inherit"]["keep"]))
         print(f"layers kept: {kept}  ({result['inherit']['strategy']}: {result['inherit']['strategy_reason']})")
     if control:
@@ -177,6 +207,45 @@ def print_run(result: dict[str, Any], out: Path) -> None:
     print(f"model:  {out / 'model'}\nreport: {out / 'report.html'}")
 
 
+def _print_scores(result: dict[str, Any]) -> None:
+    """Print the scores of source, result and control on the tasks of a run."""
+    models = {"source": result["source"] or {}, result["name"]: result, "control": result.get("control") or {}}
+    models = {name: record["tasks"] for name, record in models.items() if record.get("tasks")}
+    table = new_table("tasks, with standard errors", "task", "metric", *models, "chance", "items")
+    for task, record in result["tasks"].items():
+        metric = record.get("metric", "acc")
+        cells = [_score_cell(tasks.get(task, {}), metric) for tasks in models.values()]
+        chance = record.get("chance")
+        add_row(table, task, metric, *cells, "" if chance is None else f"{chance:.2f}", record["num_items"])
+    show_table(table)
+    print()
+
+
+def _score_cell(record: dict[str, Any], metric: str) -> str:
+    value, error = record.get(metric), record.get(stderr_key(metric))
+    return "" if value is None else f"{value:.3f}" + ("" if error is None else f" ± {error:.3f}")
+
+
+def _print_forgetting(record: dict[str, Any]) -> None:
+    """Print what was forgotten and what was learned."""
+    old, new = record["upstream"], record["downstream"]
+    words: list[str] = []
+    if new:
+        words.append(f"downstream ({', '.join(new['domains'])}) {new['before']:.3f} to {new['after']:.3f}")
+    if old:
+        peak = f", at most {old['peak']['nll']:.3f} on the way" if old["peak"] else ""
+        words.append(f"upstream ({', '.join(old['domains'])}) {old['before']:.3f} to {old['after']:.3f}{peak}")
+    if words:
+        print(f"nats: {'; '.join(words)}")
+    if old and new:
+        print(f"forgets {old['forgetting']:+.3f}, gains {new['adaptation']:+.3f}: net {record['net']:+.3f}")
+    for stage in record.get("stages", []):
+        print(
+            f"stage {stage['name']} ({', '.join(stage['domains'])}): {stage['before']:.3f} before, "
+            f"{stage['at_its_end']:.3f} at its end, {stage['after']:.3f} at the end"
+        )
+
+
 def _mean(domains: dict[str, Any]) -> float:
     return sum(loss["nll"] for loss in domains.values()) / len(domains)
 
@@ -186,9 +255,52 @@ def _what(result: dict[str, Any]) -> str:
     source, layers = result["source"], result["model"]["num_hidden_layers"]
     if not source:
         return f"{format_count(result['model']['num_parameters'])} parameters in {layers} layers, from scratch"
+    if result["recipe"] == "continual":
+        return f"{source['name']}, gone on with"
+    if result.get("prune"):
+        many = " of ".join(format_count(each["num_parameters"]) for each in (result["model"], source))
+        return f"{source['name']}, pruned to {many} parameters"
     if result["inherit"]["init"] == "source":
         return f"{layers} of {source['num_hidden_layers']} layers of {source['name']}"
     return f"{layers} random layers in the shape of {source['num_hidden_layers']} of {source['name']}"
+
+
+def _print_pruning(result: dict[str, Any]) -> None:
+    """Print what was cut and how, the steps in which it was, and whether masks had settled."""
+    from scionlm.recipes.card import chosen_words
+
+    prune, spent = result["prune"], result["training"]
+    steps = prune.get("pruning_steps") or []
+    if len(steps) > 1:
+        table = new_table("steps of pruning", "", "layers", "hidden", "MLP", "heads", "parameters", "tokens")
+        for number, step in enumerate(steps, 1):
+            shape = step["shape"]
+            heads = f"{shape['num_attention_heads']}/{shape['num_key_value_heads']}"
+            sizes = [shape[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size")]
+            counts = [format_count(value) for value in (shape["num_parameters"], step["tokens"])]
+            add_row(table, f"step {number}", *sizes, heads, *counts)
+        show_table(table)
+        print()
+    width = (result["inherit"].get("width") or {}).get("sizes", {})
+    cuts = [f"{name} {size['child']} of {size['source']}" for name, size in width.items()]
+    cuts.insert(0, f"layers {len(result['inherit']['keep'])} of {result['source']['num_hidden_layers']}")
+    print(f"pruned to {', '.join(cuts)}: {chosen_words(prune).replace('`', '')}")
+    if prune["training"]["tokens"]:
+        before = f"{format_count(prune['training']['tokens'])} of {format_count(spent['tokens'])} tokens"
+        print(f"pruning took {before}, {format_seconds(prune['training']['seconds'])}")
+    for line in _unsettled(prune.get("axes") or []):
+        print(line)
+
+
+def _unsettled(axes: list[dict[str, Any]]) -> list[str]:
+    """Return a line on masks that had not come to a choice; see the report for what it means."""
+    named: list[str] = []
+    for axis in axes:
+        dead, distance = axis.get("dead_share"), axis.get("distance")  # null where they were not finite
+        if dead is None or distance is None or dead > _SETTLED or distance > _SETTLED:
+            shown = ["not finite" if share is None else f"{100 * share:.1f} %" for share in (dead, distance)]
+            named.append(f"{axis['name']} {shown[0]} dead, {shown[1]} off target")
+    return [f"masks had not settled: {'; '.join(named)} (the report says what that means)"] if named else []
 
 
 def _beside_control(name: str, means: dict[str, float], seeds: int) -> str:
