@@ -96,7 +96,7 @@ def kill_and_compare(make, tmp_path, kinds, layout, seed):
 
 
 def test_killed_ranks_are_gone_on_with_to_the_bit(make, tmp_path):
-    kill_and_compare(make, tmp_path, ["1", "launcher"], "fsdp", 0)
+    kill_and_compare(make, tmp_path, ["1"], "fsdp", 0)
 
 
 @pytest.mark.slow

@@ -11,9 +11,10 @@ from features import FEATURES
 from scionlm.core.config import dump_yaml
 from scionlm.core.errors import StoppedError
 from scionlm.core.records import read_json
+from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
 from scionlm.train.checkpoint import find_damage, open_checkpoint
-from whole_runs import SEQ_LEN, Watch, consumed_of, differing, metrics_of, outcome, quicken
+from whole_runs import SEQ_LEN, SETTINGS, Watch, consumed_of, differing, metrics_of, outcome, quicken
 from worlds import World
 
 FP32, BF16 = 1e-5, 1e-3
@@ -105,6 +106,26 @@ def test_two_ranks_train_what_one_process_trains(feature, layout, make, alone, p
     same_samples(answers, watch)
     assert consumed_of(tmp_path / "run", recipe) == consumed_of(out, recipe)
     assert read_json(tmp_path / "run" / "training.json")["layout"] == layout
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+def test_two_ranks_go_on_with_a_model_as_one_process_does(layout, alone, pair, earlier, data_folder, tmp_path):
+    """With replay, an average with the first weights, and five sequences a step, which do not come out even."""
+    given = {key: value for key, value in SETTINGS.items() if not key.startswith("inherit")} | {
+        "data.dir": str(data_folder.path), "data.mixture": {"beta": 1.0}, "branch.run": str(earlier),
+        "replay": {"run": str(earlier), "fraction": 0.3}, "average": {"method": "start", "share": 0.3},
+        "train.global_batch_tokens": SEQ_LEN * 5,
+    }  # fmt: skip
+    recipe = load_recipe("continual", given)
+    out, watch = alone(recipe)
+    answers = pair.run(load_recipe("continual", given | {"train.parallel": layout}), tmp_path / "run")
+    assert [answer["error"] for answer in answers] == [None, None]
+    close(tmp_path / "run", out, FP32)
+    same_samples(answers, watch)
+    assert consumed_of(tmp_path / "run", recipe) == consumed_of(out, recipe)
+    mine, theirs = (read_json(folder / "result.json")["forgetting"] for folder in (tmp_path / "run", out))
+    assert dict(numbers_of(mine)) == pytest.approx(dict(numbers_of(theirs)), rel=FP32, abs=10 * FP32)
+    assert mine["upstream"]["forgetting"] != 0
 
 
 @pytest.mark.parametrize("layout", ["ddp", "fsdp"])
