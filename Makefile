@@ -51,9 +51,16 @@ bench: setup
 	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/analysis.py
 	$(BIN)/python benchmarks/distillation.py
+	$(BIN)/python benchmarks/gates.py
+	$(BIN)/python benchmarks/tasks.py
 
+# Strict: a page or an anchor that is not there fails, as does a page that would ask another machine for anything.
 docs: setup
+	$(BIN)/python tools/make_reference.py --check
 	$(BIN)/python tools/check_docs.py
+	rm -rf site
+	$(BIN)/zensical build --strict --clean
+	$(BIN)/python tools/check_site.py site
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .cache .pytest_cache .ruff_cache .hypothesis
