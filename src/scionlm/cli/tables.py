@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scionlm.core.log import format_count, format_seconds
-from scionlm.core.records import read_json, to_json
+from scionlm.core.records import read_json, stderr_key, to_json
 
 _SETTLED = 0.01  # of the units: beyond it masks had not come to a choice
 
@@ -102,12 +102,6 @@ def print_tasks(tasks: dict[str, Any]) -> None:
             shots, items = record["num_fewshot"], f"{record['num_items']:,}"
             add_row(table, name, metric, shown, "" if chance is None else f"{chance:.2f}", items, shots)
     show_table(table)
-
-
-def stderr_key(metric: str) -> str:
-    """Return the name of a metric's standard error: of `acc` `acc_stderr`, of `acc,FILTER` `acc_stderr,FILTER`."""
-    name, comma, kind = metric.partition(",")
-    return f"{name}_stderr{comma}{kind}"
 
 
 def _loss_cells(loss: dict[str, Any]) -> tuple[str, str, str]:

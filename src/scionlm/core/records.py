@@ -178,3 +178,9 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in cast("list[Any]", value)]
     return value
+
+
+def stderr_key(metric: str) -> str:
+    """Return the name of a metric's standard error: of `acc` `acc_stderr`, of `acc,FILTER` `acc_stderr,FILTER`."""
+    name, comma, kind = metric.partition(",")
+    return f"{name}_stderr{comma}{kind}"

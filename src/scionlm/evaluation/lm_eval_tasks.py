@@ -25,7 +25,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from scionlm.core.errors import DataError, ScionError, StorageError, UsageError
-from scionlm.core.records import Record
+from scionlm.core.records import Record, stderr_key
 from scionlm.evaluation.choices import Request, score
 from scionlm.evaluation.suites import OFFLINE, SuiteTask, suites
 from scionlm.evaluation.task_folders import check_task_folder
@@ -324,7 +324,7 @@ def _plain(value: Any) -> str:
 
 def _headline(one: SuiteTask, record: Record) -> str:
     """Return the metric that a task is judged by: the suite's, else acc_norm where there is one, else the first."""
-    known = [key for key in record if f"{key}_stderr" in record or f"{key.replace(',', '_stderr,')}" in record]
+    known = [key for key in record if stderr_key(key) in record]
     if one.metric in record:
         return one.metric
     if one.metric is not None:

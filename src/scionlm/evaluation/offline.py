@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from scionlm.core.errors import DataError
+from scionlm.core.records import stderr_key
 from scionlm.evaluation.choices import Score, encode_pair, score
 from scionlm.evaluation.passages import Item, Passages, items_hash
 from scionlm.evaluation.task_record import TaskResults, item_record
@@ -97,6 +98,6 @@ def mean_and_error(name: str, values: Sequence[float]) -> dict[str, float | None
     count = len(values)
     mean = math.fsum(values) / count
     if count < 2:
-        return {name: mean, f"{name}_stderr": None}
+        return {name: mean, stderr_key(name): None}
     variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return {name: mean, f"{name}_stderr": math.sqrt(variance / count)}
+    return {name: mean, stderr_key(name): math.sqrt(variance / count)}

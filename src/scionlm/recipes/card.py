@@ -7,6 +7,7 @@ from typing import Any
 
 from scionlm.core.config import dump_yaml
 from scionlm.core.log import format_count, format_seconds
+from scionlm.core.records import stderr_key
 
 # How a recipe that prunes chose what stays, by its method.
 _CHOSEN = {
@@ -92,7 +93,7 @@ def _tasks(result: dict[str, Any]) -> str:
         return ""
 
     def shown(record: dict[str, Any], metric: str) -> str:
-        value, error = record.get(metric), record.get(_stderr(metric))
+        value, error = record.get(metric), record.get(stderr_key(metric))
         return "" if value is None else f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
     rows = "\n".join(
@@ -101,11 +102,6 @@ def _tasks(result: dict[str, Any]) -> str:
         for name, record in tasks.items()
     )
     return f"\n| task | metric | source | this model | items |\n|---|---|---|---|---|\n{rows}\n"
-
-
-def _stderr(metric: str) -> str:
-    short, comma, kind = metric.partition(",")
-    return f"{short}_stderr{comma}{kind}"
 
 
 def _front(result: dict[str, Any], datasets: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from statistics import NormalDist
 from typing import Any
 
 from scionlm.core.errors import UsageError
+from scionlm.core.records import stderr_key
 from scionlm.evaluation.paired_scores import paired_scores
 from scionlm.report.values import mapping, number, text
 
@@ -113,10 +114,9 @@ def _scores(records: Mapping[str, Any], tasks: Mapping[str, str]) -> dict[str, S
     found: dict[str, Score] = {}
     for task, metric in tasks.items():
         record = mapping(records.get(task))
-        short, comma, kind = metric.partition(",")
         value = number(record, metric)
         if value is not None and math.isfinite(value):
-            found[task] = Score(value, number(record, f"{short}_stderr{comma}{kind}"))
+            found[task] = Score(value, number(record, stderr_key(metric)))
     return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from scionlm.core.records import stderr_key
 from scionlm.report.html import Content, Markup, RowGroup, clip, name_of, table, tag
 from scionlm.report.svg import Caption, box, drawing, label, line, responsive
 from scionlm.report.values import mapping, number, text
@@ -62,8 +63,7 @@ def _models(scores: TaskScores, name: str) -> Iterable[tuple[str, Mapping[str, A
 def _score(scores: TaskScores, name: str, record: Mapping[str, Any]) -> tuple[str, float | None, float | None]:
     """Return the metric that a task is shown by, a model's value and its standard error."""
     metric = text(mapping(scores.child.get(name)), "metric") or "acc"
-    short, comma, kind = metric.partition(",")
-    return metric, number(record, metric), number(record, f"{short}_stderr{comma}{kind}")
+    return metric, number(record, metric), number(record, stderr_key(metric))
 
 
 def _rows(scores: TaskScores, name: str) -> Iterable[tuple[Content, ...]]:
