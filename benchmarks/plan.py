@@ -1,6 +1,6 @@
-"""What `scion plan` says beside what a run takes: time and memory of four recipes, each in a process of its own.
+"""What `scion plan` says beside what a run takes: time and memory of every recipe, each in a process of its own.
 
-python benchmarks/plan.py            # about ten minutes on two quiet cores; --steps 20 to look whether it works
+python benchmarks/plan.py            # about a quarter of an hour on two quiet cores; --steps 20 to look whether it works
 
 The time is that of training, planned from passes measured on the spot (`--calibrate`) and from the table of devices; the
 memory is the peak of the process, planned part by part.
@@ -16,9 +16,13 @@ from pathlib import Path
 CASES = {
     "inherit": ["inheritune-mini", "control=false"],
     "inherit, distilled": ["inheritune-mini", "control=false", "distill={teacher: source}"],
+    "shear, distilled": ["shear-mini", "control=false", "prune.tokens=20480", "train.tokens=20480"],
     "continual": ["continual-mini"],
     "scratch": ["scratch-tinyllama-1.1b-mini"],
 }
+
+_TRAINING = ("training", "teacher", "pruning", "recovery")
+"""Parts of a plan's seconds that a result counts as training."""
 
 
 def scion(*words: str) -> str:
@@ -49,10 +53,7 @@ def measure(name: str, words: list[str]) -> None:
     seconds = training["seconds"]
     figures = [seconds]
     for plan in (calibrated, table):
-        planned = sum(
-            plan["seconds_by_part"][part] for part in ("training", "teacher") if part in plan["seconds_by_part"]
-        )
-        figures.append(planned / seconds)
+        figures.append(sum(plan["seconds_by_part"].get(part, 0) for part in _TRAINING) / seconds)
     memory, planned = training["peak_memory_bytes"], calibrated["memory_bytes_per_device"]
     print(
         f"{name} | {figures[0]:.1f} | {figures[1]:.2f} x | {figures[2]:.2f} x | {memory / 2**30:.2f} GiB | "

@@ -1,6 +1,6 @@
 """Shearing of a model that has learned three small languages: what every part of it is worth, in nats.
 
-Comments give what seeds 0, 1 and 2 came to, each with languages, source and runs of its own. The tests run seed 0.
+Comments give what seeds 0 to 4 came to, each with languages, source and runs of its own. The tests run seed 0.
 """
 
 import json
@@ -97,7 +97,7 @@ def sheared(tmp_path_factory):
     }
     first = {"train.steps": 100, "train.global_batch_tokens": 32 * SEQ_LEN, "optimizer.lr": 1e-2}
     learned = run_recipe(load_recipe("scratch", common | first | {"model": MODEL}), root / "source")
-    assert nats(learned["domains"]) < 1.1  # 0.90, 0.98, 0.93; a chain with its language known: 0.69
+    assert nats(learned["domains"]) < 1.1  # 0.88, 0.86, 0.96, 0.86, 0.93; a chain with its language known: 0.69
 
     def sheared(prune, steps=1, **changes):
         out = tmp_path_factory.mktemp("sheared") / "run"
@@ -119,16 +119,17 @@ def test_pruning_and_recovery_beat_random_weights_of_the_same_shape_at_as_many_t
     control = result["control"]
     assert control["training"]["tokens"] == result["training"]["tokens"] == (STEPS + RECOVERY) * 16 * SEQ_LEN
     assert nats(control["domains"]) < math.log(NUM_WORDS) - 1  # it learns too
-    assert nats(result["domains"]) < nats(control["domains"]) - 0.1
+    assert nats(result["domains"]) < nats(control["domains"]) - 0.1  # 0.26, 0.16, 0.15, 0.17, 0.25
 
 
 def test_gates_choose_better_than_chance(frozen, sheared):
     """Choosing alone: no weight moves."""
     others = [sheared({"method": "random"}, seed=seed) for seed in range(3)] + [sheared({"method": "first"})]
-    assert nats(frozen["prune"]["domains"]) < min(nats(other["prune"]["domains"]) for other in others) - 0.15
+    best = min(nats(other["prune"]["domains"]) for other in others)
+    assert nats(frozen["prune"]["domains"]) < best - 0.15  # 0.50, 0.52, 0.56, 0.62, 0.44
 
 
 def test_weights_that_learn_with_the_gates_leave_less_to_recover(frozen, sheared):
     joint = sheared(MASKS)
     assert joint["prune"]["shape"] == frozen["prune"]["shape"]
-    assert nats(joint["prune"]["domains"]) < nats(frozen["prune"]["domains"]) - 0.3
+    assert nats(joint["prune"]["domains"]) < nats(frozen["prune"]["domains"]) - 0.3  # 1.33, 1.17, 1.33, 1.36, 1.26
