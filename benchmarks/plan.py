@@ -16,7 +16,7 @@ from pathlib import Path
 CASES = {
     "inherit": ["inheritune-mini", "control=false"],
     "inherit, distilled": ["inheritune-mini", "control=false", "distill={teacher: source}"],
-    "shear, distilled": ["shear-mini", "control=false", "prune.tokens=20480", "train.tokens=20480"],
+    "shear, distilled": ["shear-mini", "control=false", "prune.tokens=12288", "train.tokens=12288"],
     "continual": ["continual-mini"],
     "scratch": ["scratch-tinyllama-1.1b-mini"],
 }

@@ -17,6 +17,7 @@ from scionlm.core.errors import UsageError
 from scionlm.families import count_parameters, family_of, flops_per_token
 from scionlm.planning.curve import draw
 from scionlm.planning.memory import MemoryRequest, checkpoint_bytes, optimizer_bytes, training_memory
+from scionlm.recipes import calibrate
 from scionlm.recipes.planning import find_device, plan_recipe
 from scionlm.recipes.presets import load_recipe
 from scionlm.train.objective import Objective
@@ -202,6 +203,40 @@ def test_calibration_measures_here(overrides):
     assert {key: measured[key] for key in ("flops", "num_tokens")} == {k: looked_up[k] for k in ("flops", "num_tokens")}
     with pytest.raises(UsageError, match="leave --device and --devices out"):
         api.plan("inheritune-mini", overrides, device="h100", calibrate=True)
+
+
+def test_calibration_measures_every_size_that_is_trained_once(monkeypatch):
+    seen = []
+
+    def measured(part, ranks, target):
+        seen.append((target["num_hidden_layers"], target["hidden_size"]))
+        return calibrate.Speed([2.0] * len(part.resolved_stages), [0.0], None)
+
+    monkeypatch.setattr(calibrate, "measure_steps", measured)
+    found = calibrate.calibrated(load_recipe("inheritune-grow-mini"))
+    assert sorted(layers for layers, _ in seen) == [1, 2, 3, 4, 5, 6, 6]  # the reference's batches are others
+    steps = {one["name"]: one["num_tokens"] // 1024 for one in found["rounds"]}
+    looked_up = plan_recipe(load_recipe("inheritune-grow-mini"))
+    for name, seconds in found["seconds_by_part"].items():
+        assert seconds > 2 * steps[name]  # the evaluation is on top
+        assert seconds != looked_up["seconds_by_part"][name]
+    assert found["seconds"] == pytest.approx(sum(found["seconds_by_part"].values()))
+    assert "tokens_per_s" not in found  # of which of them
+    seen.clear()
+    found = calibrate.calibrated(load_recipe("shear-mini"))
+    assert seen == [(24, 384), (30, 576)]
+    assert list(found["seconds_by_part"]) == ["pruning", "recovery", "control"]
+
+
+def test_masks_are_calibrated_here(tiny_folder, data_folder):
+    target = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
+              "num_key_value_heads": 1}  # fmt: skip
+    settings = {"source": str(tiny_folder), "data.dir": str(data_folder.path), "data.seq_len": 16, "target": target,
+                "prune": {"method": "masks", "steps": 2}, "train.steps": 3, "train.global_batch_tokens": 32,
+                "train.micro_batch_size": 2, "train.compile": False}  # fmt: skip
+    found = api.plan("shear", settings, calibrate=True)
+    assert list(found["seconds_by_part"]) == ["pruning", "recovery"]
+    assert all(seconds > 0 for seconds in found["seconds_by_part"].values())
 
 
 def test_rounds_and_a_reference_are_planned_one_after_another():

@@ -132,6 +132,8 @@ seed: 0
         ("train.tokens=0", "train.tokens"),
         ("train.tokens=-5", "train.tokens"),
         ("schedule.warmup=soon", "duration"),
+        ("evaluate.every=null", "duration"),
+        ("train.time=[1]", "duration"),
         ("data.mixture={prose: 0}", "positive share"),
         ("data.seq_len=300", "not a multiple"),
         ("inherit.init=zero", "inherit.init"),

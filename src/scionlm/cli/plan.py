@@ -164,7 +164,9 @@ def print_sweep_plan(found: dict[str, Any]) -> None:
     )  # fmt: skip
     show_table(table)
     print(f"device hours: {_price(found)}")
-    print("all: sums; of parameters and memory the largest. x 2: a control or pruning is trained too; time counts all")
+    several = any(run["models_trained"] > 1 for run in runs)
+    note = ". x 2: a control or pruning is trained too; time counts all" if several else ""
+    print(f"all: sums; of parameters and memory the largest{note}")
 
 
 def _layout(layout: dict[str, Any]) -> str:

@@ -84,7 +84,8 @@ def this_machine() -> Device:
     flags = cpu_facts().get("flags", "").split()
     _, bf16, fp32 = next(entry for entry in _CORES if not entry[0] or entry[0] in flags)
     name = cpu_facts().get("model name", "processor")
-    return Device(f"{name}, {cores} cores", cores * bf16, cores * fp32, memory_bytes(), _CPU, _CPU_BANDWIDTH)
+    count = f"{cores} core" + "s" * (cores != 1)
+    return Device(f"{name}, {count}", cores * bf16, cores * fp32, memory_bytes(), _CPU, _CPU_BANDWIDTH)
 
 
 def cpu_facts() -> dict[str, str]:

@@ -7,8 +7,14 @@ from pydantic import BeforeValidator, Field
 from scionlm.core.duration import Duration, parse_count
 
 
+def _parsed(value: Any) -> Duration:
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{value} is not a duration such as 200, 0.1, '50M tokens' or '10 min'")
+    return Duration.parse(value)
+
+
 def _duration(value: Any) -> Any:
-    Duration.parse(value)
+    _parsed(value)
     return value
 
 
@@ -21,7 +27,7 @@ Length = Annotated[int | float | str, BeforeValidator(_duration)]
 
 
 def _time(value: Any) -> Any:
-    if Duration.parse(value).unit != "seconds":
+    if _parsed(value).unit != "seconds":
         raise ValueError("not a time such as 30 min or 6 hours")
     return value
 

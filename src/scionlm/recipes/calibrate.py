@@ -1,28 +1,29 @@
 """`scion plan --calibrate`: the speed of this machine on this very shape, from a few passes with random weights."""
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from scionlm.core.errors import UsageError
 from scionlm.core.log import Progress, say
 from scionlm.core.records import Record
 from scionlm.data import Batch
 from scionlm.families.models import random_model
 from scionlm.parallel.placing import release
 from scionlm.parallel.ranks import ALONE, Ranks
-from scionlm.parallel.runtime import Runtime, start_runtime
+from scionlm.parallel.runtime import Runtime, resolve_compile, start_runtime
 from scionlm.recipes.budgets import with_budgets
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.distillation import open_distillation
 from scionlm.recipes.inputs import match_layers, open_teacher
 from scionlm.recipes.layout import with_rows
+from scionlm.recipes.lengths import has_times
 from scionlm.recipes.origin import open_source
 from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.selection import plan_of
@@ -55,28 +56,39 @@ class Speed(NamedTuple):
 
 
 def calibrated(recipe: Recipe) -> Record:
-    """Return a plan with its time, and its memory, as measured here.
+    """Return a plan with its time, and its memory, as measured here: of each model of another size that is trained.
 
-    Raises:
-        UsageError: The recipe trains several models, of several sizes.
+    A step under masks is measured without them: gates cost less than steps differ (docs/results/shearing.md).
     """
-    if recipe.grow is not None or recipe.reference is not None or recipe.prune is not None:
-        raise UsageError(
-            "--calibrate measures one model; leave it out where a recipe grows, prunes, or trains its reference"
-        )
-    speed = measure_steps(recipe)
-    recipe = resolve_times(recipe, speed.seconds)
-    planned = plan_recipe(recipe)
-    return with_budgets(recipe, _with_seconds(recipe, planned, speed)) | {
-        "device": speed.runtime.name,
-        "precision": speed.runtime.precision,
+    if has_times(recipe.model_dump(mode="json")):
+        recipe = resolve_times(recipe, measure_steps(recipe).seconds)
+    runtime = replace(start_runtime(recipe.train.precision, ALONE), ranks=ALONE)
+    known: dict[str, Speed] = {}
+
+    def timed(part: Recipe, target: dict[str, Any], planned: Record) -> Record:
+        alone = part.model_copy(update={"control": False})
+        key = json.dumps([alone.model_dump(mode="json"), target], sort_keys=True)
+        if key not in known:
+            compiled = resolve_compile(part.train.compile, runtime, planned["flops"])  # as the run will be
+            closed = with_rows(part, planned["micro_batch_size"])
+            closed = closed.model_copy(update={"train": closed.train.model_copy(update={"compile": compiled})})
+            known[key] = measure_steps(closed, ALONE, target)
+        return _with_seconds(part, planned, known[key])
+
+    planned = plan_recipe(recipe, timed=timed)
+    if "rounds" not in planned:
+        once = sum(planned["seconds_by_part"].get(part, 0.0) for part in ("training", "teacher"))
+        planned["tokens_per_s"] = planned["models_trained"] * planned["num_tokens"] / once
+    return with_budgets(recipe, planned) | {
+        "device": runtime.name,
+        "precision": runtime.precision,
         "seconds_known_from": f"{_PASSES} passes measured here",
-        "memory_measured_bytes": speed.runtime.peak_memory(),
+        "memory_measured_bytes": runtime.peak_memory(),
     }
 
 
 def _with_seconds(recipe: Recipe, planned: Record, speed: Speed) -> Record:
-    """Return a plan whose times follow from those of a step in each stage."""
+    """Return the plan of a model whose times follow from those of a step in each stage."""
     training = taught = 0.0
     asked = recipe.teacher_steps
     for stage, seconds, teacher in zip(recipe.resolved_stages, speed.seconds, speed.teacher_seconds, strict=True):
@@ -87,11 +99,7 @@ def _with_seconds(recipe: Recipe, planned: Record, speed: Speed) -> Record:
     slower = once / (planned["flops"] / (planned["peak_flops"] * planned["utilization"]))
     parts = {"training": models * training} | ({"teacher": models * taught} if recipe.has_teacher else {})
     parts["evaluation"] = planned["seconds_by_part"]["evaluation"] * slower
-    return planned | {
-        "seconds": sum(parts.values()),
-        "seconds_by_part": parts,
-        "tokens_per_s": planned["num_tokens"] / once,
-    }
+    return planned | {"seconds": sum(parts.values()), "seconds_by_part": parts}
 
 
 def choose_rows(recipe: Recipe, sizes: list[int], runtime: Runtime) -> int:
@@ -131,15 +139,20 @@ def _fastest(recipe: Recipe, sizes: list[int], objective: Objective, optimizer: 
     return best
 
 
-def measure_steps(recipe: Recipe, ranks: Ranks = ALONE) -> Speed:
+def measure_steps(recipe: Recipe, ranks: Ranks = ALONE, target: dict[str, Any] | None = None) -> Speed:
     """Return the time of a step in each stage on one device, from passes with random weights.
 
     A step is measured as micro-batches and an update apart, since a global batch may be many of the former.
+
+    Args:
+        recipe: The recipe.
+        ranks: The processes that run it.
+        target: `config.json` of the model that is trained; None takes what the recipe makes in the end.
     """
     if any(stage.train.micro_batch_size == "auto" for stage in recipe.resolved_stages):
         recipe = with_rows(recipe, plan_recipe(recipe)["micro_batch_size"])
     runtime = replace(start_runtime(recipe.train.precision, ranks), ranks=ALONE)
-    with _trial(recipe, runtime) as (objective, optimizer):
+    with _trial(recipe, runtime, target) as (objective, optimizer):
         return _speed(recipe, runtime, objective, optimizer)
 
 
@@ -166,12 +179,13 @@ def _speed(recipe: Recipe, runtime: Runtime, objective: Objective, optimizer: Op
 
 
 @contextlib.contextmanager
-def _trial(recipe: Recipe, runtime: Runtime) -> Generator[tuple[Objective, Optimizer], None, None]:
+def _trial(
+    recipe: Recipe, runtime: Runtime, target: dict[str, Any] | None = None
+) -> Generator[tuple[Objective, Optimizer], None, None]:
     """Give the objective of a recipe on one device, with random weights, and an optimizer; take their memory back."""
     source = open_source(recipe, None, weights=False)
     recipe = with_target(recipe, source)
-    target = target_config([source.config], plan_of(recipe, source))
-    model = random_model(target, recipe.seed)
+    model = random_model(target or target_config([source.config], plan_of(recipe, source)), recipe.seed)
     distillation = _distillation(recipe, source, model, runtime)
     train = recipe.train
     again = train.activation_checkpointing

@@ -36,9 +36,17 @@ _CURVE_POINTS = 200
 _PER_NODE = 8  # GPUs in a machine, as they are usually sold
 _FORWARD = 1 / 3  # of the operations of a training token
 Config = dict[str, Any]
+Timed = Callable[[Recipe, Config, Record], Record]
+"""What puts measured times into the plan of one model: of its recipe, its configuration and the plan by the table."""
 
 
-def plan_recipe(recipe: Recipe, device: str | None = None, world: int = 1, per_node: int | None = None) -> Record:
+def plan_recipe(
+    recipe: Recipe,
+    device: str | None = None,
+    world: int = 1,
+    per_node: int | None = None,
+    timed: Timed | None = None,
+) -> Record:
     """Return what a recipe will take.
 
     Args:
@@ -46,6 +54,7 @@ def plan_recipe(recipe: Recipe, device: str | None = None, world: int = 1, per_n
         device: Name of one in the table; None takes this machine's.
         world: How many of them.
         per_node: How many in one machine; None puts all into one, up to eight.
+        timed: Acts on the plan of every model that is trained; None leaves the times of the table.
 
     Raises:
         UsageError: The device is not known, or the layers asked for are not there; machines would not be alike.
@@ -69,7 +78,7 @@ def plan_recipe(recipe: Recipe, device: str | None = None, world: int = 1, per_n
         count = devices_of(found, "", world, per_node).processors
         recipe = resolve_times(recipe, [s / count for s in table_seconds(recipe, target, teacher, found)])
     teaching = teaching_of(recipe, teacher, len(layers))
-    planned = plan_run(recipe, source.config, plan, found, teaching, world, per_node)
+    planned = plan_run(recipe, source.config, plan, found, teaching, world, per_node, timed)
     whole = None if recipe.recipe == "scratch" else count_parameters(family_of(source.config), source.config)["total"]
     planned |= {"source_parameters": whole, "epochs": epochs_of(recipe)}
     planned["advice"] = advice(recipe, target, planned)
@@ -84,6 +93,7 @@ def plan_run(
     teaching: Teaching | None = None,
     world: int = 1,
     per_node: int | None = None,
+    timed: Timed | None = None,
 ) -> Record:
     """Return what a whole run will take: of one model, or at the most of its reference and all rounds that may come.
 
@@ -95,10 +105,12 @@ def plan_run(
         teaching: The teacher, where something is learned from one.
         world: On how many of these.
         per_node: How many of them are in one machine; None puts all into one, up to eight.
+        timed: Acts on the plan of every model that is trained.
     """
 
     def of_model(recipe: Recipe, target: Config, teaching: Teaching | None) -> Record:
-        return plan_model(recipe, source, target, device, teaching, world, per_node)
+        planned = plan_model(recipe, source, target, device, teaching, world, per_node)
+        return planned if timed is None else timed(recipe, target, planned)
 
     alone = recipe.model_copy(update={"control": False})
     first = of_model(recipe, target_config([source], plan, for_a_plan=True), teaching)
