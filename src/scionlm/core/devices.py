@@ -1,8 +1,8 @@
 """What devices can do: peak speed and memory by name, and which one this machine has. Without torch.
 
 Peaks are dense products as the makers' data sheets give them; float32 is without TF32, which torch does not use unless
-told to. Processors are given per core, by what their instruction set suggests: planning needs the order of magnitude,
-and `scion plan --calibrate` measures.
+told to. Processors are given per core, by what training reached with their instruction set, see
+docs/results/evaluation.md: planning needs the order of magnitude, and `scion plan --calibrate` measures.
 """
 
 from dataclasses import dataclass
@@ -59,10 +59,10 @@ GPUS = {
 }
 # Per core: name of the instruction set in /proc/cpuinfo, bf16, float32.
 _CORES = (
-    ("amx_bf16", 800e9, 100e9),
+    ("amx_bf16", 300e9, 100e9),
     ("avx512_bf16", 200e9, 90e9),
     ("avx512f", 90e9, 90e9),
-    ("avx2", 45e9, 45e9),
+    ("avx2", 90e9, 90e9),
     ("", 20e9, 20e9),
 )
 

@@ -129,8 +129,7 @@ def plan_run(
         parts = {"reference": of_model(reference_recipe(recipe), source, None)} | parts
     if recipe.control:
         times = len(rounds) if recipe.grow and recipe.grow.base == "student" else 1  # what the child's weights see
-        summed = ("num_tokens", "num_steps", "flops", "seconds")
-        parts["control"] = rounds[-1] | {key: times * rounds[-1][key] for key in summed}
+        parts["control"] = _longer(rounds[-1], times)
     return add_rounds(first | {"models_trained": 1}, rounds[-1], parts)
 
 
@@ -156,11 +155,17 @@ def _plan_shear(
     parts["recovery"] = of_model(alone, target, teaching)
     if recipe.control:
         both = sum(part["num_tokens"] for part in parts.values()) / parts["recovery"]["num_tokens"]
-        summed = ("num_tokens", "num_steps", "flops", "seconds")
-        parts["control"] = parts["recovery"] | {key: round(both * parts["recovery"][key]) for key in summed}
+        parts["control"] = _longer(parts["recovery"], both)
     largest = max(parts.values(), key=lambda part: part["memory_bytes_per_device"])
     result = add_rounds(recovery | {"models_trained": 1}, largest, parts)
     return result | {key: recovery[key] for key in ("num_parameters", "parameters_by_part")}
+
+
+def _longer(part: Record, times: float) -> Record:
+    """Return the plan of a model that is trained several times as long, and evaluated as often."""
+    evaluation = part["seconds_by_part"]["evaluation"]
+    longer = {key: round(times * part[key]) for key in ("num_tokens", "num_steps", "flops")}
+    return part | longer | {"seconds": evaluation + times * (part["seconds"] - evaluation)}
 
 
 def teaching_of(recipe: Recipe, teacher: Config | None, layers: int) -> Teaching | None:

@@ -168,10 +168,11 @@ def add_rounds(first: dict[str, Any], largest: dict[str, Any], parts: dict[str, 
     """
     summed = ("num_tokens", "num_steps", "flops", "seconds", "disk_bytes")
     sums = {key: sum(part[key] for part in parts.values()) for key in summed}
-    by_part = {name: part["seconds"] for name, part in parts.items()}
+    evaluation = {name: part["seconds_by_part"]["evaluation"] for name, part in parts.items()}
+    by_part = {name: part["seconds"] - evaluation[name] for name, part in parts.items()}
     kept = ("num_parameters", "parameters_by_part", "memory_bytes_per_device", "memory_by_part", "checkpoint_bytes")
     rounds = [
-        {"name": name} | {key: part[key] for key in ("num_parameters", "num_tokens", "flops", "seconds")}
+        {"name": name, "seconds": by_part[name]} | {key: part[key] for key in ("num_parameters", "num_tokens", "flops")}
         for name, part in parts.items()
     ]
     models = len(parts) + first["models_trained"] - 1
@@ -179,5 +180,9 @@ def add_rounds(first: dict[str, Any], largest: dict[str, Any], parts: dict[str, 
         first
         | {key: largest[key] for key in (*kept, "layout", "micro_batch_size")}
         | sums
-        | {"seconds_by_part": by_part, "models_trained": models, "rounds": rounds}
+        | {
+            "seconds_by_part": by_part | {"evaluation": sum(evaluation.values())},
+            "models_trained": models,
+            "rounds": rounds,
+        }
     )
