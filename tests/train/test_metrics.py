@@ -445,11 +445,16 @@ def test_a_recipe_tracks_its_run_over_a_stop_and_measures_its_utilization(
     with pytest.raises(StoppedError):
         run_recipe(recipe, out)
     run_recipe(recipe, out)
-    assert [asked["name"] for asked in package.server.asked] == ["run", "run"]
+    assert [asked["name"] for asked in package.server.asked] == ["run"] * 3  # the last losses are of what was exported
     assert all(asked["config"]["inherit"]["layers"] == 2 for asked in package.server.asked)
     logged = [step for run in package.server.runs.values() for step, line in run.lines if "train/nll_nats" in line]
     assert logged == [1, 2, 3, 4, 5, 6]
-    assert sum(run.finished for run in package.server.runs.values()) == 2
+    evaluated = [
+        step for run in package.server.runs.values() for step, line in run.lines if "eval/alpha/nll_nats" in line
+    ]
+    assert (evaluated[0], evaluated[-1]) == (0, 6)
+    assert evaluated == [line["step"] for line in read_jsonl(out / "metrics.jsonl") if "eval/alpha/nll_nats" in line]
+    assert sum(run.finished for run in package.server.runs.values()) == 3
     hf_config = json.loads((out / "model" / "config.json").read_text())
     per_token = flops_per_token(family_of(hf_config), hf_config, 24)
     lines = updates_of(out)

@@ -1,5 +1,6 @@
 """One model from its first weights to its result: inherited or random, trained, exported, read back, measured."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,14 @@ import torch
 from transformers import PreTrainedModel
 
 from scionlm.core.log import say
-from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl
+from scionlm.core.records import Record, read_json, read_jsonl
 from scionlm.evaluation.loss import model_token_nll
 from scionlm.families.models import assemble, random_model
 from scionlm.parallel.placing import release
 from scionlm.recipes.result import add_control, best_losses, describe, write_card
 from scionlm.recipes.setting import Setting, losses_of, open_model, samples_of
 from scionlm.recipes.tasks import tasks_of
-from scionlm.recipes.training import Beginning, train_model
+from scionlm.recipes.training import Beginning, open_metrics, train_model
 from scionlm.sources import open_folder
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.target import target_config
@@ -104,9 +105,8 @@ def _result_of(
     final_line = {f"eval/{d}/nll_nats": loss["nll"] for d, loss in domains.items()}
     training = read_json(out / "training.json")
     if not evaluations or evaluations[-1]["step"] != training["steps"]:
-        writer = JsonlWriter(out / "metrics.jsonl", "metrics")
-        writer.write({"step": training["steps"], "tokens": training["tokens"]} | final_line)
-        writer.close()
+        with contextlib.closing(open_metrics(setting, out)) as metrics:
+            metrics.write({"step": training["steps"], "tokens": training["tokens"]} | final_line)
         evaluations.append({"step": training["steps"]} | final_line)
     result = describe(setting, name, source, training)
     result["before"] = training["before"]

@@ -106,7 +106,7 @@ def train_model(
     keep_every = recipe.steps(recipe.checkpoint.keep_every or 0)
     every = Duration.parse(recipe.checkpoint.every)
     saver = Saver.of(store, every, recipe.total_steps, batch, keep_every, runtime if behind else None)
-    metrics = _open_metrics(setting, out)
+    metrics = open_metrics(setting, out)
     peak = peak_flops(runtime)
     session = Session(
         title=f"training {name}",
@@ -220,7 +220,8 @@ def _distill_facts(setting: Setting, position: Position) -> Record | None:
     }
 
 
-def _open_metrics(setting: Setting, out: Path) -> Metrics:
+def open_metrics(setting: Setting, out: Path) -> Metrics:
+    """Return where the numbers of a model in `out` go: its file and the recipe's trackers; those of the main rank."""
     if not setting.ranks.is_main:
         return Metrics(JsonlWriter(None, "metrics"))
     config = setting.recipe.model_dump(mode="json")
