@@ -105,6 +105,20 @@ def test_runs_that_differ_by_their_seed_are_one(root, tmp_path):
     assert "a-seed0" in text
 
 
+def test_sweeps_with_a_reference_each_are_one_too(root, tmp_path):
+    for seed in (0, 1, 2):
+        sweep = root / f"small-seed{seed}"
+        source = {"source": str(sweep / "runs" / "reference" / "model"), "seed": seed}
+        compared_run(sweep / "runs" / "first", pair(4.0 + seed / 10, 3.0), **source)
+        compared_run(sweep / "runs" / "random", pair(6.0 + seed / 10, 5.0), init="random", **source)
+        (sweep / "config.yaml").write_text("recipe: sweep\nruns: [{name: first}, {name: random}]\n")
+    record = write_comparison([root / f"small-seed{seed}" for seed in (0, 1, 2)], tmp_path / "out")
+    assert [(one["name"], one["seeds"]) for one in record["groups"]] == [
+        ("small/first", [0, 1, 2]), ("small/random", [0, 1, 2])]  # fmt: skip
+    closed = statistics.fmean(2 / (3 + seed / 20) for seed in (0, 1, 2))  # of the gap to its own control
+    assert record["groups"][0]["gap_closed"] == pytest.approx(closed)
+
+
 @pytest.mark.parametrize(
     ("prose", "said"),
     [(4.0, "it closes 67% of the gap between control and source."), (2.0, "it is better than the source.")],

@@ -13,7 +13,7 @@ from scionlm.report.collect import Losses, Run, Trained, read_config, read_run
 from scionlm.report.curves import thinned
 from scionlm.report.findings import known, last_losses
 from scionlm.report.pruning_read import method_of
-from scionlm.report.settings_read import SEED, settings_of, without_seed
+from scionlm.report.settings_read import settings_of, without_seed
 from scionlm.report.values import integer, mapping, number, text
 
 _RUN_FILES = ("config.yaml", "status.json", "result.json", "metrics.jsonl")
@@ -128,9 +128,8 @@ class Row:
 
     @property
     def base_name(self) -> str:
-        """Its name without the seed that a sweep has put behind it."""
-        match = SEED.search(self.name)
-        return self.name[: match.start()] if match and int(match[1]) == self.seed else self.name
+        """Its name without its seed, which a sweep has put behind it, or a person behind the sweep."""
+        return "/".join(part.removesuffix(f"-seed{self.seed}") for part in self.name.split("/"))
 
 
 def is_run(folder: Path) -> bool:
