@@ -279,6 +279,7 @@ def test_two_processes_cannot_have_one_run_folder(tiny_folder, data_folder, tmp_
     assert (run / "status.json").exists(), "the second process must not clear what the first one holds"
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_a_run_ends_with_the_same_bits(tiny_folder, data_folder, tmp_path, capsys):
     arguments = [
         "run", "inheritune-mini", f"source={tiny_folder}", f"data.dir={data_folder.path}", "data.mixture=null",

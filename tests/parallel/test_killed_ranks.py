@@ -95,6 +95,7 @@ def kill_and_compare(make, tmp_path, kinds, layout, seed):
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_killed_ranks_are_gone_on_with_to_the_bit(make, tmp_path):
     kill_and_compare(make, tmp_path, ["1"], "fsdp", 0)
 

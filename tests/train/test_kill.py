@@ -132,6 +132,7 @@ def test_there_is_every_kind_of_moment_to_die_at(case):
     assert set(KINDS) <= set(case.moments)
 
 
+@pytest.mark.slow
 def test_a_death_between_two_writes_changes_nothing(server, case, tmp_path):
     """At every third of them and one of each kind; dying before one leaves what dying after the last one does."""
     every_kind = {case.moments.index(kind) + 1 for kind in KINDS}
