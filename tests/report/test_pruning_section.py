@@ -137,7 +137,14 @@ def test_an_axis_is_shown_as_recorded_and_settled_masks_are_called_so(run):
     row = words(page[page.index('scope="row">MLP channels') :].partition("</tr>")[0]).split(">")[1].split()
     assert row == ["MLP", "channels", "344", "of", "688", "3", "50.3%", "/", "50.0%", "0.8%", "0.2%", "3.1%", "0.042"]
     assert "Yes: on every axis" in page
+    assert "a close thing" not in page
     assert "banner" not in page
+
+
+def test_masks_that_met_the_target_half_open_are_not_called_settled_without_more(run):
+    text = words(section(run(by_masks(axes=[axis(fractional_share=0.8), axis("hidden")]))))
+    assert "In their number, yes: on every axis" in text
+    assert "half open (MLP channels 80.0%): which ones stay was a close thing." in text
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ from scionlm.report.wording import NONE, count, duration, exact, listing, nats, 
 _MAX_STEPS, _MAX_DOMAINS, _MAX_CHECKS = 60, 8, 20
 # Beyond it the masks had not come to a choice, and the page warns.
 _TOLERANCE = 0.01
+# Of the units that stay: where more than half of the masks were half open, which ones stay was a close thing.
+_CLOSE = 0.5
 _Record = Mapping[str, Any]
 _CHOICES = {
     "masks": "Which units stay is learned: each has a mask, and masks and weights are trained together until only as "
@@ -228,10 +230,15 @@ def _verdict(pruning: Pruning, axes: Sequence[Axis]) -> Markup | None:
     dead = [axis for axis in axes if axis.exceeds(axis.dead, _TOLERANCE)]
     far = [axis for axis in axes if axis.exceeds(axis.distance, _TOLERANCE)]
     if not dead and not far:
+        close = [axis for axis in axes if axis.exceeds(axis.fractional, _CLOSE)]
+        yes = "Yes" if not close else "In their number, yes"
+        named = listing([f"{axis.words} {axis.shown(axis.fractional)}" for axis in close])
+        but = f" But many of those that stay were half open ({named}): which ones stay was a close thing."
         return tag(
             "p",
-            "Yes: on every axis the share of open units is within 1% of the target, and of the units that stay at "
+            f"{yes}: on every axis the share of open units is within 1% of the target, and of the units that stay at "
             "most 1% had a closed mask.",
+            but if close else "",
         )
     every = len({axis.name for axis in (*dead, *far)}) == len(axes)
     said: list[Content] = [tag("strong", "No. " if every else "Not everywhere. ")]

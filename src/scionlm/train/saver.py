@@ -160,7 +160,8 @@ class Saver:
             return time.monotonic() - started
         taken = time.monotonic() - started
         since = max(time.monotonic() - self._time, 1e-9)
-        if taken > _MUCH * since and isinstance(self._every, float) and not must and not self._warned:
+        much = round(100 * taken / since) > round(100 * _MUCH)
+        if much and isinstance(self._every, float) and not must and not self._warned:
             self._warned = True
             warn(
                 f"saving took {taken:.1f} s, {100 * taken / since:.0f} % of the time since the last checkpoint; "
