@@ -148,6 +148,18 @@ def test_a_run_without_control_claims_no_gap(make_run: MakeRun) -> None:
     assert "closed" not in text
 
 
+def test_a_child_beyond_its_source_has_not_closed_so_many_times_the_gap(make_run: MakeRun) -> None:
+    run = make_run(control=False)
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    for name, loss in result["source"]["domains"].items():
+        loss["nll"] = result["domains"][name]["nll"] + 0.5
+    run_folders.write_json(run / "result.json", result)
+    run_folders.write_json(run / "source.json", {"format_version": 1, **result["source"]})
+    text = words(check_page(render_report(run)))
+    assert "beyond the source" in text
+    assert "% recovered" not in text
+
+
 @pytest.mark.parametrize(
     ("state", "said"),
     [

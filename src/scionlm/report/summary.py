@@ -240,13 +240,14 @@ def _gap_figure(run: Run, finding: Finding) -> Markup | None:
     caption = Caption("gap", f"Loss from {name} to source", f"A bar: {values}; {percent(closed)} of it is filled.")
     where = "control (the same shape from random weights)" if from_control else f"the child {run.start}"
     word = "closed" if from_control else "recovered"
+    filled = f"{percent(closed)} {word}" if closed <= 1 else "beyond the source"
     note = tag(
         "figcaption",
         f"Mean held-out loss over {_domains(len(finding.domains))}, in nats per token, falling from left to right: "
         f"from {where} to the source. Filled: what {'the child closes' if from_control else 'training recovered'}.",
         class_="note",
     )
-    picture = responsive(caption, lambda named, width: gap_bar(named, width, marks, f"{percent(closed)} {word}"))
+    picture = responsive(caption, lambda named, width: gap_bar(named, width, marks, filled))
     return tag("figure", picture, note, class_="card")
 
 

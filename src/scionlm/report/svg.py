@@ -165,7 +165,7 @@ def gap_bar(caption: Caption, width: int, marks: tuple[Mark, Mark, Mark], closed
     above = _mark_label(reached, x[1], 20, width)
     below_y = top + height + 24
     widths = [text_width(f"{mark.label} {mark.shown}", LABEL) for mark in (start, goal)]
-    centers = spread([x[0], x[2]], [sum(widths) / 2 + 12], min(widths) / 2, width - min(widths) / 2)
+    centers = spread([x[0], x[2]], [sum(widths) / 2 + 12], widths[0] / 2, width - widths[1] / 2)
     below = [_mark_label(mark, center, below_y, width) for mark, center in zip((start, goal), centers, strict=True)]
     return drawing(caption, width, below_y + 10, track, filled, inside, pins, above, below)
 
