@@ -97,12 +97,39 @@ def test_runs_that_differ_by_their_seed_are_one(root, tmp_path):
     assert first["std"] == pytest.approx(statistics.stdev(means)) == pytest.approx(0.1)
     assert first["domains"] == pytest.approx({"prose": 4.1, "code": 3.1})
     assert row_of(record, "b-seed1")["group"] == "b"
-    assert "their difference is within that spread: no winner is known." in record["summary"][1]
-    apart = write_comparison([item for item in items if not item.name.startswith("b")], tmp_path / "apart")
-    assert "their difference is more than that." in apart["summary"][1]
+    # Within the spread of either, and yet lower in every seed: beside each other they have seen the same text.
+    assert "seed by seed the best is 0.150 \u00b1 0.000 lower, in all 3 of them." in record["summary"][1]
+    assert first["behind_best"] is None
+    behind = record["groups"][1]["behind_best"]
+    assert behind == {"mean": pytest.approx(0.15), "std": pytest.approx(0.0, abs=1e-9), "seeds": 3, "worse": 3}
     text = words(check_page((tmp_path / "out" / "compare.html").read_text()))
     assert "3.600 ± 0.100" in text
     assert "a-seed0" in text
+
+
+def test_a_lead_that_turns_with_the_seed_is_none(root, tmp_path):
+    levels = {"a": (4.0, 4.2, 4.1), "b": (4.3, 4.1, 4.2)}
+    for name, means in levels.items():
+        for seed, level in enumerate(means):
+            compared_run(root / f"{name}-seed{seed}", pair(level, level), seed=seed, strategy=name)
+    record = write_comparison(sorted(root.iterdir()), tmp_path / "out")
+    assert "in 2 of 3 of them: no winner is known." in record["summary"][1]
+    table = (tmp_path / "out" / "compare.md").read_text()
+    assert "| 0.100 \u00b1 0.200 |" in table
+    assert "Behind: " in table
+    assert table.splitlines()[4].count("|") == table.splitlines()[6].count("|")
+
+
+@pytest.mark.parametrize(
+    ("level", "told"), [(4.0, "within that spread: no winner is known."), (6.0, "more than that.")]
+)
+def test_seeds_that_differ_are_told_apart_by_their_spread(root, tmp_path, level, told):
+    for name, seeds, mean in (("a", (0, 1), 4.0), ("b", (1, 2), level)):
+        for seed in seeds:
+            compared_run(root / f"{name}-seed{seed}", pair(mean + seed / 10, mean), seed=seed, strategy=name)
+    record = write_comparison(sorted(root.iterdir()), tmp_path / "out")
+    assert f"their difference is {told}" in record["summary"][1]
+    assert "| behind |" not in (tmp_path / "out" / "compare.md").read_text()
 
 
 def test_sweeps_with_a_reference_each_are_one_too(root, tmp_path):

@@ -92,21 +92,21 @@ def _columns(found: _Record) -> _Columns:
     Where there is a frontier, its two sides are in the place of the domains, and what is the same for most is left out:
     more does not fit.
     """
-    gap = [("gap closed", _share)]
+    gap = [("gap closed", _share)] if any(row["gap_closed"] is not None for row in found["rows"]) else []
+    behind = [("behind", _behind)] if any(group["behind_best"] for group in found["groups"]) else []
     if not found["frontier"]:
-        domains = [(name, partial(_domain, name)) for name in found["domains"][:_MAX_DOMAINS]]
+        domains = [(name, partial(_domain, name)) for name in found["domains"][: _MAX_DOMAINS - 2 * len(behind)]]
         sizes = [("layers", _layers), ("params", partial(_count, "num_parameters"))]
         costs = [("seed", _seed), ("tokens", partial(_count, "tokens")), ("time", _time)]
-        return [*sizes, *costs, *domains, ("mean", partial(_number, "mean")), *gap]
+        return [*sizes, *costs, *domains, ("mean", partial(_number, "mean")), *behind, *gap]
     sides = [(name, partial(_number, name)) for name in ("upstream", "downstream", "mean")]
     changes = [
         ("forgets", partial(_number, "forgetting", sign="+")),
         ("gains", partial(_number, "adaptation", sign="+")),
     ]
-    with_gap = any(row["gap_closed"] is not None for row in found["rows"])
     return [
         ("params", partial(_count, "num_parameters")), ("seed", _seed), ("tokens", partial(_count, "tokens")),
-        *sides, *changes, *(gap if with_gap else []),
+        *sides, *changes, *gap,
     ]  # fmt: skip
 
 
@@ -130,6 +130,11 @@ def _name(row: _Record) -> str:
     notes = [] if row["state"] == "done" else [row["state"]]
     notes += ["not comparable"] if row["not_comparable"] else []
     return f"{row['name']} ({', '.join(notes)})" if notes else row["name"]
+
+
+def _behind(record: _Record) -> str:
+    behind = record.get("behind_best")
+    return f"{behind['mean']:.3f} ± {behind['std']:.3f}" if behind else ""
 
 
 def _layers(record: _Record) -> str:

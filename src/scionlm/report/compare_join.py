@@ -7,7 +7,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,23 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class Behind:
+    """By how much runs are worse than the best, each beside that of its own seed: the same text in the same order.
+
+    Attributes:
+        mean: Mean difference, in nats.
+        std: Its standard deviation over seeds.
+        seeds: Seeds that both have, two at least.
+        worse: Those of them in which it is worse.
+    """
+
+    mean: float
+    std: float
+    seeds: int
+    worse: int
+
+
+@dataclass(frozen=True)
 class Group:
     """Runs that differ by their seed alone, one or more; finished ones that compare.
 
@@ -62,6 +79,7 @@ class Group:
         std: Standard deviation of their means; None with one seed.
         gap: Mean share of the gap closed.
         best: Whether its mean is the lowest.
+        behind: How far it is behind the best; None for the best, and where they have no two seeds in common.
     """
 
     name: str
@@ -70,6 +88,7 @@ class Group:
     std: float | None
     gap: float | None
     best: bool = False
+    behind: Behind | None = None
 
     @property
     def first(self) -> Row:
@@ -207,7 +226,16 @@ def _groups(judged: Sequence[Judged]) -> list[Group]:
             group.append(one)
     groups = sorted((_group(members) for members in found), key=lambda group: group.mean)
     trained = [group for group in groups if group.first.kind != "model"] or groups
-    return [replace(group, best=group is trained[0]) for group in groups]
+    return [replace(group, best=group is trained[0], behind=_behind(group, trained[0])) for group in groups]
+
+
+def _behind(group: Group, best: Group) -> Behind | None:
+    theirs = {one.row.seed: one.mean for one in best.members}
+    pairs = [(one.mean, theirs.get(one.row.seed)) for one in group.members if one.row.seed is not None]
+    apart = [mine - other for mine, other in pairs if mine is not None and other is not None]
+    if group is best or len(apart) < 2:
+        return None
+    return Behind(statistics.fmean(apart), statistics.stdev(apart), len(apart), sum(each > 0 for each in apart))
 
 
 def _group(members: list[Judged]) -> Group:
@@ -300,6 +328,7 @@ def _group_record(group: Group) -> dict[str, Any]:
         "domains": {name: statistics.fmean(one.row.losses[name] for one in group.members) for name in domains},
         "gap_closed": group.gap,
         "best": group.best,
+        "behind_best": asdict(group.behind) if group.behind else None,
     }
 
 

@@ -6,7 +6,7 @@ from scionlm.report.compare_join import Comparison
 from scionlm.report.compare_pareto import pareto_chart
 from scionlm.report.compare_table import MAX_DOMAINS, Line, header, lines
 from scionlm.report.compare_tasks_page import task_sections
-from scionlm.report.compare_words import Name, Sentence, headline, measured, pruned_words, verdict
+from scionlm.report.compare_words import Name, Sentence, behind_words, headline, measured, pruned_words, verdict
 from scionlm.report.html import Content, Markup, RowGroup, clip, facts, join, name_of, page, table, tag
 from scionlm.report.page import sprout
 from scionlm.report.wording import count, exact
@@ -124,6 +124,7 @@ def _table(comparison: Comparison) -> Markup:
         "p",
         "Gap closed: (control \u2212 run) / (control \u2212 source), on means over the domains that the three share. "
         "The control has the same shape from random weights and saw the same tokens; a run without one has no share. ",
+        f"{behind_words(comparison)} ",
         pruned_words(comparison),
         class_="note",
     )

@@ -1,12 +1,12 @@
 """The table of a comparison: what each row shows, the same on the page and in the table for a pull request."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scionlm.report.compare_frontier import Balance, Frontier
-from scionlm.report.compare_join import Base, Comparison, Group, Judged
+from scionlm.report.compare_join import Base, Behind, Comparison, Group, Judged
 from scionlm.report.compare_tasks_page import tasks_markdown
-from scionlm.report.compare_words import headline, measured, pruned_words, sides_words, text, verdict
+from scionlm.report.compare_words import behind_words, headline, measured, pruned_words, sides_words, text, verdict
 from scionlm.report.findings import mean_of
 from scionlm.report.html import clip
 from scionlm.report.markdown import safe
@@ -36,6 +36,7 @@ def header(comparison: Comparison) -> list[str]:
     return [
         "run",
         "mean nll",
+        *(["behind"] if any(group.behind for group in comparison.groups) else []),
         "gap closed",
         *sides,
         *domains,
@@ -55,7 +56,18 @@ def lines(comparison: Comparison) -> list[Line]:
     found = [_source(base, domains, comparison) for base in comparison.sources]
     for group in comparison.groups:
         found += _group(group, domains, frontier)
-    return found + [_row(one, domains, "other", frontier) for one in comparison.rows if not one.ranked]
+    found += [_row(one, domains, "other", frontier) for one in comparison.rows if not one.ranked]
+    apart = {group.name: _apart(group.behind) for group in comparison.groups if group.behind}
+    if not apart:
+        return found
+    behind = [apart.get(line.name, NONE) if line.kind == "group" else NONE for line in found]
+    return [
+        replace(line, cells=[line.cells[0], each, *line.cells[1:]]) for line, each in zip(found, behind, strict=True)
+    ]
+
+
+def _apart(behind: Behind) -> str:
+    return f"{nats(behind.mean, _DIGITS)} \u00b1 {nats(behind.std, _DIGITS)}"
 
 
 def _source(base: Base, domains: Sequence[str], comparison: Comparison) -> Line:
@@ -166,9 +178,8 @@ def to_markdown(comparison: Comparison) -> str:
         note = f" ({safe(line.note)})" if line.note else ""
         rows.append(f"| {indent}{f'**{name}**' if strong else name}{note} | {' | '.join(cells)} |")
     words = [safe(text(sentence)) for sentence in sentences]
-    below = " ".join(
-        sentence for sentence in (measured(comparison), sides_words(comparison), pruned_words(comparison)) if sentence
-    )
+    notes = (measured(comparison), behind_words(comparison), sides_words(comparison), pruned_words(comparison))
+    below = " ".join(note for note in notes if note)
     tasks = tasks_markdown(comparison.tasks)
     parts = [f"**{words[0]}**", " ".join(words[1:]), "\n".join(rows), safe(below), tasks]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -116,9 +116,15 @@ def _spread(comparison: Comparison) -> Sentence | None:
     other = groups[1]
     if other.std is None:
         return [f"{spread}; of the next best there is one seed only."]
-    within = other.mean - best.mean <= best.std + other.std
-    told = "within that spread: no winner is known" if within else "more than that"
-    return [f"{spread}, that of the next best {nats(other.std, 3)}; their difference is {told}."]
+    spread = f"{spread}, that of the next best {nats(other.std, 3)}"
+    if other.behind is None:  # each has seeds of its own
+        within = other.mean - best.mean <= best.std + other.std
+        told = "within that spread: no winner is known" if within else "more than that"
+        return [f"{spread}; their difference is {told}."]
+    apart, behind = f"{nats(other.behind.mean, 3)} \u00b1 {nats(other.behind.std, 3)}", other.behind
+    seeds = f"all {behind.seeds}" if behind.worse == behind.seeds else f"{behind.worse} of {behind.seeds}"
+    told = "" if behind.worse == behind.seeds else ": no winner is known"
+    return [f"{spread}; seed by seed the best is {apart} lower, in {seeds} of them{told}."]
 
 
 def _single(groups: Sequence[Group]) -> bool:
@@ -163,6 +169,13 @@ def _names(names: Sequence[str]) -> list[str]:
 def text(sentence: Sentence) -> str:
     """Return a sentence as plain text."""
     return "".join(sentence)
+
+
+def behind_words(comparison: Comparison) -> str:
+    """Return what behind is; empty where nothing can be said of it."""
+    if not any(group.behind for group in comparison.groups):
+        return ""
+    return "Behind: above the best, mean and standard deviation over the seeds that both have, each beside its own."
 
 
 def pruned_words(comparison: Comparison) -> str:
