@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer
 
 from evaluation_texts import task_folder
@@ -88,6 +89,19 @@ def test_nothing_is_printed_and_no_generator_moves(folder, tiny_folder, capfd):
     assert capfd.readouterr() == ("", "")
     assert torch.equal(before[0], torch.get_rng_state())
     assert random.getstate() == before[1]
+
+
+def test_the_single_tasks_of_a_group_are_marked_and_have_a_metric_each(tmp_path, tiny_folder):
+    folder = task_folder(tmp_path / "t")
+    group = {"group": "both", "task": ["fruit", "reading"], "aggregate_metric_list": [{"metric": "acc"}]}
+    (folder / "both.yaml").write_text(yaml.safe_dump(group))
+    options = TaskOptions(folder)
+    found = lm_eval_scores(tiny_model(), tiny_folder, load_tasks([SuiteTask("both")], options), options)
+    told = {name: (record["metric"], record.get("group")) for name, record in found.tasks.items()}
+    assert told == {"both": ("acc", None), "fruit": ("acc_norm", "both"), "reading": ("bits_per_byte", "both")}
+    assert list(found.items) == ["both"]
+    assert found.tasks["reading"]["higher_is_better"]["bits_per_byte"] is False
+    assert found.tasks["fruit"]["higher_is_better"]["acc"] is True
 
 
 def test_an_unknown_task_names_the_nearest(monkeypatch, folder):

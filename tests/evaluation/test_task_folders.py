@@ -7,7 +7,10 @@ from evaluation_texts import task_folder
 from factories import tiny_model
 from scionlm.core.errors import DataError, UsageError
 from scionlm.evaluation.lm_eval_tasks import TaskOptions, lm_eval_scores, load_tasks
+from scionlm.evaluation.suites import SuiteTask
 from scionlm.evaluation.task_folders import check_task_folder
+
+METRICS = {"acc", "acc_norm", "bits_per_byte"}
 
 CODE = """
 from pathlib import Path
@@ -63,7 +66,9 @@ def test_where_it_is_allowed_the_function_runs(tmp_path, canary, tiny_folder):
         ("task: a\nclass: here.Task\n", "class"),
         ("group: g\ntask: [{task: inner, unsafe_code: true}]\n", "unsafe_code"),
         ("task: a\ndoc_to_text: !!python/object/apply:os.system ['true']\n", "tag"),
-        ("task: a\nmetric_list: [{metric: x, hf_evaluate: true}]\n", "hf_evaluate"),
+        ("task: a\nmetric_list: [{metric: acc, hf_evaluate: true}]\n", "hf_evaluate"),
+        ("task: a\nmetric_list: [{metric: theirs}]\n", "none of lm-eval's own"),
+        ("group: g\ntask: [{task: inner, metric_list: [{metric: ./theirs}]}]\n", "none of lm-eval's own"),
         ("task: a\ndataset_path: pandas\n", "dataset_path"),
         ("task: a\ndataset_path: ./loader.py\n", "dataset_path"),
         ("task: a\ninclude: ../outside.yaml\n", "outside"),
@@ -74,12 +79,12 @@ def test_every_way_to_code_is_refused(tmp_path, text, word):
     folder = task_folder(tmp_path / "t")
     (folder / "more.yaml").write_text(text)
     with pytest.raises(UsageError, match=word):
-        check_task_folder(folder, allow_code=False)
-    check_task_folder(folder, allow_code=True)
+        check_task_folder(folder, False, METRICS)
+    check_task_folder(folder, True, METRICS)
 
 
 def test_plain_tasks_pass(tmp_path):
-    check_task_folder(task_folder(tmp_path / "t"), allow_code=False)
+    check_task_folder(task_folder(tmp_path / "t"), False, METRICS)
 
 
 def test_templates_run_in_a_sandbox(tmp_path, canary, tiny_folder):
@@ -102,14 +107,27 @@ def test_a_metric_that_is_not_lm_evals_own_is_refused(tmp_path):
         load_tasks([], TaskOptions(folder))
 
 
+def test_the_code_of_a_metric_inside_a_group_is_not_run(tmp_path, canary):
+    folder = task_folder(tmp_path / "t")
+    metric = tmp_path / "theirs"
+    metric.mkdir()
+    (metric / "theirs.py").write_text(f"from pathlib import Path\nPath({str(canary)!r}).write_text('ran')\n")
+    inner = yaml.safe_load((folder / "fruit.yaml").read_text()) | {"task": "inner"}
+    inner["metric_list"] = [{"metric": str(metric)}]
+    (folder / "group.yaml").write_text(yaml.safe_dump({"group": "g", "task": [inner]}))
+    with pytest.raises(UsageError, match="none of lm-eval's own"):
+        load_tasks([SuiteTask("g")], TaskOptions(folder))
+    assert not canary.exists()
+
+
 def test_what_is_no_task_folder_is_said(tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
-        check_task_folder(tmp_path / "none", allow_code=False)
+        check_task_folder(tmp_path / "none", False, METRICS)
     with pytest.raises(UsageError, match=r"no .yaml"):
-        check_task_folder(tmp_path, allow_code=False)
+        check_task_folder(tmp_path, False, METRICS)
     (tmp_path / "a.yaml").write_text("task: [")
     with pytest.raises(DataError, match="not valid YAML"):
-        check_task_folder(tmp_path, allow_code=True)
+        check_task_folder(tmp_path, True, METRICS)
     (tmp_path / "a.yaml").write_text(yaml.safe_dump({"task": "a", "include": "b"}))
     with pytest.raises(DataError, match="includes b"):
-        check_task_folder(tmp_path, allow_code=True)
+        check_task_folder(tmp_path, True, METRICS)

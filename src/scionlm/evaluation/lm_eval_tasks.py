@@ -103,7 +103,10 @@ def load_tasks(wanted: Sequence[SuiteTask], options: TaskOptions) -> LoadedTasks
     """
     require_lm_eval()
     if options.folder is not None:
-        check_task_folder(options.folder, options.allow_code)
+        import lm_eval.api.metrics  # noqa: F401 - fills the registry
+        from lm_eval.api.registry import METRIC_REGISTRY
+
+        check_task_folder(options.folder, options.allow_code, METRIC_REGISTRY)
     with _quietly(options), _seeded(options.seeds):
         from lm_eval.tasks import TaskManager
 
@@ -113,13 +116,12 @@ def load_tasks(wanted: Sequence[SuiteTask], options: TaskOptions) -> LoadedTasks
             own = TaskManager(include_path=own.include_path)
         wanted = [each for one in wanted for each in _expanded(one, own)]
         for one in wanted:
-            _check_task(one.task, own.task_index[one.task].cfg or {}, options)
+            _check_task(one.task, (own.task_index[one.task].cfg or {}).get("unsafe_code"), options)
         found: Any = {"tasks": {}, "groups": {}, "group_map": {}}
         for one in wanted:
             loaded = _load(own, one.task)
             for name, task in loaded["tasks"].items():
-                if getattr(task, "UNSAFE_CODE", False):  # of a group
-                    _check_task(name, {"unsafe_code": True}, options)
+                _check_task(name, getattr(task, "UNSAFE_CODE", False), options)  # of a group
                 _set_shots(task, options.num_fewshot if options.num_fewshot is not None else one.num_fewshot)
                 task.set_fewshot_seed(seed=options.seeds["fewshot_seed"])
             found = {part: found[part] | (loaded.get(part) or {}) for part in found}
@@ -139,21 +141,10 @@ def _expanded(one: SuiteTask, manager: Any) -> list[SuiteTask]:
     return [replace(one, task=name) for name in sorted(entry.tags)]
 
 
-def _check_task(name: str, config: Record, options: TaskOptions) -> None:
-    """Refuse a task that runs what the model writes, and metrics that lm-eval would download code for."""
-    if options.allow_code:
-        return
-    if config.get("unsafe_code"):
+def _check_task(name: str, unsafe: Any, options: TaskOptions) -> None:
+    """Refuse a task that runs what the model writes."""
+    if unsafe and not options.allow_code:
         raise UsageError(f"task {name!r} runs code that the model writes; add --allow-task-code if this machine may")
-    if options.folder is None:
-        return
-    import lm_eval.api.metrics  # noqa: F401 - fills the registry
-    from lm_eval.api.registry import METRIC_REGISTRY
-
-    for entry in config.get("metric_list") or []:
-        metric = entry.get("metric") if isinstance(entry, dict) else None
-        if isinstance(metric, str) and metric not in METRIC_REGISTRY:
-            raise UsageError(f"task {name!r} has metric {metric!r}, which is none of lm-eval's own")
 
 
 def _load(manager: Any, name: str) -> Any:
@@ -234,9 +225,14 @@ def lm_eval_scores(
             raise _explained(error, "a task", "fails") from error
     results = TaskResults(about={"lm_eval": {"version": version, "limit": options.limit} | seeds})
     for one in loaded.wanted:
-        for name in _leaves(one.task, loaded.found):
-            results.tasks[name] = _figures(name, found, loaded.found)
-        results.tasks[one.task]["metric"] = metric = _headline(one, results.tasks[one.task])
+        for name in _leaves(one.task, loaded.found)[1:]:  # of a group
+            record = _figures(name, found, loaded.found)
+            metric = one.metric if one.metric in record else None
+            record |= {"metric": _headline(SuiteTask(name, metric=metric), record), "group": one.task}
+            results.tasks.setdefault(name, record)
+    for one in loaded.wanted:
+        results.tasks[one.task] = record = _figures(one.task, found, loaded.found)
+        record["metric"] = metric = _headline(one, record)
         results.items[one.task] = _items(one.task, metric, found, loaded.found)
     return results
 
@@ -308,6 +304,7 @@ def _figures(name: str, found: Any, loaded: Any) -> Record:
     record["num_items"] = sum(found["n-samples"][leaf]["effective"] for leaf in leaves)
     record["num_fewshot"] = max((int(config[leaf].get("num_fewshot") or 0) for leaf in leaves), default=0)
     record["version"] = found["versions"].get(name)
+    record["higher_is_better"] = dict(found["higher_is_better"].get(name) or {})
     text = json.dumps(config, sort_keys=True, default=_plain)
     record["config_sha256"] = hashlib.sha256(text.encode()).hexdigest()
     return record

@@ -4,7 +4,7 @@ Nothing here runs what a file says. What is let through still has templates: tho
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ _READERS = ("json", "csv", "parquet", "text", "arrow")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def check_task_folder(folder: Path, allow_code: bool) -> None:
+def check_task_folder(folder: Path, allow_code: bool, metrics: Container[str]) -> None:
     """Refuse a folder whose tasks would run code.
 
     Args:
         folder: With the YAML files of tasks, at any depth.
         allow_code: Let code through; what is no YAML at all is refused all the same.
+        metrics: lm-eval's own; the code of any other is looked for here and on the hub.
 
     Raises:
         UsageError: There is no such folder, no task in it, or a task that runs code.
@@ -43,17 +44,17 @@ def check_task_folder(folder: Path, allow_code: bool) -> None:
         raise UsageError(f"tasks folder {folder} has no .yaml file")
     root, seen = folder.resolve(), set[Path]()
     for path in files:
-        _check_file(path, root, allow_code, seen)
+        _check_file(path, root, allow_code, metrics, seen)
 
 
-def _check_file(path: Path, root: Path, allow_code: bool, seen: set[Path]) -> None:
+def _check_file(path: Path, root: Path, allow_code: bool, metrics: Container[str], seen: set[Path]) -> None:
     place = path.resolve()
     if place in seen:
         return
     seen.add(place)
     config, tags = _read(path)
     reasons = [f"names the tag {tag}" for tag in tags]
-    reasons += [reason for key, value in _walk(config) if (reason := _reason(key, value))]
+    reasons += [reason for key, value in _walk(config) if (reason := _reason(key, value, metrics))]
     if not place.is_relative_to(root):
         reasons.append("lies outside the tasks folder")
     if reasons and not allow_code:
@@ -65,7 +66,7 @@ def _check_file(path: Path, root: Path, allow_code: bool, seen: set[Path]) -> No
         included = path.parent / str(name)
         if not included.is_file():
             raise DataError(f"{path} includes {name}, which is not there")
-        _check_file(included, root, allow_code, seen)
+        _check_file(included, root, allow_code, metrics, seen)
 
 
 def _read(path: Path) -> tuple[Any, list[str]]:
@@ -99,12 +100,14 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
             yield from _walk(inner)
 
 
-def _reason(key: str, value: Any) -> str | None:
+def _reason(key: str, value: Any, metrics: Container[str]) -> str | None:
     """Return why a key asks for code to be run; None where it does not."""
     if key in _CODE_KEYS and value:
         return f"has {key} ({_CODE_KEYS[key]})"
     if key == "unsafe_code" and value:
         return "is marked unsafe_code"
+    if key == "metric" and isinstance(value, str) and value not in metrics:
+        return f"has metric {value!r}, which is none of lm-eval's own"
     if key == "dataset_path" and not (value in _READERS or _is_hub_id(value)):
         return f"has dataset_path {value!r} (neither {', '.join(_READERS)} nor a hub id)"
     return None
