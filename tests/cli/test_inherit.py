@@ -16,6 +16,7 @@ from scionlm.cli import main as cli
 from scionlm.cli.inherit import parse_bytes
 from scionlm.core.errors import UsageError
 from scionlm.families import ModelShape, count_parameters, family_of
+from scionlm.sources import open_folder
 from scionlm.surgery.plan import SurgeryPlan
 
 
@@ -217,7 +218,13 @@ def test_licences_card_and_provenance_come_along(scion, tmp_path):
     (tmp_path / "tiny" / "NOTICE.txt").write_text("Notice\n")
     assert scion("inherit tiny --layers 2 -o out")[0] == 0
     assert (tmp_path / "out" / "NOTICE.txt").read_text() == "Notice\n"
-    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+    card = tmp_path / "out" / "README.md"
+    assert "license: mit" in card.read_text()
+    # What is made of it in turn names the same base.
+    card.write_text(card.read_text().replace("license: mit", "license: mit\nbase_model: org/base"))
+    assert open_folder(tmp_path / "out").base_model == "org/base"
+    assert scion("inherit out --layers 1 -o next")[0] == 0
+    assert "base_model: org/base" in (tmp_path / "next" / "README.md").read_text()
     record = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert record["format_version"] == 1
     assert set(record["sha256"]) == {"model.safetensors"}

@@ -140,7 +140,8 @@ def test_the_model_card_says_what_it_must(finished):
     front = yaml.safe_load(card.split("---")[1])
     assert front["license"] == "mit"
     assert "Layers 0, 1, 4" in card
-    assert front["metrics"] == ["perplexity"]
+    assert front["metrics"] == ["perplexity", "bits_per_byte"]
+    assert "base_model" not in front  # a folder here is no hub id
     (index,) = front["model-index"]
     found = {one["dataset"]["type"]: one["metrics"][0]["value"] for one in index["results"]}
     assert found == {name: round(loss["perplexity"], 4) for name, loss in result["domains"].items()}

@@ -129,4 +129,5 @@ def test_the_builtin_model_has_its_published_number_of_parameters():
     assert sum(math.prod(shape) for shape in shapes) == 134_515_008
     assert found.facts["quantization"].endswith("dequantized to float32")
     assert len(found.facts["gguf_sha256"]) == 64
+    assert found.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert any(path.name.startswith("LICENSE") for path in found.license_files())

@@ -8,6 +8,7 @@ from typing import Any
 from scionlm.core.config import dump_yaml
 from scionlm.core.log import format_count, format_seconds
 from scionlm.core.records import stderr_key
+from scionlm.sources import ModelFolder
 
 # How a recipe that prunes chose what stays, by its method.
 _CHOSEN = {
@@ -88,7 +89,7 @@ Losses are mean negative log-likelihoods in nats over the packed held-out stream
 
 def _tasks(result: dict[str, Any]) -> str:
     """Return the scores on tasks as a table; empty where there are none."""
-    tasks, theirs = result.get("tasks") or {}, (result.get("source") or {}).get("tasks") or {}
+    tasks, theirs = _whole_tasks(result), (result.get("source") or {}).get("tasks") or {}
     if not tasks:
         return ""
 
@@ -104,14 +105,27 @@ def _tasks(result: dict[str, Any]) -> str:
     return f"\n| task | metric | source | this model | items |\n|---|---|---|---|---|\n{rows}\n"
 
 
+def _whole_tasks(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the scores on what was asked for, without the single tasks of groups."""
+    return {name: record for name, record in (result.get("tasks") or {}).items() if not record.get("group")}
+
+
+def front_matter(license_name: str | None, base_model: str | None) -> dict[str, Any]:
+    """Return what every card begins with.
+
+    Args:
+        license_name: The licence, where one is known.
+        base_model: Hub id of what it was made from, where there is one.
+    """
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["scion"]}
+    named = {"license": license_name, "base_model": base_model}
+    return front | {key: value for key, value in named.items() if value}
+
+
 def _front(result: dict[str, Any], datasets: Sequence[str]) -> dict[str, Any]:
     """Return the front matter, which the hub shows; `model-index` has the held-out losses."""
     source = result["source"] or {}
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["scion"]}
-    if source.get("license"):
-        front["license"] = source["license"]
-    if "/" in source.get("name", "") and source.get("revision"):
-        front["base_model"] = source["name"]
+    front = front_matter(source.get("license"), source.get("base_model"))
     if datasets:
         front["datasets"] = list(datasets)
     results = [
@@ -132,11 +146,12 @@ def _front(result: dict[str, Any], datasets: Sequence[str]) -> dict[str, Any]:
             "dataset": {"name": task, "type": task},
             "metrics": [{"type": record["metric"], "value": round(record[record["metric"]], 4)}],
         }
-        for task, record in (result.get("tasks") or {}).items()
+        for task, record in _whole_tasks(result).items()
         if record.get(record["metric"]) is not None
     ]
     name = f"{result['name']} of {source['name']}" if source else result["name"]
-    return front | {"metrics": ["perplexity"], "model-index": [{"name": name, "results": results}]}
+    metrics = list(dict.fromkeys(one["type"] for entry in results for one in entry["metrics"]))
+    return front | {"metrics": metrics, "model-index": [{"name": name, "results": results}]}
 
 
 def _made(result: dict[str, Any]) -> str:
@@ -211,12 +226,11 @@ def _and(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def inherit_card(source: str, license_name: str | None, facts: dict[str, Any], command: list[str]) -> str:
+def inherit_card(folder: ModelFolder, facts: dict[str, Any], command: list[str]) -> str:
     """Return the card of a model that was cut and not trained.
 
     Args:
-        source: Name of the source.
-        license_name: Its licence.
+        folder: The source.
         facts: What `recipes.inherit.describe_request` found.
         command: The command that made it.
     """
@@ -224,14 +238,11 @@ def inherit_card(source: str, license_name: str | None, facts: dict[str, Any], c
     changed = {key: (before[key], value) for key, value in after.items() if before[key] != value}
     sizes = "".join(f"| {key} | {old} | {new} |\n" for key, (old, new) in changed.items())
     kinds = ", ".join(f"{counts['tensors']} tensors {kind}" for kind, counts in facts["tensors"].items())
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["scion"]}
-    if license_name:
-        front["license"] = license_name
     return f"""---
-{dump_yaml(front)}---
-# {len(plan["keep"])} layers of {source}: {format_count(facts["num_parameters"])} parameters
+{dump_yaml(front_matter(folder.license, folder.base_model))}---
+# {len(plan["keep"])} layers of {folder.name}: {format_count(facts["num_parameters"])} parameters
 
-Layers {", ".join(map(str, plan["keep"]))} of **{source}** ({plan["num_source_layers"]} layers), chosen by
+Layers {", ".join(map(str, plan["keep"]))} of **{folder.name}** ({plan["num_source_layers"]} layers), chosen by
 `{plan["strategy"]}`: {kinds}. Not trained since: it needs training before it is of use. `provenance.json` holds the
 plan, the hashes of the weight files and the checks that they passed.
 
@@ -241,7 +252,7 @@ plan, the hashes of the weight files and the checks that they passed.
 
 - Command: `{shlex.join(command)}`
 
-{_LICENCE.format(license=license_name or "not stated in its files")}"""
+{_LICENCE.format(license=folder.license or "not stated in its files")}"""
 
 
 def cell(text: str) -> str:

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from scionlm.core.config import load_yaml, validate
+from scionlm.core.config import dump_yaml, load_yaml, validate
 from scionlm.core.errors import UsageError
 from scionlm.core.files import staged_folder
 from scionlm.families.models import random_model
+from scionlm.recipes.card import front_matter
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import open_teacher
 from scionlm.recipes.origin import open_source
@@ -20,7 +21,9 @@ from scionlm.surgery.target import target_config
 from scionlm.surgery.verify import verify_export
 from scionlm.train.checkpoint import Checkpoint, CheckpointStore, find_checkpoint, open_checkpoint
 
-_CARD = """# {name}, step {steps}
+_CARD = """---
+{front}---
+# {name}, step {steps}
 
 A checkpoint of a training run of Scion: {layers} layers of **{source}**, {weights}. `provenance.json` says what was
 made from what.
@@ -41,7 +44,9 @@ def export_checkpoint(run: Path, out: Path, step: int | None, last: int, average
     steps = _put_weights(model, newest, last, averaged)
     how = "the average that the run kept" if averaged else "the mean of these" if len(steps) > 1 else "as they were"
     names = ", ".join(map(str, steps))
-    card = _CARD.format(name=folder.name, steps=names, layers=len(plan.keep), source=source.name, weights=how)
+    front = dump_yaml(front_matter(source.license, source.base_model))
+    told = {"steps": names, "layers": len(plan.keep), "source": source.name, "weights": how}
+    card = _CARD.format(front=front, name=folder.name, **told)
     facts = {"run": folder.name, "steps": steps, "averaged": averaged}
     dtype = export_type(recipe, source)
     provenance = provenance_of(recipe, source, plan, open_teacher(recipe, source, weights=False))

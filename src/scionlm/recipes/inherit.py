@@ -233,5 +233,5 @@ def _finish(stage: Path, request: Request, surgery: "Surgery", facts: Record) ->
         "unusual_settings": unusual,
     }
     folder = request.folders[0]
-    card = inherit_card(folder.name, folder.license, facts, command_line())
+    card = inherit_card(folder, facts, command_line())
     write_companions(stage, folder, card, provenance, request.tokenizer)

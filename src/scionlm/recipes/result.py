@@ -37,6 +37,7 @@ def _describe_source(setting: Setting, source: Record) -> Record:
     return {
         "name": folder.name,
         "revision": folder.revision,
+        "base_model": folder.base_model,
         "model_type": folder.config["model_type"],
         "num_hidden_layers": setting.plan.num_source_layers,
         "num_parameters": count_parameters(family_of(folder.config), folder.config)["total"],

