@@ -150,14 +150,16 @@ def compare(
         scores: Tasks, suites and speed that results of runs and models are measured on beside; kept there too.
 
     Raises:
-        UsageError: One of them is neither; a model comes without data; `out` is a file.
+        UsageError: One of them is neither; a model comes without data; `out` is a file, or holds something else.
         DataError: A file is broken, or model and data do not fit.
     """
-    from scionlm.report import comparable_setup, is_run, model_folders, write_comparison
+    from scionlm.report import comparable_setup, is_run, scored_models, write_comparison
 
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UsageError(f"output {out} exists and is not a folder; choose another path")
+    if out.exists() and not (out / "compare.json").exists() and {path.name for path in out.iterdir()} - {"models"}:
+        raise UsageError(f"output {out} holds something else than a comparison; choose another path")
     runs = [Path(item) for item in items if is_run(Path(item))]
     models = [str(item) for item in items if not is_run(Path(item))]
     if models and data is None:
@@ -176,8 +178,8 @@ def compare(
         return write_comparison(runs, out, found)
     from scionlm.recipes.compared_scores import measured_scores
 
-    named = {str(record["name"]): model for record, model in zip(found, dict.fromkeys(models), strict=True)}
-    return write_comparison(runs, out, found, measured_scores(model_folders(runs) | named, data, out, scores))
+    given = list(zip(dict.fromkeys(models), found, strict=True))
+    return write_comparison(runs, out, found, measured_scores(scored_models(runs, given), data, out, scores))
 
 
 def demo(out: str | Path = "runs/demo", overrides: dict[str, Any] | None = None) -> Record:

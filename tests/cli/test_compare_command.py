@@ -110,6 +110,15 @@ def test_another_budget_makes_models_incomparable_and_says_so(swept, tmp_path, t
     assert row["mean"] is not None
 
 
+def test_a_folder_that_holds_something_else_is_left_alone(swept, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    code, _, err = scion(capsys, "compare", swept[2], "-o", tmp_path)
+    assert (code, "something else" in err) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert scion(capsys, "compare", swept[2], "-o", tmp_path / "new")[0] == 0
+    assert scion(capsys, "compare", swept[2], "-o", tmp_path / "new")[0] == 0
+
+
 def test_scores_are_measured_on_request_and_kept(swept, tmp_path, tiny_folder, data_folder, capsys, monkeypatch):
     asked = ["--suite", "offline", "--limit", "6", "--speed", "--data", data_folder.path]
     command = ["compare", swept[2], tiny_folder, *asked, "-o", tmp_path / "out"]

@@ -10,7 +10,7 @@ from test_report import HOSTILE, check_page, words
 from scionlm.core.records import read_json
 from scionlm.evaluation.paired_scores import paired_scores
 from scionlm.evaluation.suites import suites
-from scionlm.report import write_comparison
+from scionlm.report import scored_models, write_comparison
 from scionlm.report.compare import compared
 from scionlm.report.compare_page import compare_page
 from scionlm.report.compare_table import to_markdown
@@ -88,6 +88,63 @@ def test_the_page_and_the_markdown_show_them(three):
     assert "| chance | 0.250 | 0.250 |" in markdown
 
 
+def with_task(record, name, found):
+    return record | {"tasks": record["tasks"] | {name: found}}
+
+
+def test_single_tasks_of_a_group_do_not_vote(three):
+    leaf = {"metric": "acc", "acc": 0.0, "acc_stderr": 0.1, "group": "words"}
+    before = compared(three).tasks
+    for run in three[:3]:
+        path = run / "result.json"
+        path.write_text(json.dumps(with_task(read_json(path), "one-of-sixty", leaf)))
+    after = compared(three).tasks
+    assert list(after.tasks) == list(before.tasks)
+    assert [one.mean for one in after.models] == [one.mean for one in before.models]
+    assert after.models[2].apart == before.models[2].apart is not None
+
+
+def test_a_lower_perplexity_is_better_and_no_share(three):
+    for run, perplexity in zip(three[:3], (40.0, 20.0, 30.0), strict=True):
+        path = run / "result.json"
+        record = {"metric": "word_perplexity", "word_perplexity": perplexity}
+        record["higher_is_better"] = {"word_perplexity": False}
+        result = with_task(read_json(path), "wiki", record)
+        result["source"] = with_task(result["source"], "wiki", record | {"word_perplexity": 10.0})
+        path.write_text(json.dumps(result))
+    found = compared(three).tasks
+    assert found.against == "good"
+    assert all(one.mean is None or one.mean < 1 for one in found.models)
+    assert found.models[2].apart.num_tasks == 2
+    assert "wiki, word_perplexity \u2193" in words(check_page(compare_page(compared(three), "tasks")))
+    assert "perplexity \u2193" in to_markdown(compared(three))
+
+
+def test_scores_on_other_items_have_no_mean_and_cannot_win(three, tmp_path):
+    best = scored({"cloze": "1" * N, "words": "1" * N}, sha="fewer")
+    three.append(with_scores(compared_run(tmp_path / "few", pair(7.0, 4.0), strategy="e"), best))
+    comparison = compared(three)
+    found = {one.name: one for one in comparison.tasks.models}
+    assert (found["few"].mean, found["few"].apart, comparison.tasks.against) == (None, None, "good")
+    assert found["few"].scores["cloze"].value == 1
+    assert "asked other items than most" in words(check_page(compare_page(comparison, "tasks")))
+    assert "asked other items" not in words(check_page(compare_page(compared(three[:2]), "tasks")))
+
+
+def test_a_run_and_a_model_of_the_same_name_keep_their_own_scores(tmp_path):
+    run = compared_run(tmp_path / "runs" / "big", pair(4.0, 3.0), control=pair(6.0, 5.0))
+    for place in ("model", "control/model"):
+        (run / place).mkdir(parents=True)
+    model = {"name": "big", "model": {"num_parameters": 9}, "domains": {}, "seq_len": 256, "data": "d1"}
+    given = scored_models([run], [("org/big", model), ("other/big", model)])
+    assert given == {
+        "big": str(run / "model"),
+        "big/control": str(run / "control" / "model"),
+        "big (model)": "org/big",
+        "big (model 2)": "other/big",
+    }
+
+
 def test_without_scores_there_is_no_section(tmp_path):
     comparison = compared([compared_run(tmp_path / "a", pair(4.0, 3.0))])
     assert comparison.tasks is None
@@ -120,6 +177,10 @@ def test_a_suite_stands_beside_what_its_paper_reports(three):
     assert "Pythia-1.0B" in text
     assert "this is no ranking" in text
     assert "Suite sheared" not in text
+    cut = suite | {"unlike": ["the first 20 items of each task alone"]}
+    text = words(check_page(compare_page(compared(three, scores={"good": {"suites": {"tinyllama": cut}}}), "suite")))
+    assert "Not as published (the first 20 items of each task alone)" in text
+    assert "Pythia-1.0B" not in text
 
 
 def test_hostile_names_of_tasks_cannot_act(tmp_path):

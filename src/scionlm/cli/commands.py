@@ -334,7 +334,10 @@ def compare(
     seq_len: Annotated[int | None, typer.Option(help="Window for models (the runs').", min=2)] = None,
     tasks: Annotated[str | None, typer.Option(help="Also score all of them on these, as piqa,arc_easy.")] = None,
     suite: Annotated[list[str] | None, typer.Option(help="Likewise on a suite; repeatable.")] = None,
+    tasks_dir: Annotated[Path | None, typer.Option(help="Folder with lm-eval tasks of your own.")] = None,
+    allow_task_code: Annotated[bool, typer.Option("--allow-task-code", help="Let tasks run code.")] = False,
     limit: Annotated[int | None, typer.Option(help="Items of each task.", min=1)] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Examples before each question.", min=0)] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Also measure how fast they read and write.")] = False,
     json: Json = False,
 ) -> None:
@@ -343,7 +346,11 @@ def compare(
     from scionlm.cli.compare import print_comparison, scores_asked
     from scionlm.cli.tables import print_json
 
-    scores = scores_asked(tasks, suite or [], limit, speed)
+    how: Any = {
+        "suites": suite or [], "tasks_dir": tasks_dir, "allow_task_code": allow_task_code, "limit": limit,
+        "num_fewshot": num_fewshot, "speed": speed,
+    }  # fmt: skip
+    scores = scores_asked(tasks, how)
     found = api.compare(items, out, data=data, max_tokens=max_tokens, seq_len=seq_len, scores=scores)
     print_json(found) if json else print_comparison(found, out)
 

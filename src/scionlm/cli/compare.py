@@ -45,14 +45,19 @@ def print_comparison(found: _Record, out: Path) -> None:
     print(f"page: {out / 'compare.html'}")
 
 
-def scores_asked(tasks: str | None, suites: list[str], limit: int | None, speed: bool) -> "EvaluateOptions | None":
-    """Return what the flags of `scion compare` ask for beside losses; None where that is nothing."""
+def scores_asked(tasks: str | None, how: _Record) -> "EvaluateOptions | None":
+    """Return what the flags of `scion compare` ask for beside losses; None where that is nothing.
+
+    Args:
+        tasks: Names, with commas between them.
+        how: Other fields of `EvaluateOptions`.
+    """
     names = task_names(tasks)
-    if not (names or suites or speed):
+    if not (names or how["suites"] or how["tasks_dir"] or how["speed"]):
         return None
     from scionlm.recipes.evaluate import EvaluateOptions
 
-    return EvaluateOptions(losses=False, tasks=names, suites=suites, limit=limit, speed=speed)
+    return EvaluateOptions(losses=False, tasks=names, **how)
 
 
 def _print_tasks(found: _Record) -> None:

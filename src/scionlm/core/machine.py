@@ -24,10 +24,10 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that decide a run's numbers."""
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions that decide a run's numbers, and of more packages where they are installed."""
     found = {"python": platform.python_version()}
-    for name in ("scionlm", "torch", "transformers", "tokenizers", "safetensors", "numpy"):
+    for name in ("scionlm", "torch", "transformers", "tokenizers", "safetensors", "numpy", *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

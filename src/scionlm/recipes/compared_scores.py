@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from scionlm.core.devices import this_machine
+from scionlm.core.files import sha256_file
 from scionlm.core.log import say
+from scionlm.core.machine import versions
 from scionlm.core.records import Record, read_json, write_json
 from scionlm.data import DataFolder
 from scionlm.recipes.compared_model import MODELS
@@ -31,6 +34,8 @@ def measured_scores(
         StorageError: A task's data is not to be had.
     """
     asked = {key: value for key, value in asdict(options).items() if key not in ("losses", "tasks_dir")}
+    asked |= {"versions": versions("lm_eval"), "tasks_dir": _hash_of(options.tasks_dir)}
+    asked |= {"device": this_machine().name} if options.speed else {}
     text = None if data is None else DataFolder(Path(data)).fingerprint
     found: dict[str, Record] = {}
     for name, model in models.items():
@@ -41,6 +46,16 @@ def measured_scores(
             found[name] = read_json(path)
             continue
         record = evaluate_model(model, data, options).record
-        write_json(path, {"name": name, "settings": how} | record)
+        write_json(path, {"name": name, "how": how} | record)
         found[name] = record
     return found
+
+
+def _hash_of(folder: str | Path | None) -> str | None:
+    """Return a hash of the files in a folder of tasks; None without one."""
+    if folder is None:
+        return None
+    root = Path(folder)
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    listed = [f"{path.relative_to(root)} {sha256_file(path)}" for path in files]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()

@@ -8,14 +8,14 @@ from pathlib import Path
 from scionlm.core.errors import UsageError
 from scionlm.core.files import write_text_atomic
 from scionlm.report.collect import read_run
-from scionlm.report.compare import PAGE, comparable_setup, compared, model_folders, write_comparison
+from scionlm.report.compare import PAGE, comparable_setup, compared, scored_models, write_comparison
 from scionlm.report.compare_page import compare_page
 from scionlm.report.compare_read import is_run, is_sweep
 from scionlm.report.compare_table import to_markdown
 from scionlm.report.markdown import run_markdown
 from scionlm.report.page import run_page
 
-__all__ = ["comparable_setup", "is_run", "model_folders", "render_report", "write_comparison", "write_report"]
+__all__ = ["comparable_setup", "is_run", "render_report", "scored_models", "write_comparison", "write_report"]
 
 
 def render_report(run: Path, markdown: bool = False) -> str:

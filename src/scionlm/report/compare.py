@@ -38,11 +38,22 @@ def compared(
     return join([replace(row, scores={**row.scores, **given.get(row.name, {})}) for row in rows])
 
 
-def model_folders(items: Sequence[Path]) -> dict[str, str]:
-    """Return where the results of finished runs are, by the names of their rows."""
-    rows = read_rows(run_folders(items))
-    finished = [row for row in rows if row.kind == "run" and row.done and (row.folder / "model").is_dir()]
-    return {row.name: str(row.folder / "model") for row in finished}
+def scored_models(items: Sequence[Path], models: Sequence[tuple[str, Record]] = ()) -> dict[str, str]:
+    """Return a MODEL for every row that has one, by the row's name: results of finished runs, their controls, models.
+
+    Args:
+        items: Folders of runs and sweeps.
+        models: MODEL and what was measured of it, each.
+    """
+    rows = read_rows(run_folders(items), [record for _, record in models])
+    folders = {"run": "model", "control": "control/model"}
+    found = {
+        row.name: str(row.folder / folders[row.kind])
+        for row in rows
+        if row.kind in folders and row.done and (row.folder / folders[row.kind]).is_dir()
+    }
+    plain = [row.name for row in rows if row.kind == "model"]
+    return found | {name: model for name, (model, _) in zip(plain, models, strict=True)}
 
 
 def write_comparison(

@@ -38,14 +38,19 @@ def sized(comparison: Comparison, by_time: bool = False) -> list[Sized]:
     Controls that lie far above everything else are left out: they would press the rest together.
     """
     times = _milliseconds(comparison)
+    of_sources = _milliseconds(comparison, sources=True)
+    given = {group.first.folder.name for group in comparison.groups if group.first.kind == "model"}
     found: list[Sized] = []
     for group in comparison.groups:
         cost = times.get(group.first.name) if by_time else group.first.num_parameters
         found.append(Sized(group.name, cost or 0.0, group.mean, "control" if group.first.is_control else "child"))
     for base in comparison.sources:
-        if any(one.name == base.name for one in found):
-            continue  # it was given as a model, too
-        cost, mean = times.get(base.name) if by_time else base.num_parameters, mean_of(base.losses, comparison.domains)
+        if base.name in given:
+            continue  # as a model, too
+        cost, mean = (
+            of_sources.get(base.name) if by_time else base.num_parameters,
+            mean_of(base.losses, comparison.domains),
+        )
         found += [Sized(f"source {base.name}", cost or 0.0, mean, "source")] if mean is not None else []
     found = sorted((one for one in found if one.cost and math.isfinite(one.loss)), key=lambda one: one.loss)
     runs = [one.loss for one in found if one.tone != "control"]
@@ -53,9 +58,10 @@ def sized(comparison: Comparison, by_time: bool = False) -> list[Sized]:
     return [one for one in found if one.loss <= reach or one.tone != "control"][:_MOST]
 
 
-def _milliseconds(comparison: Comparison) -> dict[str, float]:
+def _milliseconds(comparison: Comparison, sources: bool = False) -> dict[str, float]:
     """Return the milliseconds that a written token takes, by the name of the row, as far as that was measured."""
-    models = comparison.tasks.models if comparison.tasks is not None else ()
+    every = comparison.tasks.models if comparison.tasks is not None else ()
+    models = [one for one in every if (one.kind == "source") == sources]
     speeds = {one.name: number(one.inference, "decode_tokens_per_second") for one in models}
     return {name: 1000 / speed for name, speed in speeds.items() if speed}
 

@@ -188,7 +188,9 @@ def read_rows(folders: Sequence[Path], models: Sequence[Record] = ()) -> list[Ro
         if run.control is not None:
             rows.append(_control(run, run.control, child))
     rows = [row for k, row in enumerate(rows) if row.kind != "control" or not _repeats(row, rows, k)]
-    return rows + [_model(record, [row.name for row in rows]) for record in models]
+    for record in models:
+        rows.append(_model(record, [row.name for row in rows]))
+    return rows
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -345,6 +347,12 @@ def _repeats(row: Row, rows: Sequence[Row], place: int) -> bool:
     return row.done and any(facts(one) == facts(row) for one in earlier)
 
 
+def _free(name: str, taken: Sequence[str]) -> str:
+    """Return a model's name, told apart from those that there are already."""
+    names = (name, f"{name} (model)", *(f"{name} (model {k})" for k in range(2, len(taken) + 2)))
+    return next(one for one in names if one not in taken)
+
+
 def _model(record: Record, taken: Sequence[str]) -> Row:
     shape = mapping(record.get("model"))
     domains = {name: mapping(loss) for name, loss in mapping(record.get("domains")).items()}
@@ -352,7 +360,7 @@ def _model(record: Record, taken: Sequence[str]) -> Row:
     name = text(record, "name") or "model"
     counts = tuple(sorted((domain, integer(loss, "num_tokens") or 0) for domain, loss in domains.items()))
     return Row(
-        name=name if name not in taken else f"{name} (model)",
+        name=_free(name, taken),
         kind="model",
         state="done",
         folder=Path(name),

@@ -1,6 +1,7 @@
 """Tasks in a comparison: every model's scores, and how far each is from the best one, item by item."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -40,7 +41,7 @@ class Scored:
         name: Its row's.
         kind: source, run, control or model.
         scores: By task.
-        mean: Over the tasks that all models have; None where there are none.
+        mean: Over the accuracies that all models have; None where there are none, and where its items are others.
         apart: From the best run, or of one, of the best of all; None of that one itself, and where items differ.
         suites: What its evaluation says of suites, by name.
         inference: What `scion evaluate --speed` says.
@@ -62,12 +63,14 @@ class TaskComparison:
     Attributes:
         models: In the order of the rows.
         tasks: In the order of the first model's, each with the metric it is shown by.
+        lower: Those of which a lower score is better.
         chance: By task, where it is known.
         against: Name of the model that the others are set against; None where there is none.
     """
 
     models: Sequence[Scored]
     tasks: Mapping[str, str]
+    lower: frozenset[str]
     chance: Mapping[str, float]
     against: str | None
 
@@ -82,15 +85,27 @@ def compared_tasks(records: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Tas
     if not known:
         return None
     tasks: dict[str, str] = {}
+    lower: set[str] = set()
     chance: dict[str, float] = {}
     for _, _, one in known:
-        for task, found in mapping(one.get("tasks")).items():
-            tasks.setdefault(task, text(mapping(found), "metric") or "acc")
-            if (share := number(mapping(found), "chance")) is not None:
+        for task, record in mapping(one.get("tasks")).items():
+            found = mapping(record)
+            if text(found, "group"):  # the group stands for it
+                continue
+            metric = tasks.setdefault(task, text(found, "metric") or "acc")
+            if mapping(found.get("higher_is_better")).get(metric) is False:
+                lower.add(task)
+            if (share := number(found, "chance")) is not None:
                 chance[task] = share
     scores = [_scores(mapping(one.get("tasks")), tasks) for _, _, one in known]
     shared = [task for task in tasks if all(task in each for each in scores if each)]
-    means = [sum(each[task].value for task in shared) / len(shared) if each and shared else None for each in scores]
+    # What is no share of items has another scale, and may be better where it is lower: it has a column, and no vote.
+    voting = [t for t in shared if t not in lower and all(0 <= each[t].value <= 1 for each in scores if each)]
+    alike = _alike([mapping(one.get("items")) for _, _, one in known], voting)
+    means = [
+        sum(each[task].value for task in voting) / len(voting) if each and voting and same else None
+        for each, same in zip(scores, alike, strict=True)
+    ]
     ranked = [k for k, mean in enumerate(means) if mean is not None]
     runs = [k for k in ranked if known[k][1] == "run"] or ranked
     best = max(runs, key=lambda k: means[k] or 0.0, default=None)
@@ -101,13 +116,22 @@ def compared_tasks(records: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Tas
             kind,
             scores[k],
             means[k],
-            None if best in (k, None) else _apart(items[k], items[best], shared),
+            None if best in (k, None) else _apart(items[k], items[best], voting),
             mapping(one.get("suites")) or mapping(mapping(one.get("tasks_with")).get("suites")),
             mapping(one.get("inference")),
         )
         for k, (name, kind, one) in enumerate(known)
     ]
-    return TaskComparison(models, tasks, chance, None if best is None else known[best][0])
+    against = None if best is None else known[best][0]
+    return TaskComparison(models, tasks, frozenset(lower), chance, against)
+
+
+def _alike(items: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[bool]:
+    """Return whether each model was asked what most of them were, as far as it says."""
+    asked = [[text(mapping(one.get(task)), "sha256") for task in tasks] for one in items]
+    said = Counter(tuple(one) for one in asked if None not in one)
+    most = said.most_common(1)[0][0] if said else ()
+    return [None in one or tuple(one) == most for one in asked]
 
 
 def _scores(records: Mapping[str, Any], tasks: Mapping[str, str]) -> dict[str, Score]:
@@ -148,6 +172,7 @@ def tasks_record(found: TaskComparison | None) -> dict[str, Any] | None:
         "against": found.against,
         "confidence": _CONFIDENCE,
         "metrics": dict(found.tasks),
+        "lower_is_better": sorted(found.lower),
         "chance": dict(found.chance),
         "models": [
             {

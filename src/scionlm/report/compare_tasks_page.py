@@ -39,13 +39,15 @@ def _scores(found: TaskComparison) -> Markup | None:
     titles = [head[0], *(name_of(title, 40) for title in head[1:])]
     left_out = len(found.tasks) - _MAX_TASKS
     more = f" {left_out} more tasks are in compare.json." if left_out > 0 else ""
-    caption = "Scores with their standard errors over items; higher is better"
+    caption = "Scores with their standard errors over items; higher is better, where no \u2193 says otherwise"
     body = table("tasks-table", caption, titles, [RowGroup(None, cells)])
     return _section("tasks", "Tasks", body, tag("p", _told(found), more, class_="note"))
 
 
 def _told(found: TaskComparison) -> str:
-    words = "The mean is over the tasks that all of them have."
+    words = "The mean is over the accuracies that all of them have."
+    if any(one.scores and one.mean is None for one in found.models) and found.against is not None:
+        words += " Without a mean: asked other items than most, so that its scores do not compare."
     if any(one.apart for one in found.models):
         words += (
             f" The difference is to {found.against}, item by item on the same items, with its 95 % interval: where that"
@@ -63,7 +65,7 @@ def _grid(found: TaskComparison, rows: Sequence[Scored]) -> list[list[str]]:
     """Return the table as text: a head, a row for each model, and chance where it is known."""
     tasks = _columns(found)
     paired = any(one.apart for one in rows)
-    head = ["", *(f"{task}, {found.tasks[task]}" for task in tasks), "mean", *(["difference"] if paired else [])]
+    head = ["", *(_title(found, task) for task in tasks), "mean", *(["difference"] if paired else [])]
     grid = [head]
     for one in rows:
         cells = [_score(one.scores.get(task)) for task in tasks]
@@ -72,6 +74,10 @@ def _grid(found: TaskComparison, rows: Sequence[Scored]) -> list[list[str]]:
         cells = [_figure(found.chance.get(task)) for task in tasks]
         grid.append(["chance", *cells, NONE, *([NONE] if paired else [])])
     return grid
+
+
+def _title(found: TaskComparison, task: str) -> str:
+    return f"{task}, {found.tasks[task]}" + (" \u2193" if task in found.lower else "")
 
 
 def _figure(value: float | None) -> str:
@@ -108,6 +114,9 @@ def _suites(found: TaskComparison) -> list[Markup]:
         groups = [RowGroup("measured here", mine), RowGroup(f"as published ({paper.source})", theirs)]
         note = text(own[0][1], "note") or ""
         words = "Published rows were measured by others, with other versions of the harness: this is no ranking. "
+        unlike = dict.fromkeys(str(one) for _, suite in own for one in suite.get("unlike") or ())
+        if unlike:
+            groups, words = groups[:1], f"Not as published ({', '.join(unlike)}): no published rows stand beside it. "
         sections.append(
             _section(
                 f"suite-{name}",

@@ -26,8 +26,9 @@ class TaskScores:
 
 
 def read_tasks(scores: Mapping[str, Mapping[str, Any]]) -> TaskScores:
-    """Return what records of source, child and control say of tasks."""
-    return TaskScores(*(mapping(scores.get(name, {}).get("tasks")) for name in _TONES))
+    """Return what records of source, child and control say of tasks; the single ones of a group are in the group's."""
+    every = [mapping(scores.get(name, {}).get("tasks")) for name in _TONES]
+    return TaskScores(*({name: one for name, one in each.items() if not text(mapping(one), "group")} for each in every))
 
 
 def task_section(scores: TaskScores) -> Markup | None:
