@@ -1,14 +1,17 @@
 """`scion evaluate`: what it measures, how it fails, and how fast a model is."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
-from evaluation_texts import task_folder
+from evaluation_texts import task_folder, written_data
 from factories import tiny_model
 from scionlm.cli.main import run as scion
+from scionlm.evaluation.generate import write_samples
 from scionlm.evaluation.inference import inference_speed, kv_cache_bytes
+from scionlm.sources import load_tokenizer, resolve
 
 
 def test_tasks_need_no_data_and_the_json_is_one_document(tmp_path, tiny_folder, capsys):
@@ -21,6 +24,9 @@ def test_tasks_need_no_data_and_the_json_is_one_document(tmp_path, tiny_folder, 
     record = found["tasks"]["fruit"]
     assert {"acc", "acc_stderr", "acc_norm", "num_items", "num_fewshot", "version", "config_sha256"} <= set(record)
     assert found["lm_eval"]["fewshot_seed"] == 1234
+    assert found["sha256"] == resolve(str(tiny_folder)).weights_fingerprint()
+    assert found["versions"]["lm_eval"] == found["lm_eval"]["version"]
+    assert (found["device"] != "", found["settings"]) == (True, {})
     assert "Traceback" not in shown.err
 
 
@@ -61,6 +67,28 @@ def test_speed_is_measured_with_its_settings(tiny_folder, capsys):
     assert speed["prefill_tokens_per_second"] > 0
     assert speed["decode_tokens_per_second"] > 0
     assert speed["settings"]["statistic"] == "median"
+
+
+def test_a_model_of_few_positions_reads_and_writes_no_further(data_folder):
+    model = tiny_model("gpt2", n_positions=16)
+    found = inference_speed(model, repeats=1)
+    assert (found["settings"]["prompt_tokens"], found["settings"]["new_tokens"]) == (8, 8)
+    tokenizer = load_tokenizer(data_folder.tokenizer_folder)
+    (sample,) = write_samples(model, tokenizer, [(data_folder, data_folder.domains[0])], seed=0)
+    assert sample["prompt"]
+
+
+def test_windows_beyond_learned_positions_are_refused_and_beyond_others_named(tmp_path, tiny_folder, capsys):
+    folder = tmp_path / "few"
+    shutil.copytree(tiny_folder, folder)
+    tiny_model("gpt2", n_positions=16).save_pretrained(folder)
+    data = written_data(tmp_path / "w", tiny_folder)
+    assert scion(["evaluate", str(folder), "--data", str(data.path), "--seq-len", "17"]) == 2
+    assert "--seq-len 17" in capsys.readouterr().err
+    limit = tiny_model().config.max_position_embeddings
+    flags = ["--data", str(data.path), "--seq-len", str(limit + 1), "--max-tokens", "8"]
+    assert scion(["evaluate", str(tiny_folder), *flags]) == 0
+    assert f"longer than the {limit} positions" in capsys.readouterr().err
 
 
 def test_speed_is_what_the_clock_says():

@@ -7,6 +7,8 @@ from statistics import stdev
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evaluation_texts import places, written_data
 from factories import corpora_file, tiny_model
@@ -76,6 +78,15 @@ def test_answers_are_spread_over_the_places_and_domains_share(made):
         assert set(counts) == {0, 1, 2, 3}
         assert max(counts.values()) < 0.5 * len(made.tasks[task])
     assert Counter(item.domain for item in made.tasks[CLOZE]) == {"tales": 12, "python": 12}
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 40), min_size=1), st.integers(1, 150))
+def test_items_are_dealt_evenly_and_never_more_than_there_are(have, wanted):
+    shares = passages._dealt(have, wanted)
+    assert sum(shares.values()) == min(wanted, sum(have.values()))
+    assert all(shares[name] <= have[name] for name in have)
+    short = [shares[name] for name in have if shares[name] < have[name]]
+    assert not short or max(shares.values()) - min(short) <= 1  # who has more left gives as much as any other
 
 
 def test_only_code_has_next_lines(made):

@@ -5,9 +5,10 @@ import yaml
 
 from evaluation_texts import written_data
 from scionlm.cli.main import run as scion
-from scionlm.core.errors import UsageError
+from scionlm.core.errors import DataError, UsageError
 from scionlm.core.records import read_json, write_json
 from scionlm.evaluation.paired_scores import paired_scores
+from scionlm.recipes.card import model_card
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.run import run_recipe
 from scionlm.report import write_report
@@ -106,6 +107,28 @@ def test_an_unknown_task_stops_a_run_before_it_begins(tmp_path, tiny_folder, dat
     with pytest.raises(UsageError, match="unknown task 'ofline'; did you mean 'offline'"):
         run_recipe(recipe_of(tiny_folder, data.path, **settings | {"evaluate__tasks": ["ofline"]}), tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+def test_text_that_is_too_short_for_tasks_stops_a_run_before_it_begins(tmp_path, tiny_folder, data, settings, monkeypatch):
+    quicken(monkeypatch.setattr)
+    monkeypatch.setattr("scionlm.evaluation.passages._documents", lambda *place: iter(["short"]))
+    recipe = recipe_of(tiny_folder, data.path, **settings)
+    with pytest.raises(DataError, match="too short for tasks"):
+        run_recipe(recipe, tmp_path / "r")
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_the_card_of_a_run_with_a_group_names_the_group_alone(done):
+    result, manifest = read_json(done / "result.json"), read_json(done / "manifest.json")
+    whole = {"metric": "acc", "acc": 0.5, "acc_stderr": 0.1, "num_items": 24}
+    result["tasks"] = {"mmlu": whole, "mmlu_anatomy": {"acc": 0.25, "group": "mmlu", "metric": ""}}
+    result["source"] |= {"base_model": "org/base"}
+    card = model_card(result, manifest, dict.fromkeys(result["domains"], 1000), ["org/text"])
+    assert "| mmlu | acc |" in card
+    assert "mmlu_anatomy" not in card
+    front = yaml.safe_load(card.split("---")[1])
+    assert (front["base_model"], front["datasets"]) == ("org/base", ["org/text"])
+    assert front["metrics"] == ["perplexity", "bits_per_byte", "acc"]
 
 
 def test_what_is_no_name_is_refused_by_the_schema():

@@ -53,6 +53,13 @@ class Score:
     greedy: bool
 
 
+def max_length(config: Any) -> int:
+    """Return how many tokens a model takes, as its transformers configuration says; 2048 where it does not."""
+    text = config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "n_ctx")
+    return next((int(value) for name in names if (value := getattr(text, name, None))), 2048)
+
+
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, bos_id: int | None = None) -> Request:
     """Return a context and its continuation as tokens, split where lm-eval splits them.
 

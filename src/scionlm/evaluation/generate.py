@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from scionlm.data import DataFolder
+from scionlm.evaluation.choices import max_length
 from scionlm.sources.quiet import quiet_transformers
 
 _PROMPT_TOKENS = 24
@@ -41,9 +42,10 @@ def write_samples(
             a rank whose text has ended goes on for the others.
     """
     result: list[dict[str, Any]] = []
+    longest = max_length(model.config)
     with torch.random.fork_rng(), quiet_transformers():
         for data, domain in places:
-            prompt = prompt_of(data, domain)
+            prompt = prompt_of(data, domain)[: max(1, longest // 2)]
             torch.manual_seed(seed)
             out: Any = model.generate(  # pyright: ignore[reportCallIssue]
                 torch.tensor([prompt], device=model.device),
@@ -51,7 +53,7 @@ def write_samples(
                 do_sample=True,
                 temperature=_TEMPERATURE,
                 top_k=_TOP_K,
-                max_new_tokens=_NEW_TOKENS,
+                max_new_tokens=min(_NEW_TOKENS, longest - len(prompt)),
                 eos_token_id=data.tokenizer.separator_id,
                 pad_token_id=data.tokenizer.separator_id,
                 synced_gpus=shared,

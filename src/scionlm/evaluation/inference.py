@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from scionlm.core.records import Record
-from scionlm.evaluation.choices import last_logits
+from scionlm.evaluation.choices import last_logits, max_length
 
 PROMPT_TOKENS, NEW_TOKENS, REPEATS = 256, 32, 5
 
@@ -53,13 +53,17 @@ def inference_speed(
 
     Args:
         model: The model, in the type it is to run in.
-        prompt_tokens: Length of the prompt; ids are drawn with a fixed seed.
+        prompt_tokens: Length of the prompt; ids are drawn with a fixed seed. Both lengths are less where the model
+            takes no more.
         new_tokens: Tokens written after the first.
         repeats: Rounds; the median counts.
         device_name: What the device is called; None is its kind.
         clock: Seconds.
     """
     device = model.device
+    longest = max_length(model.config)
+    new_tokens = min(new_tokens, longest // 2)
+    prompt_tokens = min(prompt_tokens, longest - new_tokens)
     vocab_size = int(model.config.get_text_config().vocab_size)
     prompt = torch.randint(vocab_size, (1, prompt_tokens), generator=torch.Generator().manual_seed(0)).to(device)
 

@@ -9,14 +9,13 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from scionlm.core.errors import DataError
 from scionlm.core.records import stderr_key
 from scionlm.evaluation.choices import Score, encode_pair, score
-from scionlm.evaluation.passages import Item, Passages, items_hash
+from scionlm.evaluation.passages import Item, Passages, items_hash, require_items
 from scionlm.evaluation.task_record import TaskResults, item_record
 from scionlm.parallel.ranks import ALONE, Ranks
 
-VERSION = 1
+VERSION = 2
 """Of how items are made and scored; scores of different versions are not comparable."""
 NUM_ITEMS = 100
 """Items of each task."""
@@ -53,8 +52,7 @@ def offline_scores(
     Raises:
         DataError: There are no items.
     """
-    if not passages.tasks:
-        raise DataError("the held-out part of the data is too short for tasks; hold more out (held_out.fraction)")
+    require_items(passages)
     places = [
         (task, item, choice) for task, items in passages.tasks.items() for item in items for choice in item.choices
     ]

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 from tokenizers import Tokenizer
 
+from scionlm.core.errors import DataError
 from scionlm.data import DataFolder
 
 LAST_WORD, CLOZE, NEXT_LINE = "offline_last_word", "offline_cloze", "offline_next_line"
@@ -97,11 +98,33 @@ def make_passages(
             items = [_of(domain, item) for item, _ in zip(make(texts[domain], dice), range(num_items), strict=False)]
             if len(items) >= min(_FEWEST, num_items):
                 drawn[domain] = items
-        share = -(-num_items // max(len(drawn), 1))
-        items = [item for some in drawn.values() for item in some[:share]]
+        shares = _dealt({domain: len(some) for domain, some in drawn.items()}, num_items)
+        items = [item for domain, some in drawn.items() for item in some[: shares[domain]]]
         if items:
             found.tasks[task] = items
     return found
+
+
+def require_items(passages: Passages) -> None:
+    """Look whether there are any.
+
+    Raises:
+        DataError: There are none.
+    """
+    if not passages.tasks:
+        raise DataError("the held-out part of the data is too short for tasks; hold more out (held_out.fraction)")
+
+
+def _dealt(have: Mapping[str, int], wanted: int) -> dict[str, int]:
+    """Return how many items each domain gives: evenly, and what one of them lacks from the others."""
+    shares = dict.fromkeys(have, 0)
+    while (left := wanted - sum(shares.values())) > 0:
+        open_to_more = [name for name in have if shares[name] < have[name]]
+        if not open_to_more:
+            break
+        for name in open_to_more[:left]:
+            shares[name] += 1
+    return shares
 
 
 def items_hash(items: list[Item]) -> str:

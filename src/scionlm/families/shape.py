@@ -79,6 +79,11 @@ def context_length(config: dict[str, Any]) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
+def learned_positions(config: dict[str, Any]) -> int | None:
+    """Return how many positions have weights of their own, beyond which there is nothing; None where there are none."""
+    return context_length(config) if any(spec.role == "position" for spec in family_of(config).outside) else None
+
+
 def axis_size(axis: str, family: FamilySpec, config: dict[str, Any], shape: ModelShape) -> int:
     """Return the length of an axis of `families.spec`, fused ones included."""
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scionlm.core.errors import UsageError
+from scionlm.core.machine import versions
 from scionlm.core.records import Record
 from scionlm.data import DataFolder
-from scionlm.recipes.inputs import check_tokenizer
+from scionlm.recipes.inputs import check_length, check_tokenizer
 from scionlm.recipes.tasks import TaskInputs, TaskRequest, open_tasks, read_request, task_scores
 from scionlm.sources import ModelFolder, load_hf_model, resolve
 
@@ -64,7 +65,8 @@ class Evaluation:
 
     Attributes:
         losses: Held-out loss by domain.
-        record: `tasks`, `items`, `suites`, `inference` and what they were made with, as far as they were asked for.
+        record: What was measured and with what; `tasks`, `items`, `suites` and `inference`, as far as they were asked
+            for.
     """
 
     losses: "dict[str, DomainLoss]"
@@ -105,7 +107,7 @@ def evaluate_model(model: str, data: str | Path | None, options: EvaluateOptions
         opened_model: Any = load_hf_model(folder, runtime.compute_dtype)
         opened_model.to(runtime.device)
         losses = _losses(opened_model, opened, folder.name, options, ranks) if opened and options.losses else {}
-        record: Record = {"tasks": {}}
+        record = _identity(folder, opened, options, runtime.name) | {"tasks": {}}
         if request.offline or loaded is not None:
             names = (options.domains or opened.domains) if opened else []
             places = {name: (opened, name) for name in names} if opened else {}
@@ -117,6 +119,19 @@ def evaluate_model(model: str, data: str | Path | None, options: EvaluateOptions
 
             record["inference"] = inference_speed(opened_model, device_name=runtime.name)
     return Evaluation(losses, record)
+
+
+def _identity(folder: ModelFolder, data: DataFolder | None, options: EvaluateOptions, device: str) -> Record:
+    """Return what was measured, with what and how: with it, figures can be told from others of the same name."""
+    how = {name: getattr(options, name) for name in ("max_tokens", "limit", "num_fewshot", "batch_size", "seed")}
+    return {
+        "revision": folder.revision,
+        "sha256": folder.weights_fingerprint(),
+        "data": None if data is None else data.fingerprint,
+        "versions": versions("lm_eval"),
+        "device": device,
+        "settings": {name: value for name, value in how.items() if value is not None},
+    }
 
 
 def _checked(data: str | Path | None, options: EvaluateOptions) -> TaskRequest:
@@ -143,6 +158,8 @@ def _checked(data: str | Path | None, options: EvaluateOptions) -> TaskRequest:
 def _opened(path: Path, folder: ModelFolder, options: EvaluateOptions) -> DataFolder:
     opened = DataFolder(path)
     check_tokenizer(folder, opened)
+    if options.losses:
+        check_length(options.seq_len, folder, "--seq-len")
     for name in options.domains or opened.domains:
         opened.stream(name, "held_out", verify=True)
     return opened

@@ -7,9 +7,10 @@ from typing import Any
 from scionlm.core.config import nearest
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import sha256_file
+from scionlm.core.log import warn
 from scionlm.data import DataFolder
 from scionlm.families import family_of
-from scionlm.families.shape import context_length
+from scionlm.families.shape import context_length, learned_positions
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_distill import SOURCE
 from scionlm.recipes.order import Sampling, check_supply, replayed_data, sampling_of
@@ -190,17 +191,23 @@ def match_layers(recipe: Recipe, source: ModelFolder, teacher: ModelFolder | Non
     return layer_map(recipe.distill, teacher, plan_origins([source], plan))
 
 
+def check_length(seq_len: int, model: ModelFolder, key: str) -> None:
+    """Refuse windows that are longer than a model's learned positions; say where it was not made for them."""
+    learned, made_for = learned_positions(model.config), context_length(model.config)
+    if learned is not None and seq_len > learned:
+        raise UsageError(f"{key} {seq_len}: {model.name} has {learned} positions")
+    if made_for is not None and seq_len > made_for:
+        warn(f"{key} {seq_len} is longer than the {made_for} positions that {model.name} was made for")
+
+
 def check_text(recipe: Recipe, model: ModelFolder) -> None:
     """Refuse sequences that a model cannot read."""
     family = family_of(model.config)
-    learned = any(spec.role == "position" for spec in family.outside)
-    longest = context_length(model.config)
     before = [recipe.pruning_stage] if recipe.pruning_stage is not None else []
     for stage in [*before, *recipe.resolved_stages]:
         if stage.data.document_mask and not family.packs_documents:
             raise UsageError(f"data.document_mask: {model.config['model_type']} models do not keep documents apart")
-        if learned and longest is not None and stage.data.seq_len > longest:
-            raise UsageError(f"data.seq_len {stage.data.seq_len}: {model.name} has {longest} positions")
+    check_length(max(stage.data.seq_len for stage in (*before, *recipe.resolved_stages)), model, "data.seq_len")
 
 
 def _open_stage(stage: Stage, seed: int, out: Path) -> StageInputs:

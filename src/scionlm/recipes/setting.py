@@ -67,7 +67,7 @@ class Setting(Inputs):
 def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, allow_change: bool = False) -> Setting:
     """Choose the devices, resolve what the recipe leaves to `auto`, and write config and manifest into `out`."""
     recipe, source = inputs.recipe, inputs.source
-    ranks.on_main(lambda: require_tasks(recipe.evaluate.tasks))
+    ranks.on_main(lambda: require_tasks(recipe.evaluate.tasks, inputs.held_out))
     runtime = start_runtime(recipe.train.precision, ranks)
     runtime = replace(runtime, precision=ranks.share(runtime.precision))
     largest = round_shapes(recipe, inputs.plan)[-1]

@@ -1,13 +1,14 @@
 """Which tasks a request names, and the scores of a model on them: suites of papers, lm-eval's, and the offline one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scionlm.core.errors import UsageError
 from scionlm.core.records import Record
 from scionlm.data import DataFolder
+from scionlm.evaluation.passages import make_passages, require_items
 from scionlm.evaluation.suites import OFFLINE, Suite, SuiteTask, suite_of, suites
 from scionlm.sources import load_tokenizer
 
@@ -132,15 +133,15 @@ def task_scores(
             results.add(_offline(model, inputs, report, ranks))
         if loaded is not None:
             results.add(lm_eval_scores(model, inputs.tokenizer, loaded, inputs.options, report, ranks))
-    results.about["suites"] = {suite.name: _summary(suite, results.tasks) for suite in inputs.request.suites}
+    results.about["suites"] = {one.name: _summary(one, results.tasks, inputs.options) for one in inputs.request.suites}
     return results
 
 
 def _offline(
     model: "PreTrainedModel", inputs: TaskInputs, report: Callable[[float], None], ranks: "Ranks"
 ) -> "TaskResults":
+    from scionlm.evaluation.choices import max_length
     from scionlm.evaluation.offline import NUM_ITEMS, offline_scores
-    from scionlm.evaluation.passages import make_passages
 
     if not inputs.places:
         raise UsageError("suite offline asks about the held-out part of a data folder; give --data")
@@ -162,32 +163,38 @@ def _offline(
     return found
 
 
-def max_length(config: Any) -> int:
-    """Return how many tokens a model takes, as its configuration says; 2048 where it does not."""
-    text = config.get_text_config()
-    names = ("max_position_embeddings", "n_positions", "n_ctx")
-    return next((int(value) for name in names if (value := getattr(text, name, None))), 2048)
-
-
-def _summary(suite: Suite, tasks: Record) -> Record:
-    """Return a suite's table: the metric of each task, and their mean where all are there."""
+def _summary(suite: Suite, tasks: Record, options: "TaskOptions") -> Record:
+    """Return a suite's table: the metric of each task, their mean where all are there, and what is not as published."""
     row = {task.name or task.task: tasks[task.task][str(task.metric)] for task in suite.tasks}
     values = [value for value in row.values() if value is not None]
     mean = sum(values) / len(values) if len(values) == len(row) else None
-    return {"source": suite.source, "note": suite.note, "scores": row, "mean": mean}
+    unlike = [f"the first {options.limit} items of each task alone"] if options.limit is not None else []
+    unlike += [f"{options.num_fewshot} examples before each question"] if options.num_fewshot is not None else []
+    return {"source": suite.source, "note": suite.note, "scores": row, "mean": mean, "unlike": unlike}
 
 
-def require_tasks(names: Sequence[str]) -> None:
+def require_tasks(names: Sequence[str], places: Mapping[str, tuple[DataFolder, str]]) -> None:
     """Look whether tasks that a run ends with are to be had, before it begins.
+
+    Args:
+        names: The tasks and suites.
+        places: Data folder and domain of the text that suite `offline` is made of, by name.
 
     Raises:
         UsageError: One is not known, or lm-eval is not installed.
-        StorageError: Its data is neither in the cache nor to be had.
+        DataError: The text is too short for suite `offline`.
+        StorageError: Their data is neither in the cache nor to be had.
     """
-    if names:
+    request = read_request(names)
+    if request.offline:
+        from scionlm.evaluation.offline import NUM_ITEMS
+
+        data = next(iter(places.values()))[0]
+        require_items(make_passages(places, load_tokenizer(data.tokenizer_folder), NUM_ITEMS, seed=0))
+    if request.tasks:
         from scionlm.evaluation.lm_eval_tasks import TaskOptions
 
-        open_tasks(read_request(names), TaskOptions())
+        open_tasks(request, TaskOptions())
 
 
 def tasks_of(setting: "Setting", model: "PreTrainedModel", tokenizer: Path, title: str) -> Record:

@@ -1,0 +1,138 @@
+"""Keep a sweep as a result: what a reader needs to check it, small enough to commit.
+
+    python tools/make_result.py RUN RECIPE.yaml docs/results/NAME
+
+recipe.yaml    the sweep as it was started
+compare.json   final losses of every run, and of all seeds of one together, as `scion compare` has them
+metrics.csv    every held-out measurement on the way: run, seed, step, tokens, nats by domain
+losses.svg     the final means, a dot a seed
+index.md       is written by hand but for the table between two comments, a line for all seeds of a run
+"""
+
+import argparse
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+from scionlm.report.compare import write_comparison
+
+_PREFIX, _SUFFIX = "eval/", "/nll_nats"
+BEGIN, END = "<!-- table: tools/make_result.py -->\n", "<!-- end of table -->\n"
+
+
+def measurements(folder: Path, domains: list[str]) -> Iterator[list[Any]]:
+    """Yield step, tokens and losses of every measurement of a run."""
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        losses = [record.get(f"{_PREFIX}{name}{_SUFFIX}") for name in domains]
+        if None not in losses:
+            yield [record["step"], record["tokens"], *(f"{loss:.4f}" for loss in losses)]
+
+
+def write_metrics(path: Path, found: dict[str, Any]) -> None:
+    """Write what was measured of all runs as CSV."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["run", "seed", "step", "tokens", *found["domains"]])
+        for row in sorted(found["rows"], key=lambda row: row["name"]):
+            for measured in measurements(Path(row["folder"]), found["domains"]):
+                rows.writerow([row["name"], row["seed"], *measured])
+
+
+def draw(path: Path, found: dict[str, Any]) -> None:
+    """Draw the final means."""
+    groups = found["groups"][::-1]
+    means = {row["name"]: row["mean"] for row in found["rows"]}
+    plt.rcParams |= {"svg.hashsalt": "scion", "svg.fonttype": "none", "font.size": 9}
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.28 * len(groups)), layout="constrained")
+    for place, group in enumerate(groups):
+        axes.plot([means[name] for name in group["rows"]], [place] * group["n"], "o", color="#2f6f4f", alpha=0.6, ms=5)
+        axes.plot([group["mean"]] * 2, [place - 0.3, place + 0.3], color="#2f6f4f", lw=2)
+    for source in found["sources"]:
+        axes.axvline(source["mean"], color="#888888", ls="--", lw=1, label="source")
+        axes.legend(frameon=False)
+    axes.set_yticks(range(len(groups)), [group["name"] for group in groups])
+    axes.set_xlabel("held-out nats per token, mean over domains; a dot is a seed, a bar their mean")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the table of all runs, the best first."""
+    rows = {row["name"]: row for row in found["rows"]}
+    with_gap = any(group["gap_closed"] is not None for group in found["groups"])
+    columns = [
+        "run",
+        "layers",
+        "parameters",
+        "tokens",
+        "seeds",
+        "mean",
+        "behind",
+        *(["of the gap"] if with_gap else []),
+    ]
+    columns += found["domains"]
+    lines = [" | ".join(columns), "|".join(["---"] * len(columns))]
+    for source in found["sources"]:
+        sizes = [
+            str(source["num_hidden_layers"]),
+            f"{source['num_parameters'] / 1e6:.1f}M",
+            "",
+            "",
+            f"{source['mean']:.3f}",
+        ]
+        losses = [f"{source['domains'][name]:.3f}" for name in found["domains"]]
+        lines.append(" | ".join(["the source", *sizes, "", *([""] if with_gap else []), *losses]))
+    for group in found["groups"]:
+        first, behind = rows[group["rows"][0]], group["behind_best"]
+        spread = "" if group["std"] is None else f" ± {group['std']:.3f}"
+        cells = [
+            group["name"],
+            str(first["num_hidden_layers"]),
+            f"{first['num_parameters'] / 1e6:.1f}M",
+            f"{first['tokens']:,}",
+            str(group["n"]),
+            f"**{group['mean']:.3f}**{spread}",
+            f"{behind['mean']:.3f} ± {behind['std']:.3f}" if behind else "",
+        ]
+        if with_gap:
+            cells.append("" if group["gap_closed"] is None else f"{100 * group['gap_closed']:.0f} %")
+        lines.append(" | ".join([*cells, *(f"{group['domains'][name]:.3f}" for name in found["domains"])]))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def main() -> None:
+    """Keep a sweep as a result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, nargs="+")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    found = write_comparison(arguments.run, out)
+    for page in ("compare.html", "compare.md"):
+        (out / page).unlink()
+    write_metrics(out / "metrics.csv", found)
+    draw(out / "losses.svg", found)
+    index = out / "index.md"
+    before, _, after = index.read_text().partition(BEGIN) if index.exists() else ("", "", "")
+    index.write_text(before + BEGIN + table(found) + END + after.rpartition(END)[2])
+    for row in found["rows"]:  # where they were is of no use to anyone else
+        row["folder"] = Path(row["folder"]).name
+    manifest = json.loads((arguments.run[0] / "manifest.json").read_text())
+    kept = {key: manifest.get(key) for key in ("command", "git_commit", "versions")}
+    (out / "compare.json").write_text(json.dumps(kept | found, indent=1, ensure_ascii=False) + "\n")
+    shutil.copyfile(arguments.recipe, out / "recipe.yaml")
+
+
+if __name__ == "__main__":
+    main()
