@@ -167,6 +167,7 @@ GENERAL = {
     "few tokens": ({}, {"num_tokens": 200}, "50 % of the source's parameters are kept, and trained on 0.4 tokens each"),
     "few tokens for a deep cut": ({}, {"source_parameters": 2000, "num_tokens": 2000}, "25 % of the source's"),
     "a high rate": ({"optimizer": {"lr": 2e-3}}, {}, "the peak learning rate is 0.002"),
+    "tasks at the end": ({"evaluate": {"tasks": ["offline"]}}, {}, "the time of evaluate.tasks is not in this plan"),
     "a low rate": ({"optimizer": {"lr": 1e-5}}, {}, "the peak learning rate is 1e-05"),
 }
 

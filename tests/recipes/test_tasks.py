@@ -109,7 +109,9 @@ def test_an_unknown_task_stops_a_run_before_it_begins(tmp_path, tiny_folder, dat
     assert not (tmp_path / "r").exists()
 
 
-def test_text_that_is_too_short_for_tasks_stops_a_run_before_it_begins(tmp_path, tiny_folder, data, settings, monkeypatch):
+def test_text_that_is_too_short_for_tasks_stops_a_run_before_it_begins(
+    tmp_path, tiny_folder, data, settings, monkeypatch
+):
     quicken(monkeypatch.setattr)
     monkeypatch.setattr("scionlm.evaluation.passages._documents", lambda *place: iter(["short"]))
     recipe = recipe_of(tiny_folder, data.path, **settings)

@@ -233,6 +233,16 @@ def test_any_damage_is_found_and_named_and_the_checkpoint_before_is_taken(three,
     assert missed == []
 
 
+def test_of_a_damaged_one_alone_it_is_said_that_there_is_no_other(three, tmp_path, capsys):
+    store = CheckpointStore(shutil.copytree(three, tmp_path / "checkpoints"), keep=5)
+    for path in store.all()[:-1]:
+        shutil.rmtree(path)
+    (store.folder / NEWEST / "weights.safetensors").write_bytes(b"")
+    assert store.newest() is None
+    assert "there is none before it: beginning anew" in capsys.readouterr().err
+    assert (store.folder / f"damaged-{NEWEST}").is_dir()
+
+
 def test_an_untouched_copy_is_sound(three, tmp_path, capsys):
     """The control of the mutations: it is they that are found, not the copying."""
     store = CheckpointStore(shutil.copytree(three, tmp_path / "checkpoints"), keep=5)

@@ -9,7 +9,7 @@ from types import FrameType
 import typer
 
 from scionlm.cli.commands import app
-from scionlm.core.errors import ScionError
+from scionlm.core.errors import ScionError, StoppedError
 
 
 def main() -> None:
@@ -39,7 +39,8 @@ def run(arguments: list[str]) -> int:
             traceback.print_exc()
         message, code = explain(error)
         if not getattr(error, "told", False):
-            print(f"error: {message}", file=sys.stderr)
+            stopped = code == StoppedError.exit_code  # as asked for: that is no error
+            print(message if stopped else f"error: {message}", file=sys.stderr)
         return code
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -69,7 +70,8 @@ def explain(error: Exception) -> tuple[str, int]:
         known = storage_error(error, Path(error.filename or "the output"))
         return str(known), known.exit_code
     if isinstance(error, MemoryError):
-        return "out of memory; lower train.micro_batch_size or data.seq_len", 74
+        sizes = "train.micro_batch_size or data.seq_len of a run, --num-sequences, --seq-len or --batch-size elsewhere"
+        return f"out of memory; lower {sizes}", 74
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text} (a fault in Scion; --debug shows where)", 1
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from scionlm.core.log import format_count, format_seconds
 from scionlm.core.records import read_json, stderr_key, to_json
 
+_LARGE = 1e6  # a perplexity from which on its digits say nothing
 _SETTLED = 0.01  # of the units: beyond it masks had not come to a choice
 
 
@@ -105,7 +106,9 @@ def print_tasks(tasks: dict[str, Any]) -> None:
 
 
 def _loss_cells(loss: dict[str, Any]) -> tuple[str, str, str]:
-    return f"{loss['nll']:.4f}", f"{loss['perplexity']:.2f}", f"{loss['bits_per_byte']:.4f}"
+    perplexity = loss["perplexity"]
+    shown = f"{perplexity:.2f}" if perplexity < _LARGE else f"{perplexity:.2e}"
+    return f"{loss['nll']:.4f}", shown, f"{loss['bits_per_byte']:.4f}"
 
 
 def print_data(index: dict[str, Any], out: Path) -> None:

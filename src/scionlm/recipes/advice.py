@@ -28,6 +28,7 @@ def advice(recipe: Recipe, config: Mapping[str, object], planned: Record) -> lis
     """
     found = continual_advice(recipe) if recipe.recipe == "continual" else []
     more = [_epochs(planned), _first_layers(recipe, planned), _teacher(recipe), _tokens(recipe, planned)]
+    more += [_tasks(recipe)]
     more += [_rate(recipe, config)] if recipe.recipe != "continual" else []
     return found + [one for one in more if one is not None]
 
@@ -88,6 +89,16 @@ def _tokens(recipe: Recipe, planned: Record) -> Record | None:
     return say(
         f"{100 * kept:.0f} % of the source's parameters are kept, and trained on {each:.2g} tokens each",
         f"{example}; with fewer, expect a model that still improves with every token",
+    )
+
+
+def _tasks(recipe: Recipe) -> Record | None:
+    if not recipe.evaluate.tasks:
+        return None
+    return say(
+        "the time of evaluate.tasks is not in this plan",
+        "source, result and control are scored on them at the end; what they take hangs on their items: "
+        "scion evaluate MODEL --tasks ... --limit 20 shows it",
     )
 
 

@@ -41,16 +41,18 @@ def draw_sample(
         DataError: A domain is too short for its share of windows, or holds what is no token.
     """
     names = list(dict.fromkeys(domains or data.domains))[:num_sequences]
-    taken = [names[number % len(names)] for number in range(num_sequences)]
-    ids = np.empty((num_sequences, seq_len), dtype=np.int64)
-    for index, name in enumerate(names):
-        rows = [row for row, taken_name in enumerate(taken) if taken_name == name]
-        stream = data.stream(name, split)
-        if stream.num_tokens < seq_len * len(rows):
+    streams = {name: data.stream(name, split) for name in names}
+    for index, (name, stream) in enumerate(streams.items()):  # before there is room for all of them
+        share = len(range(index, num_sequences, len(names)))
+        if stream.num_tokens < seq_len * share:
             raise DataError(
-                f"domain {name!r} of {data.path} has {stream.num_tokens:,} {split} tokens, too few for {len(rows)} "
+                f"domain {name!r} of {data.path} has {stream.num_tokens:,} {split} tokens, too few for {share} "
                 f"sequences of {seq_len}; ask for fewer or shorter ones, or for other domains"
             )
+    taken = [names[number % len(names)] for number in range(num_sequences)]
+    ids = np.empty((num_sequences, seq_len), dtype=np.int64)
+    for index, (name, stream) in enumerate(streams.items()):
+        rows = range(index, num_sequences, len(names))
         rng = np.random.default_rng([seed, index])
         starts = rng.choice(stream.num_tokens - seq_len + 1, size=len(rows), replace=False)
         for row, start in zip(rows, starts.tolist(), strict=True):

@@ -240,11 +240,13 @@ class CheckpointStore:
 
     def _newest(self) -> str | None:
         remove_leftovers(self.folder, "step-")
-        for path in reversed(self.all()):
+        every = self.all()
+        for path in reversed(every):
             problems = find_damage(path)
             if not problems:
                 return str(path)
-            warn(f"checkpoint {path} is damaged ({', '.join(problems)}); going back to the one before")
+            then = "going back to the one before" if path != every[0] else "there is none before it: beginning anew"
+            warn(f"checkpoint {path} is damaged ({', '.join(problems)}); {then}")
             aside = path.with_name(f"damaged-{path.name}")  # its place must be free for the step to be saved again
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
