@@ -3,6 +3,7 @@
 import json
 import re
 
+import pytest
 from test_report import HOSTILE, hostile_run
 
 from scionlm.report import render_report, write_report
@@ -32,6 +33,24 @@ def test_the_losses_stand_in_a_table(make_run):
     assert by_name["**mean**"][head.index("child")] == f"**{mean:.3f}**"
     assert "nats on held-out text" in text
     assert "no spread is known" in text
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("done", "time 11 min 9 s, "),
+        ("stopped", "Exit code 75: stopped by a signal, after saving."),
+        ("failed", "Message: the loss was not finite at step 120; lower optimizer.lr"),
+        ("running", "goes on from the last checkpoint"),
+    ],
+)
+def test_every_state_of_a_run_has_its_twin(make_run, state, said):
+    text = render_report(make_run(state=state), markdown=True).replace("\\", "")
+    assert said in text
+    assert "None" not in text
+    assert ("time " in text) == (state == "done")
+    assert "Scion 0.1.0" in text
+    assert "Command: scion run inheritune-mini" in text
 
 
 def test_a_name_that_ends_with_md_gets_it(make_run, tmp_path):

@@ -75,7 +75,8 @@ def _cost(run: Run) -> str:
         "device": text(training, "device") or text(mapping(manifest.get("device")), "name") or "",
         "Scion": text(manifest, "scion_version") or "",
     }
-    listed = ", ".join(f"{name} {safe(clip(value, 80))}" for name, value in parts.items() if value not in ("", NONE))
+    # What a run that did not come to its end has not recorded is None, or a dash.
+    listed = ", ".join(f"{name} {safe(clip(value, 80))}" for name, value in parts.items() if value and value != NONE)
     command = manifest.get("command")
     words = [str(word) for word in command] if isinstance(command, list) else []
     return f"{listed}\n\nCommand: {safe(clip(' '.join(words), 400))}" if words else listed
