@@ -9,6 +9,7 @@ error of its own: a page drawn from the rest of the folder would mislead.
     status.json   -> Run.status                       rounds.json -> Run.growth
     source.json   -> Run.source, before there is a result
     result.json, else manifest.json -> Run.upstream
+    ledger.jsonl, else stages/*/ledger.jsonl -> Run.mixing
     prune/result.json (else masks.json), prune/metrics.jsonl, prune/step-*/metrics.jsonl -> Run.pruning
 """
 
@@ -23,6 +24,7 @@ import yaml
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.records import read_json, read_jsonl
 from scionlm.report.curves import Curves, read_curves
+from scionlm.report.mixture_read import Mixing, read_mixing
 from scionlm.report.values import integer, mapping, number, text
 
 _MAX_STRETCHES = 100
@@ -154,6 +156,7 @@ class Run:
     upstream: tuple[str, ...] = ()
     forgetting: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    mixing: Mixing = field(default_factory=Mixing)
 
     @property
     def continues(self) -> bool:
@@ -210,6 +213,7 @@ def read_run(folder: Path) -> Run:
             "source": mapping(result.get("source")),
             "control": mapping(result.get("control")),
         },
+        mixing=read_mixing(_metrics_of(folder).parent),
     )
 
 

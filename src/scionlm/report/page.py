@@ -9,6 +9,7 @@ from scionlm.report.findings import find
 from scionlm.report.forgetting import forgetting_section
 from scionlm.report.growth import growth_section
 from scionlm.report.html import Markup, clip, join, name_of, page, tag
+from scionlm.report.mixture import mixture_section
 from scionlm.report.pruning import pruning_section
 from scionlm.report.schedule import schedule_section
 from scionlm.report.sections import (
@@ -46,6 +47,7 @@ def run_page(run: Run) -> str:
         curve_section(run),
         distill_section(run),
         weight_section(run),
+        mixture_section(run),
         schedule_section(run),
         loss_section(run),
         task_section(read_tasks(run.scores)),
