@@ -3,6 +3,7 @@
 `summary` has the sentence, `sections` and `training` have the rest; this file puts them in order.
 """
 
+from scionlm.report.attention import attention_section
 from scionlm.report.collect import Run
 from scionlm.report.distill import distill_section
 from scionlm.report.findings import find
@@ -49,6 +50,7 @@ def run_page(run: Run) -> str:
         weight_section(run),
         mixture_section(run),
         schedule_section(run),
+        attention_section(run),
         loss_section(run),
         task_section(read_tasks(run.scores)),
         sample_section(run),
