@@ -13,7 +13,7 @@ from scionlm.report.mixture_read import read_mixing
 UNIT = 2**32
 
 
-def plan(stage="main", start=None, seq_len=64):
+def plan(stage="main", start=None, seq_len: object = 64):
     order = {"seq_len": seq_len, "seed": 0, "stage": stage}
     return {"step": 0, "plan": {"domains": ["a", "b"], "order": order, "start": start or {}}}
 
