@@ -20,7 +20,7 @@ def beside_section(look: Look, other: Look | None) -> Markup | None:
     if other is None:
         return None
     names = _short_names(look, other)
-    return section("beside", "Side by side", _charts(look, other, names), _table(look, other))
+    return section("beside", "Side by side", beside_charts(look, other, names), _table(look, other))
 
 
 def _short_names(look: Look, other: Look) -> tuple[str, str]:
@@ -29,7 +29,8 @@ def _short_names(look: Look, other: Look) -> tuple[str, str]:
     return (here, there) if here != there else (f"{here} (this)", f"{there} (other)")
 
 
-def _charts(look: Look, other: Look, names: tuple[str, str]) -> list[Content]:
+def beside_charts(look: Look, other: Look, names: tuple[str, str]) -> list[Content]:
+    """Return charts of rank and mass by layer, of both models by these names."""
     mine, theirs, labels, x_label = places(look, other)
     joined = x_label == _DEPTH
     drawn: list[Content] = []
@@ -59,14 +60,14 @@ def places(look: Look, other: Look) -> tuple[Sequence[float], Sequence[float], l
         [float(k) for k in range(numbers[0])],
         [float(k) for k in range(numbers[1])],
     )
-    found = _places_in(other, look.name, look.num_layers)
+    found = places_in(other, look.name, look.num_layers)
     if found is not None:
         return own[0], found, look.labels, f"layer of {clip(look.name, 40)}"
-    found = _places_in(look, other.name, other.num_layers)
+    found = places_in(look, other.name, other.num_layers)
     if found is not None:
         return found, own[1], other.labels, f"layer of {clip(other.name, 40)}"
     for name, total in _sources(look):
-        mine, theirs = _places_in(look, name, total), _places_in(other, name, total)
+        mine, theirs = places_in(look, name, total), places_in(other, name, total)
         if mine is not None and theirs is not None:
             return mine, theirs, [str(k) for k in range(total)], f"layer of {clip(name, 40)}"
     if numbers[0] == numbers[1]:
@@ -94,7 +95,7 @@ def _sources(look: Look) -> list[tuple[str, int]]:
     return [(name, total) for name, total in pairs if name and total and 0 < total <= MAX_LAYERS]
 
 
-def _places_in(look: Look, name: str, total: int) -> list[float] | None:
+def places_in(look: Look, name: str, total: int) -> list[float] | None:
     """Return the layer of the model `name`, of `total` layers, that each layer came from; None unless all did."""
     found: list[float] = []
     for steps in _steps(look):

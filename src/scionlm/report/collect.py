@@ -9,6 +9,8 @@ error of its own: a page drawn from the rest of the folder would mislead.
     status.json   -> Run.status                       rounds.json -> Run.growth
     source.json   -> Run.source, before there is a result
     result.json, else manifest.json -> Run.upstream
+    analysis/analysis.json, else analysis-child/analysis.json -> Run.analysis
+    ledger.jsonl, else stages/*/ledger.jsonl -> Run.mixing
     prune/result.json (else masks.json), prune/metrics.jsonl, prune/step-*/metrics.jsonl -> Run.pruning
 """
 
@@ -23,9 +25,13 @@ import yaml
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.records import read_json, read_jsonl
 from scionlm.report.curves import Curves, read_curves
+from scionlm.report.mixture_read import Mixing, read_mixing
 from scionlm.report.values import integer, mapping, number, text
 
 _MAX_STRETCHES = 100
+
+# A strategy that is measured leaves an analysis of the source in the first; then one of the child needs the other.
+_ANALYSES = ("analysis", "analysis-child")
 
 # Larger than any recipe; beyond it a file is not a recipe, and parsing it would only cost time.
 _CONFIG_BYTES = 1_000_000
@@ -131,7 +137,8 @@ class Run:
     """A run folder as read.
 
     `upstream` names those of its domains that the model knew before, as far as is known; `scores` are the records of
-    source, child and control that hold `tasks` and `items`.
+    source, child and control that hold `tasks` and `items`; `analysis` is one that sets the child beside its source,
+    empty where there is none, and `analysis_name` the folder in which it is, or could be.
     """
 
     folder: str
@@ -154,6 +161,9 @@ class Run:
     upstream: tuple[str, ...] = ()
     forgetting: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    mixing: Mixing = field(default_factory=Mixing)
+    analysis: Mapping[str, Any] = field(default_factory=dict)
+    analysis_name: str = _ANALYSES[0]
 
     @property
     def continues(self) -> bool:
@@ -184,6 +194,7 @@ def read_run(folder: Path) -> Run:
     control_curves = _read_metrics(folder / "control" / "metrics.jsonl")
     child = _trained(result, _read_metrics(_metrics_of(folder)))
     manifest = _read_optional(folder / "manifest.json")
+    analysis_name, analysis = _read_analysis(folder)
     has_control = bool(control_result) or bool(control_curves.train or control_curves.domains)
     return Run(
         folder=folder.resolve().name,
@@ -210,6 +221,9 @@ def read_run(folder: Path) -> Run:
             "source": mapping(result.get("source")),
             "control": mapping(result.get("control")),
         },
+        mixing=read_mixing(_metrics_of(folder).parent),
+        analysis=analysis,
+        analysis_name=analysis_name,
     )
 
 
@@ -226,6 +240,16 @@ def _read_pruning(folder: Path, record: Mapping[str, Any], config: Mapping[str, 
     steps = sorted(folder.glob("step-*/metrics.jsonl"))[:_MAX_STRETCHES]
     whole = folder / "metrics.jsonl"
     return Pruning(record, tuple(_read_metrics(path) for path in ([whole] if whole.is_file() else steps)))
+
+
+def _read_analysis(folder: Path) -> tuple[str, Mapping[str, Any]]:
+    """Return the name and record of an analysis of two models; without one, the name of a folder that is free."""
+    for name in _ANALYSES:
+        record = _read_optional(folder / name / "analysis.json")
+        if mapping(record.get("against")):
+            return name, record
+    free = (name for name in _ANALYSES if not (folder / name / "analysis.json").is_file())
+    return next(free, _ANALYSES[-1]), {}
 
 
 def _metrics_of(folder: Path) -> Path:

@@ -3,12 +3,14 @@
 `summary` has the sentence, `sections` and `training` have the rest; this file puts them in order.
 """
 
+from scionlm.report.attention import attention_section
 from scionlm.report.collect import Run
 from scionlm.report.distill import distill_section
 from scionlm.report.findings import find
 from scionlm.report.forgetting import forgetting_section
 from scionlm.report.growth import growth_section
 from scionlm.report.html import Markup, clip, join, name_of, page, tag
+from scionlm.report.mixture import mixture_section
 from scionlm.report.pruning import pruning_section
 from scionlm.report.schedule import schedule_section
 from scionlm.report.sections import (
@@ -46,7 +48,9 @@ def run_page(run: Run) -> str:
         curve_section(run),
         distill_section(run),
         weight_section(run),
+        mixture_section(run),
         schedule_section(run),
+        attention_section(run),
         loss_section(run),
         task_section(read_tasks(run.scores)),
         sample_section(run),

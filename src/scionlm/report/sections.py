@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from scionlm.report.attention import attention_command
 from scionlm.report.collect import Loss, Losses, Run
 from scionlm.report.findings import find, known, speed
 from scionlm.report.html import Content, Markup, RowGroup, clip, facts, name_of, table, tag
@@ -234,6 +235,7 @@ def machine_section(run: Run) -> Markup:
         tag("div", columns, class_="columns"),
         tag("h3", "Repeat it"),
         *_commands(run),
+        attention_command(run),
     )
 
 

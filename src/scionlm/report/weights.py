@@ -1,7 +1,7 @@
 """How the weights of the domains moved: one small chart a domain, and the numbers as a table."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scionlm.report.collect import Run
 from scionlm.report.curves import Move
@@ -18,52 +18,67 @@ def weight_section(run: Run) -> Markup | None:
     moves = run.child.curves.moves
     if not moves:
         return None
-    names = list(moves)
-    charts = {name: _chart(moves[name]) for name in names[:_CHARTS]}
-    ranges = [span for chart in charts.values() if (span := value_range(chart.series, ()))]
+    lines = {name: [(move.tokens, move.weight) for move in each] for name, each in moves.items()}
+    note = (
+        "The share of each domain in what is trained on, over tokens, all on the same scale. It follows the held-out "
+        "loss of the domain beside its reference: the rule is in the settings below."
+    )
+    rows = [RowGroup(name_of(name), list(_rows(moves[name]))) for name in moves]
+    numbers = table("weights", "Weights and what moved them", ("step", "weight", "nats", "reference", "excess"), rows)
+    body = join(tag("p", note, class_="note"), share_charts("weight", "Weight of one domain", lines), numbers)
+    return tag("section", tag("h2", "Weights of the domains", id="moves"), body, aria_labelledby="moves")
+
+
+def share_charts(
+    ident: str, title: str, lines: Mapping[str, Sequence[tuple[float, float]]], events: Sequence[float] = ()
+) -> Markup:
+    """Return a small chart of each domain's share over tokens, all on the same scale; of many domains the first ones.
+
+    Args:
+        ident: What the names of the drawings begin with.
+        title: Of each drawing.
+        lines: By domain, points of tokens and share.
+        events: Places that an upright line marks.
+    """
+    shown = {name: points for name, points in list(lines.items())[:_CHARTS] if points}
+    series = {
+        name: [Series("share", points, "child", end=share_words(points[-1][1]))] for name, points in shown.items()
+    }
+    ranges = [span for one in series.values() if (span := value_range(one, ()))]
     span = (0.0, max(high for _, high in ranges)) if ranges else None
     figures = [
         tag(
             "figure",
             tag("h3", name_of(name, 60)),
             line_chart(
-                Caption(
-                    f"weight-{k}",
-                    "Weight of one domain",
-                    f"From {_percent(moves[name][0])} to {_percent(moves[name][-1])}.",
-                ),
+                Caption(f"{ident}-{k}", title, f"From {share_words(points[0][1])} to {share_words(points[-1][1])}."),
                 270,
                 190,
-                Chart(chart.series, y_range=span, legend=False),
+                Chart(series[name], y_range=span, legend=False, events=events),
             ),
             class_="card",
         )
-        for k, (name, chart) in enumerate(charts.items())
+        for k, (name, points) in enumerate(shown.items())
     ]
-    note = (
-        "The share of each domain in what is trained on, over tokens, all on the same scale. It follows the held-out "
-        "loss of the domain beside its reference: the rule is in the settings below."
-    )
-    rows = [RowGroup(name_of(name), list(_rows(moves[name]))) for name in names]
-    numbers = table("weights", "Weights and what moved them", ("step", "weight", "nats", "reference", "excess"), rows)
-    body = join(tag("p", note, class_="note"), tag("div", figures, class_="multiples"), numbers)
-    return tag("section", tag("h2", "Weights of the domains", id="moves"), body, aria_labelledby="moves")
+    return tag("div", figures, class_="multiples")
 
 
-def _chart(moves: Sequence[Move]) -> Chart:
-    points = [(move.tokens, move.weight) for move in moves]
-    return Chart([Series("weight", points, "child", end=_percent(moves[-1]))])
-
-
-def _percent(move: Move) -> str:
-    return f"{100 * move.weight:.1f} %" if math.isfinite(move.weight) else NONE
+def share_words(share: float) -> str:
+    """Return a share in percent, with a tenth."""
+    return f"{100 * share:.1f} %" if math.isfinite(share) else NONE
 
 
 def _rows(moves: Sequence[Move]) -> list[tuple[str, ...]]:
     step = max(1, -(-len(moves) // _ROWS))
     kept = [*moves[::step], *([moves[-1]] if (len(moves) - 1) % step else [])]
     return [
-        (exact(move.step), _percent(move), _nats(move.nll), _nats(move.reference), _nats(move.nll - move.reference))
+        (
+            exact(move.step),
+            share_words(move.weight),
+            _nats(move.nll),
+            _nats(move.reference),
+            _nats(move.nll - move.reference),
+        )
         for move in kept
     ]
 
