@@ -105,10 +105,10 @@ def test_per_document_equals_lm_evals_rolling_loglikelihood(model, data_folder, 
         Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=i) for i, text in enumerate(texts)
     ]
     expected = -sum(theirs.loglikelihood_rolling(requests, disable_tqdm=True))
-    mine = rolling_losses(model_token_nll(model), data_folder, ["alpha"], seq_len)["alpha"]
+    mine = rolling_losses(model, data_folder, ["alpha"], seq_len)["alpha"]
     assert mine.nll_sum == pytest.approx(expected, rel=1e-4)
     assert mine.nll == pytest.approx(expected / mine.num_tokens, abs=1e-4)
     assert mine.num_bytes == sum(len(text.encode()) for text in texts)
     # Negative control: another window length is another number.
-    other = rolling_losses(model_token_nll(model), data_folder, ["alpha"], 16)["alpha"]
+    other = rolling_losses(model, data_folder, ["alpha"], 16)["alpha"]
     assert abs(other.nll - mine.nll) > 1e-4

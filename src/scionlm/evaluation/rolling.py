@@ -9,13 +9,17 @@ Source: `loglikelihood_rolling` of lm-eval (Gao et al.), with `get_rolling_token
 import math
 from collections.abc import Callable, Iterator
 
-import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
 
 from scionlm.core.errors import DataError
 from scionlm.data import DataFolder
-from scionlm.data.mixing.windows import IGNORE
-from scionlm.evaluation.loss import DomainLoss, TokenNll
+from scionlm.evaluation.choices import Request, score
+from scionlm.evaluation.loss import DomainLoss
+from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.sources import load_tokenizer
+
+_AT_ONCE = 256  # windows; more wait, so that those of like length can share a pass
 
 
 def rolling_windows(tokens: list[int], prefix: int, seq_len: int) -> Iterator[tuple[list[int], int]]:
@@ -36,48 +40,68 @@ def rolling_windows(tokens: list[int], prefix: int, seq_len: int) -> Iterator[tu
         done = end
 
 
-@torch.no_grad()
 def rolling_losses(
-    token_nll: TokenNll,
+    model: PreTrainedModel,
     data: DataFolder,
     domains: list[str],
     seq_len: int,
     max_tokens: int | None = None,
     on_progress: Callable[[int], None] = lambda tokens: None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, DomainLoss]:
-    """Return the rolling loss of each domain's held-out documents; arguments as for `domain_losses`.
+    """Return the rolling loss of each domain's held-out documents; other arguments as for `domain_losses`.
+
+    Args:
+        model: The model.
+        data: The data folder.
+        domains: Which domains.
+        seq_len: Tokens predicted in one window at most.
+        max_tokens: Budget a domain; None takes all.
+        on_progress: Told the tokens predicted so far.
+        ranks: The processes that share the work; all have to call.
 
     Raises:
         DataError: A domain has no held-out text.
+        BrokenModelError: A loss is not finite.
     """
     result: dict[str, DomainLoss] = {}
     tokenizer = load_tokenizer(data.tokenizer_folder)
     done = 0
     for domain in domains:
-        stream = data.stream(domain, "held_out")
-        left = stream.num_tokens if max_tokens is None else max_tokens
-        total, num_tokens, num_bytes = 0.0, 0, 0
-        for document in stream.documents():
-            if num_tokens >= left:
-                break
-            length = min(document.end - document.start, left - num_tokens)
-            if length == 0:
-                continue
-            tokens = stream.read(document.start, length).tolist()
-            whole = document.start + length == document.end
+        nlls: list[float] = []
+        num_tokens, num_bytes = 0, 0
+        windows: list[Request] = []
+        for tokens, size in _documents(data, domain, max_tokens, tokenizer):
             for window, count in rolling_windows(tokens, data.tokenizer.prefix_id, seq_len):
-                ids = torch.tensor([window])
-                labels = ids[:, 1:].clone()
-                labels[:, : labels.shape[1] - count] = IGNORE
-                total += float(token_nll(ids[:, :-1], labels).double().sum())
+                windows.append(Request(tuple(window[:-count]), tuple(window[-count:])))
             num_tokens += len(tokens)
-            text_bytes = len(tokenizer.decode(tokens).encode("utf-8", "replace"))
-            num_bytes += document.num_bytes if whole else text_bytes
-            on_progress(done + num_tokens)
+            num_bytes += size
+            if len(windows) >= _AT_ONCE:
+                nlls += [one.nll for one in score(model, windows, seq_len, ranks=ranks)]
+                windows.clear()
+                on_progress(done + num_tokens)
         if num_tokens == 0:
             raise DataError(f"domain {domain!r} of {data.path} has no held-out text to predict")
-        if not math.isfinite(total):
-            raise DataError(f"the loss on domain {domain!r} is {total}: the model's weights are broken")
-        result[domain] = DomainLoss(total, num_tokens, num_bytes)
+        nlls += [one.nll for one in score(model, windows, seq_len, ranks=ranks)]
+        result[domain] = DomainLoss(math.fsum(nlls), num_tokens, num_bytes)
         done += num_tokens
+        on_progress(done)
     return result
+
+
+def _documents(
+    data: DataFolder, domain: str, max_tokens: int | None, tokenizer: Tokenizer
+) -> Iterator[tuple[list[int], int]]:
+    """Yield tokens and UTF-8 bytes of held-out documents, the last one as far as the budget goes."""
+    stream = data.stream(domain, "held_out")
+    left = stream.num_tokens if max_tokens is None else max_tokens
+    for document in stream.documents():
+        length = min(document.end - document.start, left)
+        if length:
+            tokens = stream.read(document.start, length).tolist()
+            whole = document.start + length == document.end
+            cut = 0 if whole else len(tokenizer.decode(tokens).encode("utf-8", "replace"))
+            yield tokens, document.num_bytes if whole else cut
+        left -= length
+        if not left:
+            return

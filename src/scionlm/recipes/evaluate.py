@@ -172,7 +172,8 @@ def _losses(model: Any, data: DataFolder, title: str, options: EvaluateOptions, 
 
     names = options.domains or data.domains
     total = sum(min(options.max_tokens or 2**62, data.num_tokens(name, "held_out")) for name in names)
-    token_nll = model_token_nll(model)
     with Progress(f"evaluating {title}", total) as progress:
-        given = (token_nll, data, names, options.seq_len, options.max_tokens, progress.update)
-        return rolling_losses(*given) if options.per_document else domain_losses(*given, ranks=ranks)
+        given = (data, names, options.seq_len, options.max_tokens, progress.update, ranks)
+        if options.per_document:
+            return rolling_losses(model, *given)
+        return domain_losses(model_token_nll(model), *given)
