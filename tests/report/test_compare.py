@@ -146,6 +146,20 @@ def test_sweeps_with_a_reference_each_are_one_too(root, tmp_path):
     assert record["groups"][0]["gap_closed"] == pytest.approx(closed)
 
 
+def test_what_a_run_costs_counts_its_devices(root, tmp_path):
+    run = compared_run(root / "run", pair(4.0, 3.0))
+    path = run / "result.json"
+    result = json.loads(path.read_text())
+    result["training"] |= {"devices": 8, "seconds": 900.0}
+    path.write_text(json.dumps(result))
+    record = write_comparison([run, compared_run(root / "other", pair(5.0, 4.0))], tmp_path / "out")
+    assert row_of(record, "run")["device_hours"] == 2.0
+    assert row_of(record, "other")["device_hours"] == row_of(record, "other")["seconds"] / 3600
+    table = (tmp_path / "out" / "compare.md").read_text()
+    assert "15 min \u00d7 8" in table
+    assert table.count("\u00d7 8") == 1
+
+
 @pytest.mark.parametrize(
     ("prose", "said"),
     [(4.0, "it closes 67% of the gap between control and source."), (2.0, "it is better than the source.")],

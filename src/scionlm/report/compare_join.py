@@ -304,6 +304,7 @@ def _row_record(one: Judged, group: str | None) -> dict[str, Any]:
         "tokens": _whole(row.tokens),
         "flops": row.flops,
         "seconds": row.seconds,
+        "device_hours": None if row.seconds is None else row.seconds * row.devices / 3600,
         "pruning": {"method": row.pruned, "tokens": _whole(row.pruning_tokens)} if row.pruned else None,
         "domains": dict(row.losses),
         "mean": one.mean,

@@ -69,6 +69,7 @@ class Row:
         kind: `run`, `control` (the one inside a run), or `model`.
         state: done, running, stopped, failed, diverged or unknown.
         folder: The run's; of a control that of its run.
+        devices: How many it ran on: its cost is their number times the seconds.
         losses: Final ones in nats by domain; of what is not done the last so far.
         curve: Tokens and mean loss over the domains.
         base: The source, as far as its losses are known.
@@ -96,6 +97,7 @@ class Row:
     tokens: float | None = None
     flops: float | None = None
     seconds: float | None = None
+    devices: int = 1
     losses: Mapping[str, float] = field(default_factory=dict)
     setup: Setup = Setup()
     curve: Sequence[tuple[float, float]] = ()
@@ -226,6 +228,7 @@ def _row(run: Run, child: Trained, folder: Path, name: str) -> Row:
         tokens=_tokens_so_far(child, losses, before) if tokens is None else tokens,
         flops=_finite(spent, "flops"),
         seconds=_finite(spent, "seconds"),
+        devices=integer(training, "devices") or 1,
         grown=bool(run.growth),
         losses=losses,
         setup=_setup(run, child.after),
@@ -329,6 +332,7 @@ def _control(run: Run, control: Trained, child: Row) -> Row:
         tokens=control.curves.last_tokens if tokens is None else tokens,
         flops=_finite(training, "flops"),
         seconds=_finite(training, "seconds"),
+        devices=integer(training, "devices") or 1,
         losses=known(control.after) if done else last_losses(control.curves),
         setup=replace(_setup(run, control.after), domains=child.setup.domains),
         curve=_curve(control),

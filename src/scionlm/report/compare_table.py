@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from scionlm.report.compare_frontier import Balance, Frontier
 from scionlm.report.compare_join import Base, Behind, Comparison, Group, Judged
+from scionlm.report.compare_read import Row
 from scionlm.report.compare_tasks_page import tasks_markdown
 from scionlm.report.compare_words import behind_words, headline, measured, pruned_words, sides_words, text, verdict
 from scionlm.report.findings import mean_of
@@ -148,7 +149,7 @@ def _row(one: Judged, domains: Sequence[str], kind: str, frontier: Frontier | No
         _whole(row.seed),
         count(row.tokens),
         scientific(row.flops) if row.flops else NONE,
-        duration(row.seconds) or NONE,
+        _time(row),
     ]
     return Line(kind, row.name, cells, ", ".join(notes))
 
@@ -159,6 +160,11 @@ def _losses(losses: Mapping[str, float], domains: Sequence[str]) -> list[str]:
 
 def _whole(value: int | None) -> str:
     return NONE if value is None else f"{value}"
+
+
+def _time(row: Row) -> str:
+    taken = duration(row.seconds)
+    return NONE if taken is None else taken + (f" \u00d7 {row.devices}" if row.devices > 1 else "")
 
 
 def _share(value: float | None) -> str:
