@@ -139,13 +139,14 @@ def test_presets_are_listed_and_printed(capsys, tmp_path):
 @pytest.fixture
 def broken(tmp_path, tiny_folder):
     """A folder of things that are wrong."""
-    for name in ("cut", "garbage", "code"):
+    for name in ("cut", "garbage", "code", "thin"):
         shutil.copytree(tiny_folder, tmp_path / name)
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (tmp_path / "garbage" / "model.safetensors").write_bytes(b"\xff" * 5000)
     config = json.loads((tmp_path / "code" / "config.json").read_text())
     (tmp_path / "code" / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Model"}}))
+    (tmp_path / "thin" / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
     (tmp_path / "bad.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 1000)
     (tmp_path / "not.gguf").write_bytes(b"hello")
     (tmp_path / "full").mkdir()
@@ -164,6 +165,11 @@ WRONG = [
     ("inspect cut", 65, "model.safetensors"),
     ("inspect garbage", 65, "model.safetensors"),
     ("inspect code", 65, "auto_map"),
+    ("inspect thin", 65, "thin/config.json: num_attention_heads is missing"),
+    ("inherit thin --layers 2 -o out", 65, "thin/config.json: num_attention_heads is missing"),
+    ("evaluate thin --data DATA", 65, "thin/config.json: num_attention_heads is missing"),
+    ("analyze thin --data DATA -o out", 65, "thin/config.json: num_attention_heads is missing"),
+    ("run continual source=thin data.dir=DATA train.tokens=8k -o out", 65, "thin/config.json: num_attention_heads is"),
     ("inspect bad.gguf", 65, "bad.gguf"),
     ("inspect not.gguf", 65, "not.gguf"),
     ("inspect file", 2, "folder"),
@@ -211,13 +217,14 @@ WRONG = [
 
 @pytest.mark.parametrize(("command", "code", "words"), WRONG, ids=[case[0] for case in WRONG])
 def test_bad_input_gives_its_exit_code_one_clear_message_and_leaves_nothing(
-    broken, tiny_folder, capsys, monkeypatch, tmp_path_factory, command, code, words
+    broken, tiny_folder, data_folder, capsys, monkeypatch, tmp_path_factory, command, code, words
 ):
     monkeypatch.chdir(broken)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     before = sorted(str(path) for path in broken.rglob("*"))
     started = time.monotonic()
-    found, out, err = in_process(capsys, *command.replace("TINY", str(tiny_folder)).split())
+    command = command.replace("TINY", str(tiny_folder)).replace("DATA", str(data_folder.path))
+    found, out, err = in_process(capsys, *command.split())
     seconds = time.monotonic() - started
     assert found == code, err
     assert words in err

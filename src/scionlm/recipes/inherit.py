@@ -74,15 +74,16 @@ def open_request(source: str, options: InheritOptions) -> Generator[Request, Non
             raise UsageError(f"{source} names the layers already; leave layers, keep, strategy, scores and grow out")
         slices = read_slices(Path(source))
         folders = [resolve(name, allow_pickle=pickle, weights=False) for name in slices.models]
-        plan = plan_slices(slices, [ModelShape.of(folder.config).num_hidden_layers for folder in folders])
+        plan = plan_slices(slices, [_shape(folder).num_hidden_layers for folder in folders])
         scorer = Scorer(folders[0], options.get("data"))
     else:
         first = resolve(source, allow_pickle=pickle, weights=False)
         donor = options.get("donor")
         second = None if donor is None else resolve(donor, allow_pickle=pickle, weights=False)
-        plan = _layers(options, first, second, scorer := Scorer(first, options.get("data")))
         folders = [first] if second is None else [first, second]
-    family_of(folders[0].config)
+        for folder in folders:
+            _shape(folder)
+        plan = _layers(options, first, second, scorer := Scorer(first, options.get("data")))
     with tempfile.TemporaryDirectory(prefix="scion-") as room:
         tokenizer, vocab = options.get("tokenizer"), None
         where = None if tokenizer is None else Path(tokenizer)
@@ -94,6 +95,11 @@ def open_request(source: str, options: InheritOptions) -> Generator[Request, Non
         rule = options.get("importance") or "first"
         scores = None if rule in ("first", "random") else scorer.get(rule)
         yield Request(folders, complete_plan(plan, options, folders[0], scores, vocab), where)
+
+
+def _shape(folder: ModelFolder) -> ModelShape:
+    """Return the sizes of a source; what is wrong with them is said of its file."""
+    return ModelShape.of(folder.config, folder.path / "config.json")
 
 
 def _layers(options: InheritOptions, source: ModelFolder, donor: ModelFolder | None, scorer: Scorer) -> SurgeryPlan:

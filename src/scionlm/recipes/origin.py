@@ -28,7 +28,9 @@ def open_source(recipe: Recipe, out: Path | None, weights: bool = True) -> Model
         DataError: The model is broken.
     """
     if recipe.source is not None:
-        return resolve(recipe.source, weights=weights)
+        found = resolve(recipe.source, weights=weights)
+        ModelShape.of(found.config, found.path / "config.json")  # a broken file is refused before anything reads it
+        return found
     if recipe.reference is None:
         return _shape(recipe.model or {}, recipe, "model")
     trained = None if out is None else out / REFERENCE / "model"
