@@ -95,6 +95,7 @@ def run(
     """
     from scionlm.parallel.ranks import leave_to_main, tells_the_user
     from scionlm.recipes.config_sweep import Sweep, load_request
+    from scionlm.recipes.rounding import warn_of_rounding
     from scionlm.recipes.run import run_recipe
     from scionlm.report import write_report
 
@@ -103,6 +104,8 @@ def run(
     except ScionError as error:
         leave_to_main(error)
         raise
+    if tells_the_user():
+        warn_of_rounding([run.recipe for run in loaded.chosen] if isinstance(loaded, Sweep) else [loaded])
     if isinstance(loaded, Sweep):
         return _run_sweep(loaded, Path(out), allow_change)
     result = run_recipe(loaded, Path(out), allow_change)
@@ -337,8 +340,10 @@ def plan(
     from scionlm.recipes.bill import with_price
     from scionlm.recipes.config_sweep import Sweep, load_request
     from scionlm.recipes.planning import plan_recipe
+    from scionlm.recipes.rounding import warn_of_rounding
 
     loaded = load_request(recipe, overrides or {})
+    warn_of_rounding([run.recipe for run in loaded.chosen] if isinstance(loaded, Sweep) else [loaded])
     measured = "--find-lr" if find_lr else "--calibrate" if calibrate else None
     if isinstance(loaded, Sweep):
         if measured:

@@ -136,6 +136,14 @@ def test_presets_are_listed_and_printed(capsys, tmp_path):
     assert "did you mean 'layers'" in err
 
 
+def test_a_plan_of_one_step_counts_like_people(capsys, tiny_folder):
+    asked = [f"source={tiny_folder}", "data.dir=x", "inherit.layers=2", "train.steps=1"]
+    code, out, _ = in_process(capsys, "plan", "inheritune-mini", *asked)
+    assert (code, "in 1 step\n" in out) == (0, True), out
+    code, out, _ = in_process(capsys, "plan", "inheritune-mini", *asked, "train.steps=2")
+    assert (code, "in 2 steps\n" in out) == (0, True), out
+
+
 @pytest.fixture
 def broken(tmp_path, tiny_folder):
     """A folder of things that are wrong."""
