@@ -17,12 +17,15 @@ from typing import Any, TypeVar, cast
 
 import pydantic
 import yaml
+from pydantic_core import ErrorDetails
 
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import storage_error
+from scionlm.core.problems import choices, deepest, in_words, key_path
 
 Mapping = dict[str, Any]
 _MAX_BYTES = 4 * 2**20
+_SHOWN = 3  # keys of a section that stand as examples
 
 
 class Section(pydantic.BaseModel):
@@ -194,25 +197,33 @@ def validate(schema: type[S], config: Mapping, where: str) -> S:
     try:
         return schema.model_validate(config)
     except pydantic.ValidationError as error:
-        problems = error.errors(include_url=False)
+        found = deepest(error.errors(include_url=False), config)
         # An unknown key is usually the cause of the others (a required key that was misspelt).
-        first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-        location = [str(part) for part in first["loc"]]
-        key = ".".join(location)
-        if first["type"] == "extra_forbidden":
-            known = _keys_at(schema, location[:-1])
-            text = f"unknown key {key!r}{nearest(location[-1], known)}"
-            if known and "did you mean" not in text:
-                text += f"; known here: {', '.join(known)}"
-        elif first["type"] == "missing":
-            text = f"key {key!r} is required"
-        else:
-            message = first["msg"].removeprefix("Value error, ")
-            text = f"{key}: {message}" if key else message
-            if key and isinstance(first["input"], str | int | float | bool):
-                text += f" (got {first['input']!r})"
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UsageError(f"{where}: {text}{more}") from error
+        unknown = (key for key, mine in found.items() if mine[0]["type"] == "extra_forbidden")
+        key = next(unknown, next(iter(found)))
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise UsageError(f"{where}: {_problem(schema, key, found[key], config)}{more}") from error
+
+
+def _problem(schema: type[Section], key: str, problems: list[ErrorDetails], config: Mapping) -> str:
+    """Return in words what is wrong with the value of one key."""
+    first = problems[0]
+    if first["type"] == "missing":
+        return f"key {key!r} is required"
+    path = key_path(first, config)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(schema, path[:-1])
+        listed = f"; known here: {', '.join(known)}" if known else ""
+        return f"unknown key {key!r}{nearest(path[-1], known) or listed}"
+    text, value = in_words(problems), first["input"]
+    if text == "must be a list" and isinstance(value, str):
+        text += f", as [{value}]"
+    if inside := _keys_at(schema, path) if "mapping" in text else []:
+        text += f" ({', '.join(inside[:_SHOWN])}, ...)"
+    if key and isinstance(value, str | int | float | bool):
+        near = nearest(value, choices(problems)) if isinstance(value, str) else ""
+        text += f" (got {value!r}){near}"
+    return f"{key}: {text}" if key else text
 
 
 def section_at(schema: type[Section], key: str) -> type[Section] | None:
