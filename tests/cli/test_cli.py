@@ -163,6 +163,8 @@ def broken(tmp_path, tiny_folder):
     (tmp_path / "empty.yaml").write_text(f"tokenizer: {tiny_folder}\ndomains: {{a: {{paths: [empty.jsonl]}}}}\n")
     (tmp_path / "typo.yaml").write_text(f"tokenizer: {tiny_folder}\ndomians: {{}}\n")
     (tmp_path / "file").write_text("x")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").write_text("recipe: inheritune\n")
     return tmp_path
 
 
@@ -177,7 +179,7 @@ WRONG = [
     ("inherit thin --layers 2 -o out", 65, "thin/config.json: num_attention_heads is missing"),
     ("evaluate thin --data DATA", 65, "thin/config.json: num_attention_heads is missing"),
     ("analyze thin --data DATA -o out", 65, "thin/config.json: num_attention_heads is missing"),
-    ("run continual source=thin data.dir=DATA train.tokens=8k -o out", 65, "thin/config.json: num_attention_heads is"),
+    ("run continual source=thin data.dir=DATA train.steps=3 -o out", 65, "thin/config.json: num_attention_heads is"),
     ("inspect bad.gguf", 65, "bad.gguf"),
     ("inspect not.gguf", 65, "not.gguf"),
     ("inspect file", 2, "folder"),
@@ -198,9 +200,18 @@ WRONG = [
     ("evaluate TINY --data nowhere", 2, "scion prepare"),
     ("evaluate TINY --data full", 65, "index.json"),
     ("run inheritune-mnii", 2, "did you mean 'inheritune-mini'"),
+    ("run ./nosuch.yaml", 2, "./nosuch.yaml: no such file"),
+    ("plan nosuch.yml", 2, "nosuch.yml: no such file"),
+    ("run no/such", 2, "no/such: no such file"),
+    ("run begun", 2, "did you mean begun/config.yaml?"),
+    ("run TINY", 2, "is a model; use source="),
+    ("run full", 2, "full is a folder, not a recipe"),
+    ("plan sweep", 2, "a sweep needs a YAML file"),
+    ("run something", 2, "recipes are inheritune, shear, continual, scratch (see: scion presets)"),
     ("run inheritune-mini optimizer.lr=0", 2, "optimizer.lr"),
     ("run inheritune-mini source=./missing -o out", 2, "missing"),
     ("run inheritune-mini -o full", 2, "not empty"),
+    ("run inheritune-mini data.dir= -o out", 2, "data.dir is empty"),
     ("run inheritune-mini -o /proc/scion/out", 74, "/proc"),
     ("report nowhere", 2, "nowhere"),
     ("compare TINY -o out", 2, "--data"),

@@ -164,11 +164,14 @@ def apply_overrides(config: Mapping, overrides: Sequence[str]) -> Mapping:
         UsageError: An override has no `=`, or its path runs through a value that is not a section.
     """
     result = typing.cast("Mapping", _copy(config))
+    before = ""
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            raise UsageError(f"override {override!r} must have the form KEY=VALUE, for example optimizer.lr=3e-4")
+            cut = f"; if it belongs to the one before, quote both: '{before} {override}'" if before else ""
+            raise UsageError(f"override {override!r} must have the form KEY=VALUE, as optimizer.lr=3e-4{cut}")
+        before = override
         here = result
         for depth, key in enumerate(keys[:-1]):
             inner = here.get(key)
@@ -224,6 +227,20 @@ def _problem(schema: type[Section], key: str, problems: list[ErrorDetails], conf
         near = nearest(value, choices(problems)) if isinstance(value, str) else ""
         text += f" (got {value!r}){near}"
     return f"{key}: {text}" if key else text
+
+
+def check_keys(schema: type[Section], config: Mapping, where: str) -> None:
+    """Refuse keys that `schema` does not have, in a configuration that may lack others still.
+
+    Raises:
+        UsageError: A key is unknown; as `validate` says it.
+    """
+    try:
+        schema.model_validate(config)
+    except pydantic.ValidationError as error:
+        for key, mine in deepest(error.errors(include_url=False), config).items():
+            if mine[0]["type"] == "extra_forbidden":
+                raise UsageError(f"{where}: {_problem(schema, key, mine, config)}") from error
 
 
 def section_at(schema: type[Section], key: str) -> type[Section] | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from scionlm.core.config import Mapping, nearest
 from scionlm.core.errors import DataError, UsageError
+from scionlm.core.log import say
 from scionlm.data import DataFolder
 from scionlm.families import ModelShape, family_of
 from scionlm.recipes.config import Recipe
@@ -100,6 +101,7 @@ def with_data(recipe: Recipe, out: Path) -> Recipe:
         tokenizer = resolve(recipe.source).name
     else:
         tokenizer = str(_own_tokenizer(recipe, out / "tokenizer"))
+    say("no data.dir: training on the demo's text")
     prepare_demo_data(tokenizer, out / "data")
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": str(out / "data")})})
 
