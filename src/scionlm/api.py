@@ -39,10 +39,15 @@ def prepare(corpora: str | Path, out: str | Path, workers: int | None = None) ->
     """Make a data folder from a CORPORA.yaml, or go on with it, and write its page; return its index."""
     from scionlm.data import load_corpora
     from scionlm.data import prepare as prepare_data
+    from scionlm.data.preparing.prepare import warn_of_split
+    from scionlm.parallel.ranks import tells_the_user
     from scionlm.report.data_page import write_data_page
 
     path = Path(corpora)
-    index = prepare_data(load_corpora(path), path.parent, Path(out), workers)
+    asked = load_corpora(path)
+    index = prepare_data(asked, path.parent, Path(out), workers)
+    if tells_the_user():
+        warn_of_split(asked, index)
     if (Path(out) / "statistics.json").exists():  # folders of earlier versions have none
         write_data_page(Path(out))
     return index

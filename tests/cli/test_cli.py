@@ -161,6 +161,8 @@ def broken(tmp_path, tiny_folder):
     (tmp_path / "full" / "thesis.txt").write_text("years of work")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "empty.yaml").write_text(f"tokenizer: {tiny_folder}\ndomains: {{a: {{paths: [empty.jsonl]}}}}\n")
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (tmp_path / "text.yaml").write_text(f"tokenizer: {tiny_folder}\ndomains: {{a: {{paths: [text.jsonl]}}}}\n")
     (tmp_path / "typo.yaml").write_text(f"tokenizer: {tiny_folder}\ndomians: {{}}\n")
     (tmp_path / "file").write_text("x")
     (tmp_path / "begun").mkdir()
@@ -197,6 +199,9 @@ WRONG = [
     ("prepare empty.yaml -o out", 65, "no text"),
     ("prepare typo.yaml -o out", 2, "did you mean 'domains'"),
     ("prepare missing.yaml -o out", 2, "missing.yaml"),
+    ("prepare full -o out", 2, "full is a folder; name a YAML file"),
+    ("prepare text.yaml -o file", 2, "file exists and is not a folder"),
+    ("train-tokenizer text.yaml --vocab-size 300 -o file", 2, "file"),
     ("evaluate TINY --data nowhere", 2, "scion prepare"),
     ("evaluate TINY --data full", 65, "index.json"),
     ("run inheritune-mnii", 2, "did you mean 'inheritune-mini'"),
@@ -354,9 +359,12 @@ def test_terminated_while_it_writes_inherit_leaves_nothing(tmp_path):
 def test_a_small_vocabulary_from_the_first_command_to_a_data_folder(capsys, tmp_path, tiny_folder):
     """The tour: a tokenizer of one's own, text prepared with it, the page; twice, and the second time is a no-op."""
     corpora = corpora_file(tmp_path, tiny_folder)
-    code, out, _ = in_process(capsys, "train-tokenizer", corpora, "--vocab-size", 300, "-o", tmp_path / "tok")
+    code, out, err = in_process(capsys, "train-tokenizer", corpora, "--vocab-size", 300, "-o", tmp_path / "tok")
     assert code == 0
+    assert "warning" not in err
     assert "300 tokens" in out
+    code, _, err = in_process(capsys, "train-tokenizer", corpora, "--vocab-size", 5000, "-o", tmp_path / "large")
+    assert (code, "vocab_size 5,000 is not reached: the text gives" in err) == (0, True), err
     own = tmp_path / "own.yaml"
     own.write_text(corpora.read_text().replace(str(tiny_folder), str(tmp_path / "tok")) + "dedupe: exact\n")
     for _ in range(2):

@@ -110,6 +110,8 @@ def load_yaml(path: Path) -> Mapping:
         UsageError: The file is absent or not a YAML mapping.
         DataError: It is larger than any configuration.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a YAML file")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise DataError(f"{path} has more than {_MAX_BYTES} bytes: not a configuration file")
