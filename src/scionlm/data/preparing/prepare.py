@@ -59,7 +59,10 @@ def prepare(corpora: Corpora, root: Path, out: Path, workers: int | None = None)
             "CORPORA.yaml names no tokenizer; add tokenizer: MODEL (or make one with scion train-tokenizer)"
         )
     beside = root / corpora.tokenizer  # where paths are looked for too; else as a MODEL from here
-    source = resolve_tokenizer(str(beside) if beside.exists() else corpora.tokenizer)
+    try:
+        source = resolve_tokenizer(str(beside) if beside.exists() else corpora.tokenizer)
+    except UsageError as error:
+        raise UsageError(f"tokenizer: {error} (looked for in {root}, then from the working directory)") from error
     tokenizer = load_tokenizer(source.path)
     tokenizer.encode_special_tokens = True  # words of a text that look like a special token are words
     info = tokenizer_info(tokenizer, source, corpora.separator, corpora.bos)
@@ -96,10 +99,11 @@ def warn_of_split(corpora: Corpora, index: dict[str, Any]) -> None:
         out, trained = (splits[split]["num_tokens"] for split in ("held_out", "train"))
         share = out / (out + trained)
         if out > trained or share > _FAR * asked.fraction:
+            more = "give more documents" if corpora.domains[name].max_tokens is None else "raise max_tokens"
             warn(
                 f"domains.{name}: {out:,} of {out + trained:,} tokens are held out, {100 * share:.0f} % where "
                 f"held_out.fraction is {100 * asked.fraction:g} %; lower held_out.min_documents ({asked.min_documents})"
-                ", or give more documents"
+                f", or {more}"
             )
 
 
