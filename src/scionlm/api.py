@@ -39,10 +39,15 @@ def prepare(corpora: str | Path, out: str | Path, workers: int | None = None) ->
     """Make a data folder from a CORPORA.yaml, or go on with it, and write its page; return its index."""
     from scionlm.data import load_corpora
     from scionlm.data import prepare as prepare_data
+    from scionlm.data.preparing.prepare import warn_of_split
+    from scionlm.parallel.ranks import tells_the_user
     from scionlm.report.data_page import write_data_page
 
     path = Path(corpora)
-    index = prepare_data(load_corpora(path), path.parent, Path(out), workers)
+    asked = load_corpora(path)
+    index = prepare_data(asked, path.parent, Path(out), workers)
+    if tells_the_user():
+        warn_of_split(asked, index)
     if (Path(out) / "statistics.json").exists():  # folders of earlier versions have none
         write_data_page(Path(out))
     return index
@@ -95,6 +100,7 @@ def run(
     """
     from scionlm.parallel.ranks import leave_to_main, tells_the_user
     from scionlm.recipes.config_sweep import Sweep, load_request
+    from scionlm.recipes.rounding import warn_of_rounding
     from scionlm.recipes.run import run_recipe
     from scionlm.report import write_report
 
@@ -103,6 +109,8 @@ def run(
     except ScionError as error:
         leave_to_main(error)
         raise
+    if tells_the_user():
+        warn_of_rounding([run.recipe for run in loaded.chosen] if isinstance(loaded, Sweep) else [loaded])
     if isinstance(loaded, Sweep):
         return _run_sweep(loaded, Path(out), allow_change)
     result = run_recipe(loaded, Path(out), allow_change)
@@ -339,8 +347,10 @@ def plan(
     from scionlm.recipes.bill import with_price
     from scionlm.recipes.config_sweep import Sweep, load_request
     from scionlm.recipes.planning import plan_recipe
+    from scionlm.recipes.rounding import warn_of_rounding
 
     loaded = load_request(recipe, overrides or {})
+    warn_of_rounding([run.recipe for run in loaded.chosen] if isinstance(loaded, Sweep) else [loaded])
     measured = "--find-lr" if find_lr else "--calibrate" if calibrate else None
     if isinstance(loaded, Sweep):
         if measured:

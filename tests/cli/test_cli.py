@@ -136,24 +136,37 @@ def test_presets_are_listed_and_printed(capsys, tmp_path):
     assert "did you mean 'layers'" in err
 
 
+def test_a_plan_of_one_step_counts_like_people(capsys, tiny_folder):
+    asked = [f"source={tiny_folder}", "data.dir=x", "inherit.layers=2", "train.steps=1"]
+    code, out, _ = in_process(capsys, "plan", "inheritune-mini", *asked)
+    assert (code, "in 1 step\n" in out) == (0, True), out
+    code, out, _ = in_process(capsys, "plan", "inheritune-mini", *asked, "train.steps=2")
+    assert (code, "in 2 steps\n" in out) == (0, True), out
+
+
 @pytest.fixture
 def broken(tmp_path, tiny_folder):
     """A folder of things that are wrong."""
-    for name in ("cut", "garbage", "code"):
+    for name in ("cut", "garbage", "code", "thin"):
         shutil.copytree(tiny_folder, tmp_path / name)
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (tmp_path / "garbage" / "model.safetensors").write_bytes(b"\xff" * 5000)
     config = json.loads((tmp_path / "code" / "config.json").read_text())
     (tmp_path / "code" / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Model"}}))
+    (tmp_path / "thin" / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
     (tmp_path / "bad.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 1000)
     (tmp_path / "not.gguf").write_bytes(b"hello")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("years of work")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "empty.yaml").write_text(f"tokenizer: {tiny_folder}\ndomains: {{a: {{paths: [empty.jsonl]}}}}\n")
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (tmp_path / "text.yaml").write_text(f"tokenizer: {tiny_folder}\ndomains: {{a: {{paths: [text.jsonl]}}}}\n")
     (tmp_path / "typo.yaml").write_text(f"tokenizer: {tiny_folder}\ndomians: {{}}\n")
     (tmp_path / "file").write_text("x")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").write_text("recipe: inheritune\n")
     return tmp_path
 
 
@@ -164,6 +177,11 @@ WRONG = [
     ("inspect cut", 65, "model.safetensors"),
     ("inspect garbage", 65, "model.safetensors"),
     ("inspect code", 65, "auto_map"),
+    ("inspect thin", 65, "thin/config.json: num_attention_heads is missing"),
+    ("inherit thin --layers 2 -o out", 65, "thin/config.json: num_attention_heads is missing"),
+    ("evaluate thin --data DATA", 65, "thin/config.json: num_attention_heads is missing"),
+    ("analyze thin --data DATA -o out", 65, "thin/config.json: num_attention_heads is missing"),
+    ("run continual source=thin data.dir=DATA train.steps=3 -o out", 65, "thin/config.json: num_attention_heads is"),
     ("inspect bad.gguf", 65, "bad.gguf"),
     ("inspect not.gguf", 65, "not.gguf"),
     ("inspect file", 2, "folder"),
@@ -181,12 +199,24 @@ WRONG = [
     ("prepare empty.yaml -o out", 65, "no text"),
     ("prepare typo.yaml -o out", 2, "did you mean 'domains'"),
     ("prepare missing.yaml -o out", 2, "missing.yaml"),
+    ("prepare full -o out", 2, "full is a folder; name a YAML file"),
+    ("prepare text.yaml -o file", 2, "file exists and is not a folder"),
+    ("train-tokenizer text.yaml --vocab-size 300 -o file", 2, "file"),
     ("evaluate TINY --data nowhere", 2, "scion prepare"),
     ("evaluate TINY --data full", 65, "index.json"),
     ("run inheritune-mnii", 2, "did you mean 'inheritune-mini'"),
+    ("run ./nosuch.yaml", 2, "./nosuch.yaml: no such file"),
+    ("plan nosuch.yml", 2, "nosuch.yml: no such file"),
+    ("run no/such", 2, "no/such: no such file"),
+    ("run begun", 2, "did you mean begun/config.yaml?"),
+    ("run TINY", 2, "is a model; use source="),
+    ("run full", 2, "full is a folder, not a recipe"),
+    ("plan sweep", 2, "a sweep needs a YAML file"),
+    ("run something", 2, "recipes are inheritune, shear, continual, scratch (see: scion presets)"),
     ("run inheritune-mini optimizer.lr=0", 2, "optimizer.lr"),
     ("run inheritune-mini source=./missing -o out", 2, "missing"),
     ("run inheritune-mini -o full", 2, "not empty"),
+    ("run inheritune-mini data.dir= -o out", 2, "data.dir is empty"),
     ("run inheritune-mini -o /proc/scion/out", 74, "/proc"),
     ("report nowhere", 2, "nowhere"),
     ("compare TINY -o out", 2, "--data"),
@@ -211,13 +241,14 @@ WRONG = [
 
 @pytest.mark.parametrize(("command", "code", "words"), WRONG, ids=[case[0] for case in WRONG])
 def test_bad_input_gives_its_exit_code_one_clear_message_and_leaves_nothing(
-    broken, tiny_folder, capsys, monkeypatch, tmp_path_factory, command, code, words
+    broken, tiny_folder, data_folder, capsys, monkeypatch, tmp_path_factory, command, code, words
 ):
     monkeypatch.chdir(broken)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     before = sorted(str(path) for path in broken.rglob("*"))
     started = time.monotonic()
-    found, out, err = in_process(capsys, *command.replace("TINY", str(tiny_folder)).split())
+    command = command.replace("TINY", str(tiny_folder)).replace("DATA", str(data_folder.path))
+    found, out, err = in_process(capsys, *command.split())
     seconds = time.monotonic() - started
     assert found == code, err
     assert words in err
@@ -328,9 +359,12 @@ def test_terminated_while_it_writes_inherit_leaves_nothing(tmp_path):
 def test_a_small_vocabulary_from_the_first_command_to_a_data_folder(capsys, tmp_path, tiny_folder):
     """The tour: a tokenizer of one's own, text prepared with it, the page; twice, and the second time is a no-op."""
     corpora = corpora_file(tmp_path, tiny_folder)
-    code, out, _ = in_process(capsys, "train-tokenizer", corpora, "--vocab-size", 300, "-o", tmp_path / "tok")
+    code, out, err = in_process(capsys, "train-tokenizer", corpora, "--vocab-size", 300, "-o", tmp_path / "tok")
     assert code == 0
+    assert "warning" not in err
     assert "300 tokens" in out
+    code, _, err = in_process(capsys, "train-tokenizer", corpora, "--vocab-size", 5000, "-o", tmp_path / "large")
+    assert (code, "vocab_size 5,000 is not reached: the text gives" in err) == (0, True), err
     own = tmp_path / "own.yaml"
     own.write_text(corpora.read_text().replace(str(tiny_folder), str(tmp_path / "tok")) + "dedupe: exact\n")
     for _ in range(2):

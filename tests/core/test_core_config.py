@@ -1,5 +1,7 @@
 """Strict configuration: YAML of a careful subset, overrides, validation with the nearest name."""
 
+from typing import Annotated, Literal
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -27,6 +29,16 @@ class Domain(Section):
     paths: list[str]
 
 
+class Keep(Section):
+    layers: int | Literal["half"] | None = None
+    which: str | list[int] | None = None
+    shares: float | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    rule: Literal["cosine", "linear"] = "cosine"
+    names: list[str] = Field(default=[])
+    pair: tuple[float, float] = (0.0, 0.0)
+    is_fast: bool = False
+
+
 class Recipe(Section):
     recipe: str
     seed: int = 0
@@ -34,6 +46,7 @@ class Recipe(Section):
     distill: Distill | None = None
     domains: dict[str, Domain] = Field(default_factory=dict)
     runs: list[Optimizer] = Field(default_factory=list)
+    keep: Keep = Keep()
 
 
 @pytest.mark.parametrize(
@@ -182,6 +195,33 @@ def test_a_missing_key_and_a_wrong_value_are_named():
         validate(Recipe, {"recipe": "x", "distill": {"weight": 2}}, "r")
     with pytest.raises(UsageError, match=r"optimizer\.lr"):
         validate(Recipe, {"recipe": "x", "optimizer": {"lr": float("inf")}}, "r")
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"layers": 1.5}, "keep.layers: must be a whole number or 'half' (got 1.5)"),
+        ({"layers": "hlf"}, "keep.layers: must be a whole number or 'half' (got 'hlf'); did you mean 'half'?"),
+        ({"which": 0}, "keep.which: must be text or a list (got 0)"),
+        ({"which": [0, "x"]}, "keep.which.1: must be a whole number (got 'x')"),
+        ({"which": {"a": 0}}, "keep.which: must be text or a list"),
+        ({"shares": "x"}, "keep.shares: must be a number or a mapping of keys (got 'x')"),
+        ({"shares": {"prose": 0}}, "keep.shares.prose: must be greater than 0 (got 0)"),
+        ({"rule": "cosin"}, "keep.rule: must be 'cosine' or 'linear' (got 'cosin'); did you mean 'cosine'?"),
+        ({"rule": "x"}, "keep.rule: must be 'cosine' or 'linear' (got 'x')"),
+        ({"names": "a"}, "keep.names: must be a list, as [a] (got 'a')"),
+        ({"names": [3]}, "keep.names.0: must be text (got 3)"),
+        ({"pair": [0.5]}, "key 'keep.pair.1' is required"),
+        ({"is_fast": "maybe"}, "keep.is_fast: must be true or false (got 'maybe')"),
+        (3, "keep: must be a mapping of keys (layers, which, shares, ...) (got 3)"),
+        ({"layers": "x", "which": 0}, "keep.layers: must be a whole number or 'half' (got 'x') (and 1 more)"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_told_in_plain_words_under_its_own_key(keep, message):
+    with pytest.raises(UsageError) as caught:
+        validate(Recipe, {"recipe": "x", "keep": keep}, "r")
+    assert str(caught.value) == f"r: {message}"
 
 
 def test_a_truth_value_is_not_taken_for_a_number():

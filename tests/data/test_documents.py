@@ -62,11 +62,21 @@ def test_every_line_comes_back_in_order(folder, kind, documents):
 
 
 @pytest.mark.parametrize("kind", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("name", ["x.txt", "x.py", "x.json", "Makefile"])
+@pytest.mark.parametrize("name", ["x.txt", "x.py", "x.json5", "Makefile"])
 def test_any_other_file_is_one_document_with_its_line_ends_kept(tmp_path, name, kind):
     content = "def f():\r\n\treturn 'né 😀'\n\n"
     (tmp_path / (name + kind)).write_bytes(packed(kind, content.encode()))
     assert texts(tmp_path / (name + kind)) == [content]
+
+
+@pytest.mark.parametrize("kind", ["", ".gz", ".zst"])
+def test_json_is_refused_with_the_name_it_may_have_unless_it_is_to_be_skipped(tmp_path, kind):
+    path, other = tmp_path / f"x.json{kind}", tmp_path / "y.jsonl"
+    path.write_bytes(packed(kind, jsonl("a", "b")))
+    other.write_bytes(jsonl("c"))
+    with pytest.raises(DataError, match=r"x\.json.* is \.json, which is not read; rename it to \.jsonl if each line"):
+        texts(path, other)
+    assert texts(path, other, on_error=actions({"json": "skip"})) == ["c"]
 
 
 def test_a_packed_file_of_several_parts_is_read_to_the_end(tmp_path):
@@ -107,12 +117,16 @@ def test_the_text_may_have_another_key(tmp_path):
         (b"{", r":3 is not JSON"),
         (b"[" * 100_000, r":3 is not JSON"),
         (b'{"body": "x"}', r":3 has no text under text_key 'text' \(found: body\)"),
-        (b'{"text": 5}', r":3 has no text under text_key 'text'"),
-        (b'{"text": null}', r":3 has no text"),
+        (b'{"text": 5}', r":3: text_key 'text' is a number, not text"),
+        (b'{"text": 0.5}', r":3: text_key 'text' is a number, not text"),
+        (b'{"text": null}', r":3: text_key 'text' is null, not text"),
+        (b'{"text": false}', r":3: text_key 'text' is true or false, not text"),
+        (b'{"text": ["a"]}', r":3: text_key 'text' is a list, not text"),
+        (b'{"text": {"a": "b"}}', r":3: text_key 'text' is an object, not text"),
         (b'["text"]', r":3 has no text .*\(found: list\)"),
         (b'{"text": "\xff"}', r":3 is not UTF-8 .* at byte 10 of the line"),
     ],
-    ids=["json", "nesting", "key", "number", "null", "list", "utf-8"],
+    ids=["json", "nesting", "key", "number", "fraction", "null", "truth", "list", "object", "no-object", "utf-8"],
 )
 def test_a_bad_line_is_a_data_error_with_file_and_line(tmp_path, line, match):
     path = tmp_path / "x.jsonl"

@@ -23,6 +23,7 @@ from scionlm.core.config import validate
 from scionlm.core.errors import DataError, ScionError, StoppedError, StorageError, UsageError
 from scionlm.data import Corpora, DataFolder, load_corpora, prepare
 from scionlm.data.preparing import job, units
+from scionlm.data.preparing.prepare import warn_of_split
 from scionlm.data.reading import files
 from scionlm.sources import load_tokenizer
 
@@ -521,7 +522,11 @@ def fails(corpora: Corpora, root: Path, kind: type[ScionError], match: str) -> N
         ("x.txt", b"one\ntwo \xff\n", r"x\.txt:2 is not UTF-8"),
         ("x.jsonl", b"", r"domains\.x: the 1 file\(s\) hold no text"),
         ("x.jsonl", b'\n{"text": ""}\n', "hold no text"),
-        ("x.txt", b"all in one", r"domains\.x: one document only"),
+        (
+            "x.txt",
+            b"all in one",
+            r"domains\.x: one document only;.*\(a \.txt is one document: give several files, or a \.jsonl",
+        ),
         ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50)[:-9], r"x\.jsonl\.gz is a broken file"),
         ("x.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xff\xff\xff\xff", r"x\.jsonl\.gz"),
         ("x.jsonl.zst", zstandard.compress(b'{"text": "a"}\n' * 50)[:-3], r"x\.jsonl\.zst"),
@@ -574,6 +579,44 @@ def test_an_output_below_a_file_is_a_storage_error(tiny_folder, tmp_path):
     with pytest.raises(StorageError) as caught:
         prepare(corpora(tiny_folder), tmp_path, tmp_path / "x.jsonl" / "out")
     assert caught.value.exit_code == 74
+
+
+def test_an_output_that_is_a_file_is_a_wrong_request(tiny_folder, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", some_texts(12))
+    with pytest.raises(UsageError, match=r"x\.jsonl exists and is not a folder"):
+        prepare(corpora(tiny_folder), tmp_path, tmp_path / "x.jsonl")
+    with pytest.raises(UsageError, match=r"is a folder; name a YAML file"):
+        load_corpora(tmp_path)
+
+
+def test_a_tokenizer_is_looked_for_beside_the_corpora_and_then_here(tiny_folder, tmp_path, monkeypatch):
+    here, beside = tmp_path / "here", tmp_path / "beside"
+    for folder in (here, beside):
+        folder.mkdir()
+    write_jsonl(beside / "x.jsonl", some_texts(12))
+    monkeypatch.chdir(here)
+    fails(
+        corpora("tok"),
+        beside,
+        UsageError,
+        r"^tokenizer: model 'tok': no such file or folder.*looked for in .*beside, then",
+    )
+    shutil.copytree(tiny_folder, here / "tok")
+    assert prepare(corpora("tok"), beside, tmp_path / "one")["tokenizer"]["name"] == "tok"
+    shutil.copytree(tiny_folder, beside / "tok")
+    assert prepare(corpora("tok"), beside, tmp_path / "two")["tokenizer"]["name"] == str(beside / "tok")
+
+
+@pytest.mark.parametrize(
+    ("fraction", "minimum", "is_said"), [(0.5, 1, False), (0.1, 20, True), (0.2, 1, False), (0.01, 6, True)]
+)
+def test_a_held_out_part_far_beyond_its_share_is_said(tiny_folder, tmp_path, capsys, fraction, minimum, is_said):
+    write_jsonl(tmp_path / "x.jsonl", ["word " * 40 + str(number) for number in range(40)])
+    asked = corpora(tiny_folder, held_out={"fraction": fraction, "min_documents": minimum})
+    warn_of_split(asked, prepare(asked, tmp_path, tmp_path / "out"))
+    said = capsys.readouterr().err
+    assert ("tokens are held out" in said) == is_said
+    assert not is_said or f"lower held_out.min_documents ({minimum}), or give more documents" in said
 
 
 def test_text_that_changes_between_the_two_passes_is_found(tiny_folder, tmp_path, monkeypatch):

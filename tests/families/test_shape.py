@@ -168,8 +168,8 @@ def test_a_size_that_is_no_positive_integer_is_refused_by_name(key, value):
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"])
 def test_a_size_that_is_missing_is_refused_by_name(key):
-    with pytest.raises(DataError, match=f"{key} is None"):
-        ModelShape.of({name: value for name, value in TINYLLAMA.items() if name != key})
+    with pytest.raises(DataError, match=rf"^m/config\.json: {key} is missing$"):
+        ModelShape.of({name: value for name, value in TINYLLAMA.items() if name != key}, "m/config.json")
 
 
 def test_heads_must_divide():

@@ -150,13 +150,18 @@ seed: 0
         ("distill.hidden.layers=[[0, true]]", r"distill\.hidden\.layers"),
         ("distill={weight: 0.9, schedule: linear, final_ratio: 2}", "beyond 1"),
         ("distill.hidden.layers=other", r"distill\.hidden\.layers"),
-        ("train.steps", "KEY=VALUE"),
+        ("train.steps", "KEY=VALUE, as optimizer.lr=3e-4$"),
         ("inherit.init=random", "control"),
     ],
 )
 def test_a_wrong_setting_is_named(override, words):
     with pytest.raises(UsageError, match=words):
         load_recipe("inheritune-mini", [override])
+
+
+def test_a_value_that_the_shell_cut_in_two_is_put_together():
+    with pytest.raises(UsageError, match=r"quote both: 'train.time=5 min'$"):
+        load_recipe("inheritune-mini", ["train.time=5", "min"])
 
 
 def test_steps_clears_tokens_and_keep_clears_layers():
@@ -181,6 +186,29 @@ def test_a_bare_recipe_says_what_it_needs():
     assert load_recipe("inheritune", given).optimizer.lr == 3e-4
     with pytest.raises(UsageError, match="did you mean 'inheritune'"):
         load_recipe("inheritun")
+
+
+@pytest.mark.parametrize("name", ["inheritune", "shear", "continual", "scratch"])
+def test_what_a_bare_recipe_proposes_is_a_recipe(name):
+    with pytest.raises(UsageError, match="for example: ") as caught:
+        load_recipe(name)
+    proposed = str(caught.value).partition("for example: ")[2].split()
+    assert load_recipe(name, proposed).recipe == name
+
+
+def test_a_misspelt_key_is_told_before_what_a_bare_recipe_lacks():
+    given = ["source=x", "data.dir=d", "train.tokens=8k", "inherit.layer=1"]
+    with pytest.raises(UsageError, match=r"^recipe inheritune: unknown key 'inherit\.layer'; did you mean 'layers'\?$"):
+        load_recipe("inheritune", given)
+    with pytest.raises(UsageError, match=r"unknown key 'sorce'; did you mean 'source'\?$"):
+        load_recipe("inheritune", {"sorce": "x"})
+
+
+def test_an_empty_data_folder_is_not_the_demos_text():
+    for overrides in (["data.dir="], [" data.dir = "], ["data.dir=''"], {"data.dir": ""}, {"data.dir": " "}):
+        with pytest.raises(UsageError, match=r"data\.dir:? is empty; name a folder"):
+            load_recipe("inheritune-mini", overrides)
+    assert load_recipe("inheritune-mini", ["data.dir=null"]).data.dir is None
 
 
 def test_the_same_settings_from_python_and_from_the_command_line():

@@ -327,3 +327,10 @@ def test_a_file_with_keep_takes_a_number_of_layers(tmp_path):
     assert load_recipe(str(path), ["inherit.layers=3"]).inherit == InheritConfig(layers=3, **sizes)
     half = load_recipe(str(path), ["inherit.strategy=removal", "inherit.layers=half", "inherit.width=half"])
     assert half.inherit == InheritConfig(layers="half", strategy="removal", width="half")
+
+
+def test_a_single_layer_may_be_kept_by_its_number():
+    assert InheritConfig.model_validate({"keep": 0}) == InheritConfig(keep="0")
+    assert load_recipe("inheritune-mini", ["inherit.keep=12"]).inherits.keep == "12"
+    with pytest.raises(UsageError, match=r"inherit\.keep: true is not a value for it"):
+        load_recipe("inheritune-mini", ["inherit.keep=true"])

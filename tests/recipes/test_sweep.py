@@ -378,7 +378,7 @@ def test_only_some_runs_then_more_then_other_settings_then_more_seeds(shared, tm
     assert [run["state"] for run in result["runs"]] == ["done"] * 5 + ["waiting"] * 3
 
 
-def test_runs_without_data_share_the_demos_prepared_once(shared, tmp_path, monkeypatch, data_folder):
+def test_runs_without_data_share_the_demos_prepared_once(shared, tmp_path, monkeypatch, data_folder, capsys):
     prepared = []
 
     def prepare(tokenizer, folder):
@@ -390,6 +390,7 @@ def test_runs_without_data_share_the_demos_prepared_once(shared, tmp_path, monke
     sweep, out = sweep_of(shared, "data.dir=null", "train.steps=1", runs=runs), tmp_path / "out"
     run_sweep(sweep, out)
     assert prepared == [(shared["source"], out / "data")]
+    assert capsys.readouterr().err.count("no data.dir: training on the demo's text") == 1
     for name in ("a", "b"):
         assert yaml.safe_load((out / "runs" / name / "config.yaml").read_text())["data"]["dir"] == str(out / "data")
         assert not (out / "runs" / name / "data").exists()

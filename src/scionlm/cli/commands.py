@@ -131,7 +131,7 @@ def inherit(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="How to choose them: first, last, middle, every[:K], first_last[:K], spaced, stack, "
+            help="How to choose them: first, last, middle, every[:K], first_last[:K], spaced, random[:SEED], stack, "
             "hybrid_stack, block_influence."
         ),
     ] = None,

@@ -18,7 +18,7 @@ def inspect_model(name: str, allow_pickle: bool = False) -> dict[str, Any]:
     """
     folder = resolve(name, allow_pickle=allow_pickle)
     config, family = folder.config, family_of(folder.config)
-    shape = ModelShape.of(config)
+    shape = ModelShape.of(config, folder.path / "config.json")
     tensors = tensor_index(folder.path)
     names = canonical_names(family, list(tensors))
     check_tensors(family, config, {full: tensors[own][1].shape for full, own in names.items()}, str(folder.path))

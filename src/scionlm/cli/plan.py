@@ -17,7 +17,8 @@ def print_plan(found: dict[str, Any]) -> None:
     origin = f" from {found['source']}" if found["source"] else ""
     known = f" {found['model']}, vocabulary of {found['vocab_size']:,}" if found.get("model") else ""
     table = new_table(f"{found['recipe']}{origin}{known}: {format_count(found['num_parameters'])} parameters", "", "")
-    add_row(table, "tokens", f"{format_count(found['num_tokens'])} in {found['num_steps']:,} steps")
+    steps = f"{found['num_steps']:,} step{'' if found['num_steps'] == 1 else 's'}"
+    add_row(table, "tokens", f"{format_count(found['num_tokens'])} in {steps}")
     also = f", trained {models} times (the control)" if models > 1 and "rounds" not in found else ""
     if "rounds" in found:
         also = f" at the most, for {models} models"

@@ -17,12 +17,15 @@ from typing import Any, TypeVar, cast
 
 import pydantic
 import yaml
+from pydantic_core import ErrorDetails
 
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import storage_error
+from scionlm.core.problems import choices, deepest, in_words, key_path
 
 Mapping = dict[str, Any]
 _MAX_BYTES = 4 * 2**20
+_SHOWN = 3  # keys of a section that stand as examples
 
 
 class Section(pydantic.BaseModel):
@@ -107,6 +110,8 @@ def load_yaml(path: Path) -> Mapping:
         UsageError: The file is absent or not a YAML mapping.
         DataError: It is larger than any configuration.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a YAML file")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise DataError(f"{path} has more than {_MAX_BYTES} bytes: not a configuration file")
@@ -161,11 +166,14 @@ def apply_overrides(config: Mapping, overrides: Sequence[str]) -> Mapping:
         UsageError: An override has no `=`, or its path runs through a value that is not a section.
     """
     result = typing.cast("Mapping", _copy(config))
+    before = ""
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            raise UsageError(f"override {override!r} must have the form KEY=VALUE, for example optimizer.lr=3e-4")
+            cut = f"; if it belongs to the one before, quote both: '{before} {override}'" if before else ""
+            raise UsageError(f"override {override!r} must have the form KEY=VALUE, as optimizer.lr=3e-4{cut}")
+        before = override
         here = result
         for depth, key in enumerate(keys[:-1]):
             inner = here.get(key)
@@ -194,25 +202,47 @@ def validate(schema: type[S], config: Mapping, where: str) -> S:
     try:
         return schema.model_validate(config)
     except pydantic.ValidationError as error:
-        problems = error.errors(include_url=False)
+        found = deepest(error.errors(include_url=False), config)
         # An unknown key is usually the cause of the others (a required key that was misspelt).
-        first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-        location = [str(part) for part in first["loc"]]
-        key = ".".join(location)
-        if first["type"] == "extra_forbidden":
-            known = _keys_at(schema, location[:-1])
-            text = f"unknown key {key!r}{nearest(location[-1], known)}"
-            if known and "did you mean" not in text:
-                text += f"; known here: {', '.join(known)}"
-        elif first["type"] == "missing":
-            text = f"key {key!r} is required"
-        else:
-            message = first["msg"].removeprefix("Value error, ")
-            text = f"{key}: {message}" if key else message
-            if key and isinstance(first["input"], str | int | float | bool):
-                text += f" (got {first['input']!r})"
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UsageError(f"{where}: {text}{more}") from error
+        unknown = (key for key, mine in found.items() if mine[0]["type"] == "extra_forbidden")
+        key = next(unknown, next(iter(found)))
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise UsageError(f"{where}: {_problem(schema, key, found[key], config)}{more}") from error
+
+
+def _problem(schema: type[Section], key: str, problems: list[ErrorDetails], config: Mapping) -> str:
+    """Return in words what is wrong with the value of one key."""
+    first = problems[0]
+    if first["type"] == "missing":
+        return f"key {key!r} is required"
+    path = key_path(first, config)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(schema, path[:-1])
+        listed = f"; known here: {', '.join(known)}" if known else ""
+        return f"unknown key {key!r}{nearest(path[-1], known) or listed}"
+    text, value = in_words(problems), first["input"]
+    if text == "must be a list" and isinstance(value, str):
+        text += f", as [{value}]"
+    if inside := _keys_at(schema, path) if "mapping" in text else []:
+        text += f" ({', '.join(inside[:_SHOWN])}, ...)"
+    if key and isinstance(value, str | int | float | bool):
+        near = nearest(value, choices(problems)) if isinstance(value, str) else ""
+        text += f" (got {value!r}){near}"
+    return f"{key}: {text}" if key else text
+
+
+def check_keys(schema: type[Section], config: Mapping, where: str) -> None:
+    """Refuse keys that `schema` does not have, in a configuration that may lack others still.
+
+    Raises:
+        UsageError: A key is unknown; as `validate` says it.
+    """
+    try:
+        schema.model_validate(config)
+    except pydantic.ValidationError as error:
+        for key, mine in deepest(error.errors(include_url=False), config).items():
+            if mine[0]["type"] == "extra_forbidden":
+                raise UsageError(f"{where}: {_problem(schema, key, mine, config)}") from error
 
 
 def section_at(schema: type[Section], key: str) -> type[Section] | None:

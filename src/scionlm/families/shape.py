@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from scionlm.core.errors import DataError
@@ -29,8 +30,12 @@ class ModelShape:
     tie_word_embeddings: bool
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> "ModelShape":
+    def of(cls, config: dict[str, Any], where: str | Path = "config.json") -> "ModelShape":
         """Read and check the sizes in a `config.json`.
+
+        Args:
+            config: What it holds.
+            where: The file, for messages.
 
         Raises:
             DataError: A size is missing, not a positive integer, or does not divide; the family is unknown.
@@ -40,8 +45,10 @@ class ModelShape:
         def size(name: str, default: int | None = None) -> int:
             value = family.get(config, name)
             value = default if value is None else value
+            if value is None:
+                raise DataError(f"{where}: {family.key(name)} is missing")
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**40:
-                raise DataError(f"config.json: {family.key(name)} is {value!r}, but must be a positive integer")
+                raise DataError(f"{where}: {family.key(name)} is {value!r}, but must be a positive integer")
             return value
 
         ratio = family.intermediate_ratio
@@ -49,14 +56,12 @@ class ModelShape:
         kv_heads = size("num_key_value_heads", heads) if family.has_kv_heads else heads
         own_head_dim = family.has_head_dim and family.get(config, "head_dim") is not None
         if not own_head_dim and hidden % heads:
-            raise DataError(f"config.json: hidden_size {hidden} is not divisible by num_attention_heads {heads}")
+            raise DataError(f"{where}: hidden_size {hidden} is not divisible by num_attention_heads {heads}")
         layers = size("num_hidden_layers")
         if layers > MAX_LAYERS:
-            raise DataError(f"config.json: {family.key('num_hidden_layers')} is {layers}; no model has that many")
+            raise DataError(f"{where}: {family.key('num_hidden_layers')} is {layers}; no model has that many")
         if heads % kv_heads:
-            raise DataError(
-                f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
-            )
+            raise DataError(f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
         return cls(
             num_hidden_layers=layers,
             hidden_size=hidden,

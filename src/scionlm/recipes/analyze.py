@@ -69,7 +69,9 @@ def analyze_tokens(
     folder = resolve(model, allow_pickle=allow_pickle) if isinstance(model, str) else None
     config: dict[str, Any] = model.config.to_dict() if folder is None else folder.config  # pyright: ignore[reportAttributeAccessIssue]
     ids = _token_ids(tokens)
-    check_tokens(ids, ModelShape.of(config).vocab_size)
+    check_tokens(
+        ids, ModelShape.of(config, "config.json" if folder is None else folder.path / "config.json").vocab_size
+    )
     options = options.model_copy(update={"num_sequences": len(ids), "seq_len": ids.shape[1]})
     options.check(config)
     store = Store(None, {})
@@ -194,6 +196,7 @@ def _open_request(name: str, data: str, options: AnalyzeOptions, allow_pickle: b
     from scionlm.recipes.sample import draw_sample
 
     folder = resolve(name, allow_pickle=allow_pickle, weights=False)
+    ModelShape.of(folder.config, folder.path / "config.json")
     options.check(folder.config)
     opened = DataFolder(Path(data))
     check_tokenizer(folder, opened)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from scionlm.core.config import Section
 from scionlm.core.quantities import Count, Steps
@@ -10,6 +10,8 @@ from scionlm.data.mixing.plan import Exhausted
 from scionlm.data.mixing.replay import ReplayOrder
 from scionlm.data.mixing.reweight import RuleName
 from scionlm.data.mixing.windows import PackingName
+
+EMPTY_DIR = "is empty; name a folder made by scion prepare (null takes the demo's text)"
 
 
 class RampConfig(Section):
@@ -44,6 +46,13 @@ class DataConfig(Section):
     """How often a domain may be gone through: for all, or by name. Null sets no limit."""
     exhausted: Exhausted = "repeat"
     """What happens to a domain at its limit: `repeat` it all the same, `redistribute` its share, or `stop`."""
+
+    @field_validator("dir")
+    @classmethod
+    def _no_empty_folder(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError(EMPTY_DIR)
+        return value
 
     @model_validator(mode="after")
     def _positive(self) -> "DataConfig":

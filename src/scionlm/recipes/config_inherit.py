@@ -21,14 +21,18 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class InheritConfig(Section):
     """What the child takes from the source."""
 
     layers: Annotated[int | Literal["half"] | None, BeforeValidator(_number)] = None
     """How many layers; `half` of the source's, rounded down. Null where `keep` names them or the strategy says how
     many, and keeps all of them where only parts or width are chosen."""
-    keep: str | list[int] | None = None
-    """Which layers, as `0-7,12` or a list."""
+    keep: Annotated[str | list[int] | None, BeforeValidator(_as_text)] = None
+    """Which layers, as `0`, `0-7,12` or a list."""
     repeat: bool = False
     """Whether `keep` may name a layer twice: for stacked models, and those that begin like DistilBERT."""
     strategy: str | None = None

@@ -9,15 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from scionlm.core.config import nearest
 from scionlm.core.errors import UsageError
 from scionlm.core.files import require_free_folder, staged_folder
 from scionlm.core.log import warn
 from scionlm.core.records import Record
 from scionlm.families import ModelShape, family_of
 from scionlm.recipes.card import inherit_card
+from scionlm.recipes.measured import MEASURED
 from scionlm.recipes.run import command_line
 from scionlm.recipes.scores import Scorer
 from scionlm.sources import ModelFolder, resolve
+from scionlm.surgery.depth import STRATEGIES
 from scionlm.surgery.lineage import plan_origins
 from scionlm.surgery.mergekit import plan_slices, read_slices
 from scionlm.surgery.plan import SurgeryPlan
@@ -74,15 +77,16 @@ def open_request(source: str, options: InheritOptions) -> Generator[Request, Non
             raise UsageError(f"{source} names the layers already; leave layers, keep, strategy, scores and grow out")
         slices = read_slices(Path(source))
         folders = [resolve(name, allow_pickle=pickle, weights=False) for name in slices.models]
-        plan = plan_slices(slices, [ModelShape.of(folder.config).num_hidden_layers for folder in folders])
+        plan = plan_slices(slices, [_shape(folder).num_hidden_layers for folder in folders])
         scorer = Scorer(folders[0], options.get("data"))
     else:
         first = resolve(source, allow_pickle=pickle, weights=False)
         donor = options.get("donor")
         second = None if donor is None else resolve(donor, allow_pickle=pickle, weights=False)
-        plan = _layers(options, first, second, scorer := Scorer(first, options.get("data")))
         folders = [first] if second is None else [first, second]
-    family_of(folders[0].config)
+        for folder in folders:
+            _shape(folder)
+        plan = _layers(options, first, second, scorer := Scorer(first, options.get("data")))
     with tempfile.TemporaryDirectory(prefix="scion-") as room:
         tokenizer, vocab = options.get("tokenizer"), None
         where = None if tokenizer is None else Path(tokenizer)
@@ -96,8 +100,26 @@ def open_request(source: str, options: InheritOptions) -> Generator[Request, Non
         yield Request(folders, complete_plan(plan, options, folders[0], scores, vocab), where)
 
 
+def _shape(folder: ModelFolder) -> ModelShape:
+    """Return the sizes of a source; what is wrong with them is said of its file."""
+    return ModelShape.of(folder.config, folder.path / "config.json")
+
+
 def _layers(options: InheritOptions, source: ModelFolder, donor: ModelFolder | None, scorer: Scorer) -> SurgeryPlan:
-    """Return the plan for the layers; those of the most influence are measured where that is asked for."""
+    """Return the plan for the layers; those of the most influence are measured where that is asked for.
+
+    Raises:
+        UsageError: The strategy is unknown, or one that another command measures; or as `layer_plan` has it.
+    """
+    name = (options.get("strategy") or "first").partition(":")[0]
+    known = [*STRATEGIES, BLOCK_INFLUENCE]
+    if name in MEASURED and name not in known:
+        raise UsageError(
+            f"strategy {name} is measured: scion analyze {source.name} --data DATA -o ANALYSIS, then "
+            "--scores ANALYSIS/analysis.json; in a recipe inherit.strategy measures it by itself"
+        )
+    if name not in known:
+        raise UsageError(f"strategy {name!r} is unknown{nearest(name, known)} (known: {', '.join(known)})")
     if options.get("strategy") != BLOCK_INFLUENCE:
         return layer_plan(options, source, donor)
     if options.get("scores") is not None:

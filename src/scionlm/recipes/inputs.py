@@ -9,7 +9,7 @@ from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import sha256_file
 from scionlm.core.log import warn
 from scionlm.data import DataFolder
-from scionlm.families import family_of
+from scionlm.families import ModelShape, family_of
 from scionlm.families.shape import context_length, learned_positions
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_distill import SOURCE
@@ -177,6 +177,7 @@ def open_teacher(recipe: Recipe, source: ModelFolder, weights: bool = True) -> M
         return None
     name = recipe.distill.teacher
     found = source if name == SOURCE else resolve(name, weights=weights)
+    ModelShape.of(found.config, found.path / "config.json")  # a broken file is refused before anything reads it
     return source if found.path.resolve() == source.path.resolve() else found  # the same model by another name
 
 
@@ -286,14 +287,14 @@ def check_tokenizer(source: ModelFolder, data: DataFolder) -> None:
             f"the data in {data.path} was made with the tokenizer of {data.tokenizer.name!r}, which is not that of "
             f"{source.name!r}; prepare it again with tokenizer: {source.name}"
         )
-    if data.tokenizer.vocab_size > int(source.config["vocab_size"]):
-        raise DataError(
-            f"the tokenizer has {data.tokenizer.vocab_size} ids, the source only {source.config['vocab_size']}"
-        )
+    rows = ModelShape.of(source.config, source.path / "config.json").vocab_size
+    if data.tokenizer.vocab_size > rows:
+        raise DataError(f"the tokenizer has {data.tokenizer.vocab_size} ids, the source only {rows}")
 
 
 def _check_teacher(teacher: ModelFolder, data: DataFolder) -> None:
-    if not _shares_tokenizer(teacher, data) or data.tokenizer.vocab_size > int(teacher.config["vocab_size"]):
+    rows = ModelShape.of(teacher.config, teacher.path / "config.json").vocab_size
+    if not _shares_tokenizer(teacher, data) or data.tokenizer.vocab_size > rows:
         raise DataError(
             f"distill.teacher {teacher.name!r} has another tokenizer than {data.tokenizer.name!r}, which made the data "
             f"in {data.path}: their next tokens cannot be compared; choose a teacher that shares it"

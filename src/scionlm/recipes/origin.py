@@ -4,6 +4,7 @@ from pathlib import Path
 
 from scionlm.core.config import Mapping, nearest
 from scionlm.core.errors import DataError, UsageError
+from scionlm.core.log import say
 from scionlm.data import DataFolder
 from scionlm.families import ModelShape, family_of
 from scionlm.recipes.config import Recipe
@@ -28,7 +29,9 @@ def open_source(recipe: Recipe, out: Path | None, weights: bool = True) -> Model
         DataError: The model is broken.
     """
     if recipe.source is not None:
-        return resolve(recipe.source, weights=weights)
+        found = resolve(recipe.source, weights=weights)
+        ModelShape.of(found.config, found.path / "config.json")  # a broken file is refused before anything reads it
+        return found
     if recipe.reference is None:
         return _shape(recipe.model or {}, recipe, "model")
     trained = None if out is None else out / REFERENCE / "model"
@@ -98,6 +101,7 @@ def with_data(recipe: Recipe, out: Path) -> Recipe:
         tokenizer = resolve(recipe.source).name
     else:
         tokenizer = str(_own_tokenizer(recipe, out / "tokenizer"))
+    say("no data.dir: training on the demo's text")
     prepare_demo_data(tokenizer, out / "data")
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": str(out / "data")})})
 

@@ -5,9 +5,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from scionlm.core.config import Mapping, apply_overrides, load_yaml, nearest, parse_yaml, validate
+from scionlm.core.config import Mapping, apply_overrides, check_keys, load_yaml, nearest, parse_yaml, validate
 from scionlm.core.errors import UsageError
 from scionlm.recipes.config import Recipe
+from scionlm.recipes.config_data import EMPTY_DIR
 from scionlm.recipes.config_inherit import SIZES, says_how_many, settle_inherit
 from scionlm.recipes.config_shear import BUDGETS, DEPTH
 
@@ -23,12 +24,22 @@ RECIPES: dict[str, Mapping] = {
 }
 _REQUIRED = {
     "inheritune": ("source", "data.dir", "train.tokens", "inherit.layers"),
-    "shear": ("source", "data.dir", "target", "train.tokens"),
+    "shear": ("source", "data.dir", "target", "prune.tokens", "train.tokens"),
     "continual": ("source", "data.dir", "train.tokens"),
     "scratch": ("model", "data.dir", "train.tokens"),
 }
+_EXAMPLES = {
+    "source": "source=smollm2-135m",
+    "model": "model=tinyllama-120m",
+    "data.dir": "data.dir=data",
+    "target": "target.parameters=60M",
+    "prune.tokens": "prune.tokens=5M",
+    "train.tokens": "train.tokens=20M",
+    "inherit.layers": "inherit.layers=half",
+}
 _ALTERNATIVES = {
     "source": {"reference", "branch", "branch.run"},
+    "prune.tokens": {"prune.steps", "prune.method", "prune"},
     "train.tokens": {"train.steps", "train.time", "stages"},
     "inherit.layers": {"inherit.keep"},
 }
@@ -107,20 +118,42 @@ def find_recipe(name: str, overrides: Sequence[str] | dict[str, Any] = ()) -> tu
         given = {text.split("=", 1)[0].strip() for text in texts}
         sections = {key.split(".")[0] for key in given}
         given |= sections & {"model", "reference", "target"}  # by parts: reference.model.hidden_size=...
-        inherit = override_recipe(RECIPES[name], overrides).get("inherit") or {}
+        config = override_recipe(RECIPES[name], overrides)
+        check_keys(Recipe, config, f"recipe {name}")  # a key that is lacking may only be misspelt
+        inherit = config.get("inherit") or {}
         # A strategy may say how many; where it does not, or is misspelt, the section says it better.
         given |= {"inherit.layers"} if says_how_many(inherit) or inherit.get("strategy") else set()
         lacking = [key for key in _REQUIRED[name] if not ({key} | _ALTERNATIVES.get(key, set())) & given]
         if lacking:
-            raise UsageError(f"recipe {name} needs {', '.join(lacking)}; for example: {lacking[0]}=...")
+            example = " ".join(_EXAMPLES[key] for key in lacking)
+            raise UsageError(f"recipe {name} needs {', '.join(lacking)}; for example: {example}")
         return RECIPES[name], f"recipe {name}"
-    known = [*preset_names(), *RECIPES]
-    listed = ", ".join(known)
-    raise UsageError(f"recipe {name!r} is no file, preset or recipe{nearest(name, known)} (known: {listed})")
+    raise UsageError(_not_found(name, path))
+
+
+def _not_found(name: str, path: Path) -> str:
+    """Return what a name that stands for no recipe may have been meant to be."""
+    if path.is_dir():
+        if (path / "config.yaml").is_file():
+            return f"{name} is a folder; did you mean {path / 'config.yaml'}?"
+        if (path / "config.json").is_file():
+            return f"{name} is a model; use source={name} with a recipe, for example: inheritune source={name} ..."
+        return f"{name} is a folder, not a recipe: name a YAML file, a preset (see: scion presets) or a recipe"
+    if "/" in name or path.suffix in (".yaml", ".yml"):
+        return f"{name}: no such file; name a YAML file, a preset (see: scion presets) or a recipe"
+    if name == SWEEP:
+        return f"a {SWEEP} needs a YAML file with recipe: {SWEEP} and its runs; name that, or a preset that is one"
+    near = nearest(name, [*preset_names(), *RECIPES]) or f"; recipes are {', '.join(RECIPES)}"
+    return f"recipe {name!r} is no file, preset or recipe{near} (see: scion presets)"
 
 
 def override_recipe(config: Mapping, overrides: Sequence[str] | dict[str, Any]) -> Mapping:
-    """Apply overrides; setting one of two keys that exclude each other clears the other."""
+    """Apply overrides; setting one of two keys that exclude each other clears the other.
+
+    Raises:
+        UsageError: One of them has no `=`, runs through a value, or names an empty `data.dir`: a shell variable that is
+            not set must not stand for the demo's text.
+    """
     if isinstance(overrides, dict):
         # A preset from Python: values are values already, so only the path is interpreted.
         for key, value in overrides.items():
@@ -134,6 +167,8 @@ def override_recipe(config: Mapping, overrides: Sequence[str] | dict[str, Any]) 
     else:
         config = apply_overrides(config, overrides)
         keys = [text.split("=", 1)[0].strip() for text in overrides]
+        if any(text.replace(" ", "") == "data.dir=" for text in overrides):
+            raise UsageError(f"data.dir {EMPTY_DIR}")
     budget = ("steps", "tokens", "time")
     train, given = config.get("train"), [name for name in budget if f"train.{name}" in keys]
     if isinstance(train, dict) and len(given) == 1:

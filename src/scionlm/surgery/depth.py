@@ -138,8 +138,11 @@ def _by_strategy(rule: str, layers: int | None, total: int, valid: str) -> tuple
             f"strategy {strategy!r} is unknown{nearest(strategy, list(STRATEGIES))} (known: {', '.join(STRATEGIES)})"
         )
     argument = int(text) if text.isascii() and text.isdigit() and len(text) < 7 else None
-    if text and (argument is None or strategy not in _TAKE_ARGUMENT or (argument < 1 and strategy == "every")):
+    if text and strategy not in _TAKE_ARGUMENT:
         raise UsageError(f"strategy {strategy}:{text[:40]}: only {' and '.join(_TAKE_ARGUMENT)} take a number there")
+    least = 1 if strategy == "every" else 0
+    if text and (argument is None or argument < least):
+        raise UsageError(f"strategy {strategy}:{text[:40]}: the number behind the colon must be {least} or more")
     if layers is None and strategy == "every" and argument:
         layers = -(-total // argument)
     if layers is None:

@@ -154,7 +154,8 @@ def _threshold(job: Job, name: str, places: Iterator[NDArray[np.uint64]]) -> int
     ranked: list[int] = lowest.tolist()
     if not ranked or ranked[0] == ranked[-1]:
         what = "one document only" if count < 2 else "all documents have the same text"
-        raise DataError(f"domains.{name}: {what}; a split by document into training and held out needs two")
+        more = " (a .txt is one document: give several files, or a .jsonl with one a line)" if count < 2 else ""
+        raise DataError(f"domains.{name}: {what}; a split by document into training and held out needs two{more}")
     threshold = max(share, ranked[min(held_out.min_documents, count // 2) - 1] + 1)
     if count <= limit:
         # At most half of the documents; where equal texts leave no such cut, the lowest text alone.

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _CLAIM = "prepare.json"
+_FAR = 3  # times the share that is to be held out, from which on it is worth a word
 
 
 def prepare(corpora: Corpora, root: Path, out: Path, workers: int | None = None) -> dict[str, Any]:
@@ -57,8 +58,11 @@ def prepare(corpora: Corpora, root: Path, out: Path, workers: int | None = None)
         raise UsageError(
             "CORPORA.yaml names no tokenizer; add tokenizer: MODEL (or make one with scion train-tokenizer)"
         )
-    beside = root / corpora.tokenizer
-    source = resolve_tokenizer(str(beside) if beside.exists() else corpora.tokenizer)
+    beside = root / corpora.tokenizer  # where paths are looked for too; else as a MODEL from here
+    try:
+        source = resolve_tokenizer(str(beside) if beside.exists() else corpora.tokenizer)
+    except UsageError as error:
+        raise UsageError(f"tokenizer: {error} (looked for in {root}, then from the working directory)") from error
     tokenizer = load_tokenizer(source.path)
     tokenizer.encode_special_tokens = True  # words of a text that look like a special token are words
     info = tokenizer_info(tokenizer, source, corpora.separator, corpora.bos)
@@ -83,6 +87,26 @@ def prepare(corpora: Corpora, root: Path, out: Path, workers: int | None = None)
     return read_json(out / "index.json")
 
 
+def warn_of_split(corpora: Corpora, index: dict[str, Any]) -> None:
+    """Say where what is held out of a domain takes much of its text: few documents, or long ones.
+
+    Args:
+        corpora: What was asked for.
+        index: What came of it.
+    """
+    asked = corpora.held_out
+    for name, splits in index["domains"].items():
+        out, trained = (splits[split]["num_tokens"] for split in ("held_out", "train"))
+        share = out / (out + trained)
+        if out > trained or share > _FAR * asked.fraction:
+            more = "give more documents" if corpora.domains[name].max_tokens is None else "raise max_tokens"
+            warn(
+                f"domains.{name}: {out:,} of {out + trained:,} tokens are held out, {100 * share:.0f} % where "
+                f"held_out.fraction is {100 * asked.fraction:g} %; lower held_out.min_documents ({asked.min_documents})"
+                f", or {more}"
+            )
+
+
 def resolve_tokenizer(name: str) -> ModelFolder:
     """Return the folder of a tokenizer: a MODEL, or a folder that holds nothing but a tokenizer."""
     path = Path(name).expanduser()
@@ -98,6 +122,8 @@ def _claim(out: Path, identity: str) -> None:
         UsageError: It holds other data.
         DataError: Its record is broken.
     """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"output {out} exists and is not a folder; choose another path")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import staged_folder, write_text_atomic
-from scionlm.core.log import Progress
+from scionlm.core.log import Progress, warn
 from scionlm.core.signals import StopRequest
 from scionlm.data.preparing.job import Job
 from scionlm.data.reading.corpora import Corpora
@@ -70,7 +70,12 @@ def train_tokenizer(
             "clean_up_tokenization_spaces": False,
         }
         write_text_atomic(stage / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-    return tokenizer.get_vocab_size(with_added_tokens=True)
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    if size < vocab_size:
+        warn(
+            f"vocab_size {vocab_size:,} is not reached: the text gives {size:,} tokens only; add text, or ask for fewer"
+        )
+    return size
 
 
 def _texts(job: Job, max_bytes: int, stop: StopRequest) -> Iterator[str]:

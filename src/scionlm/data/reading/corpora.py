@@ -38,7 +38,8 @@ class DomainConfig(Section):
     paths: list[str] = Field(min_length=1)
     """Files, folders or patterns (`**` crosses folders), relative to CORPORA.yaml, or
     `hf://datasets/ORG/NAME[@REVISION]/PATTERN` for files of a data set on the hub. A line of a `.jsonl` or a row of a
-    `.parquet` is a document; any other file is one document. `.gz` and `.zst` are unpacked on the way."""
+    `.parquet` is a document; any other file is one document, but for `.json`, which is refused. `.gz` and `.zst` are
+    unpacked on the way."""
     text_key: str = "text"
     """Field of a `.jsonl` line, or column of a `.parquet`, that holds the text."""
     max_documents: Count | None = None
@@ -77,7 +78,8 @@ class Corpora(Section):
     """The whole of CORPORA.yaml."""
 
     tokenizer: str | None = None
-    """A MODEL whose tokenizer is used; only `train-tokenizer` can do without."""
+    """A MODEL whose tokenizer is used, or a folder of one: beside CORPORA.yaml, else in the working directory. Only
+    `train-tokenizer` can do without."""
     domains: dict[str, DomainConfig] = Field(min_length=1)
     """Name of each domain to its files."""
     held_out: HeldOut = HeldOut()

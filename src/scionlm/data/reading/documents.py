@@ -19,6 +19,7 @@ from scionlm.data.reading.zst import open_zst
 
 _PACKED = (".gz", ".zst")
 _LINES = (".jsonl", ".ndjson")
+_KINDS = {"NoneType": "null", "bool": "true or false", "int": "a number", "float": "a number", "list": "a list"}
 _SHOWN = 3  # problems of a kind that are shown one by one
 
 
@@ -86,6 +87,11 @@ class Reader:
                         yield from self._read_parquet(file)
                     except KeyError as error:
                         self.problems.meet("field", f"{file.name} has no column {self.text_key!r} (has: {error})")
+                elif inner == ".json":  # a list, or lines under a wrong name: hardly ever one text
+                    self.problems.meet(
+                        "json",
+                        f"{file.name} is .json, which is not read; rename it to .jsonl if each line is an object",
+                    )
                 else:
                     with _open(file.path, packed) as stream:
                         lines = inner in _LINES
@@ -136,6 +142,9 @@ class Reader:
             text = record.get(self.text_key) if isinstance(record, dict) else None
             if isinstance(text, str):
                 yield from self._checked(text, len(line), origin)
+            elif isinstance(record, dict) and self.text_key in record:
+                kind = _KINDS.get(type(text).__name__, "an object")
+                self.problems.meet("field", f"{origin}: text_key {self.text_key!r} is {kind}, not text")
             else:
                 keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
                 self.problems.meet("field", f"{origin} has no text under text_key {self.text_key!r} (found: {keys})")
