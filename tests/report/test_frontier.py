@@ -338,8 +338,6 @@ def test_other_comparisons_are_as_they_were(root, tmp_path, capsys):
         "prose",
         "code",
         "mean",
-        "gap",
-        "closed",
     ]
 
 
