@@ -1,9 +1,7 @@
-"""Every block of Python in the documents is run, on tiny models and texts; the five-minute start is run whole; other
-commands that run a recipe are planned."""
+"""Every block of Python in the documents is run, on tiny models and texts, and the five-minute start whole."""
 
 import json
 import re
-import shlex
 
 import pytest
 
@@ -102,27 +100,3 @@ def _run_command(line):
         words = [word for word in words if not word.startswith("train.tokens=")]
         words += [f"{key}={json.dumps(value)}" for key, value in SMALL.items()]
     assert run_scion(words) == 0, line
-
-
-PLANNED = {
-    re.sub(r"\s+", " ", re.sub(r"\s+#.*", "", line)).strip()
-    for path in docs.documents()
-    for block in docs.snippets(path.read_text())
-    for _, line in docs.command_lines(block.text)
-    if re.match(r"scion (plan|run|presets) ", line)
-}
-OWN = ("recipe.yaml", "sweep.yaml", "small.yaml", "config.yaml", "results/", "MODEL", "RECIPE", "NAME", "meta-llama/")
-LARGE = ("shear-mini", "target.parameters=60M", "--calibrate", "--find-lr")
-"""Of commands on files of the reader's own, of what trains, and of what is larger than the tiny source, keys and flags
-alone are checked."""
-
-
-@pytest.mark.parametrize("line", sorted(line for line in PLANNED if not any(word in line for word in OWN + LARGE)))
-def test_a_command_of_a_page_can_be_planned(line, world, capsys):
-    """Of a run all that happens before anything is trained: its recipe, its source, its target, its bill."""
-    words = shlex.split(line)[1:]
-    if words[0] == "run":
-        at = words.index("-o") if "-o" in words else len(words)
-        words = ["plan", *words[1:at], *words[at + 2 :]]
-    code = run_scion(words)
-    assert code == 0, capsys.readouterr().err

@@ -1,0 +1,154 @@
+"""Every command of a page is run, in its order, in the small world: what trains is planned instead.
+
+Of results, which are commands on real models, those that train are planned too.
+"""
+
+import json
+import re
+import shlex
+import shutil
+
+import pytest
+
+import scionlm
+from scionlm.cli.main import run as run_scion
+from scripts import load_script
+from whole_runs import quicken
+
+docs = load_script("tools/check_docs.py")
+SMALL = {
+    "train.tokens": None,
+    "train.steps": 3,
+    "train.global_batch_tokens": 96,
+    "data.seq_len": 24,
+    "train.precision": "fp32",
+    "evaluate.tokens_per_domain": 48,
+}
+NOT_HERE = {
+    "RECIPE": "a word that the reader fills in",
+    "...": "a word that the reader fills in",
+    "MODEL": "a word that the reader fills in",
+    "meta-llama/": "a model of the hub",
+    "shear-mini": "a target of the real model's size",
+    "--suite sheared": "a data set of the hub",
+    "--tasks piqa": "a data set of the hub",
+    "$SCRATCH": "a cluster",
+}
+"""What keys and flags alone are checked of (tools/check_docs.py), and what it needs."""
+ELSEWHERE = {"docs/start.md", "docs/contributing.md", "docs/changelog.md"}
+"""test_snippets runs the first one whole; the others are copies."""
+
+
+def _page_names():
+    for path in docs.documents():
+        name = str(path.relative_to(docs.ROOT))
+        if name not in ELSEWHERE and not name.startswith(("docs/results/", "docs/decisions/", "docs/reference/")):
+            yield name
+
+
+def _steps(path):
+    """Give a page's files, as name and text, and its commands."""
+    for block in docs.snippets(path.read_text()):
+        if block.language == "yaml" and re.search(r"^(domains|recipe):", block.text, re.M):
+            sweep = re.search(r"^recipe: sweep", block.text, re.M)
+            name = "CORPORA.yaml" if "domains:" in block.text.split("recipe:")[0] else "recipe.yaml"
+            name = "sweep.yaml" if sweep else name
+            yield name, block.text
+            if name != "CORPORA.yaml":
+                yield None, f"scion plan {name}"
+        elif block.language == "csv":
+            yield "losses.csv", block.text
+        elif not block.language:
+            for _, line in docs.command_lines(block.text):
+                command = re.sub(r"^torchrun .* -m scionlm ", "scion ", re.sub(r"\s+#.*", "", line))
+                if command.startswith("scion ") and not any(word in command for word in NOT_HERE):
+                    yield None, command
+
+
+SMALLER = {
+    r"((?:hidden|intermediate)[-_]size[ :=]+)(\d+)": lambda found: f"{found[1]}{int(found[2]) // 16}",
+    r"--vocab-size \d+": "--vocab-size 300",
+    r"(parameters[:=] ?)60M": r"\g<1>200k",
+    r"--max-tokens \d+": "--max-tokens 256 --seq-len 64",
+    r"scion analyze (.*)": r"scion analyze \1 --num-sequences 3 --loss-sequences 1",
+    r"--suite offline": "--suite offline --limit 12",
+    r"HuggingFaceTB/SmolLM2-135M": "small",
+    r"\n *web: .*": "",  # a data set of the hub
+}
+"""What stands in the small world for what a page says: widths as its model's were divided, fewer tokens."""
+
+
+def _in_miniature(text):
+    for pattern, other in SMALLER.items():
+        text = re.sub(pattern, other, text)
+    return text
+
+
+@pytest.fixture(scope="module")
+def made(small_world, tmp_path_factory):
+    """A short run, which every run that a page speaks of is a copy of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(small_world)
+        quicken(patch.setattr)
+        settings = SMALL | {"source": "smollm2-135m", "data.dir": "data", "inherit.layers": 4, "control": True}
+        settings |= {"checkpoint.keep_every": 1}
+        out = tmp_path_factory.mktemp("made") / "run"
+        scionlm.run("inheritune", {key: value for key, value in settings.items() if value is not None}, out=out)
+    return out
+
+
+def _run(line, world, made):
+    words = shlex.split(line)[1:]
+    if words[0] in ("run", "plan"):
+        at = words.index("-o") if "-o" in words else len(words)
+        words = ["plan", *words[1:at], *words[at + 2 :]]
+        if {"--find-lr", "--calibrate"} & set(words):
+            words += [f"{key}={json.dumps(value)}" for key, value in SMALL.items()]
+    shown = world / words[-1 if len(words) == 1 else 1]
+    for word in [*words[1:], *(re.findall(r"runs/\w+", shown.read_text()) if shown.suffix == ".yaml" else [])]:
+        folder = re.match(r"runs/\w+(?:/runs/\w+)?", word)
+        if folder and not (world / folder[0]).exists():
+            shutil.copytree(made, world / folder[0])
+    if "-o" in words and words[0] != "compare":
+        shutil.rmtree(world / words[words.index("-o") + 1], ignore_errors=True)
+    return run_scion(words)
+
+
+PAGES = [name for name in _page_names() if any(True for _ in _steps(docs.ROOT / name))]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_of_a_page_run(name, world, made, monkeypatch, capsys):
+    quicken(monkeypatch.setattr)
+    shutil.copy(made / "config.yaml", world / "recipe.yaml")
+    for file, text in _steps(docs.ROOT / name):
+        if file:
+            (world / file).write_text(_in_miniature(text))
+            continue
+        line = _in_miniature(text)
+        assert _run(line, world, made) == 0, f"{line}\n{capsys.readouterr().err}"
+
+
+def test_a_command_that_is_wrong_fails(world, made, capsys):
+    assert _run("scion inherit smollm2-135m --layers 31 -o larger", world, made) == 2
+    assert "31 cannot be made" in capsys.readouterr().err
+
+
+OWN = ("results/", "recipe.yaml", "-seedN")
+LARGE = ("target.parameters=60M", "--calibrate", "--find-lr")
+"""Of results, what is of recipes of their own, what trains, and what is larger than the small source."""
+OF_RESULTS = {
+    re.sub(r"\s+", " ", re.sub(r"\s+#.*", "", line)).strip()
+    for path in docs.documents()
+    for block in docs.snippets(path.read_text())
+    for _, line in docs.command_lines(block.text)
+    if "results" in path.parts and re.match(r"scion (plan|run|presets) ", line)
+}
+
+
+@pytest.mark.parametrize(
+    "line", sorted(line for line in OF_RESULTS if not any(word in line for word in (*NOT_HERE, *OWN, *LARGE)))
+)
+def test_a_command_of_a_result_can_be_planned(line, world, made, capsys):
+    """Of a run all that happens before anything is trained: its recipe, its source, its target, its bill."""
+    assert _run(line, world, made) == 0, capsys.readouterr().err
