@@ -116,11 +116,26 @@ def _rows(tensor: torch.Tensor, groups: int, start: int, end: int) -> torch.Tens
 
 
 def _softmax(queries: torch.Tensor, keys: torch.Tensor, start: int, scale: float) -> torch.Tensor:
-    scores = queries.float().mul_(scale) @ keys.float().mT
+    scores = _products(queries, keys, scale)
     rows = keys.shape[1] - start
     beyond = torch.ones(rows, rows, dtype=torch.bool).triu_(1)
     scores.view(len(keys), -1, rows, keys.shape[1])[..., start:].masked_fill_(beyond, -torch.inf)
     return torch.softmax(scores, dim=-1).to(queries.dtype)
+
+
+def _products(queries: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return scaled scores in float32, as exact as ever: both factors are bfloat16 and stay it.
+
+    A processor with units for bfloat16 multiplies with these then, and adds up in float32.
+    """
+    setting = torch.backends.mkldnn.matmul
+    before, setting.fp32_precision = setting.fp32_precision, "bf16"
+    try:
+        return torch.baddbmm(
+            queries.new_empty(1, dtype=torch.float32), queries.float(), keys.float().mT, beta=0, alpha=scale
+        )
+    finally:
+        setting.fp32_precision = before
 
 
 AttentionInterface.register(_NAME, _attend)

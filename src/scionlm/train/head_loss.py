@@ -158,13 +158,35 @@ def _through_chunks(
         if of_hidden is not None:
             of_hidden[chunk] = logits @ cast
         if gradients[1]:
-            # Exactly: a sum of chunks in bfloat16 would lose what the first of them found.
-            product = logits.T @ hidden[chunk]
-            of_weight = product.to(exact) if of_weight is None else of_weight.add_(product)
+            of_weight = _add_head_gradient(of_weight, logits, hidden[chunk], exact)
     if gradients[1]:
         of_weight = torch.zeros_like(weight) if of_weight is None else of_weight.to(weight.dtype)
     nll, diverged, z_loss, loss = torch.cat(found, dim=1) if found else torch.zeros(4, 0, dtype=exact)
     return HeadLosses(loss.sum(), nll, diverged.sum(), z_loss.sum()), of_hidden, of_weight
+
+
+def _add_head_gradient(
+    found: torch.Tensor | None, gradient: torch.Tensor, hidden: torch.Tensor, exact: torch.dtype
+) -> torch.Tensor:
+    """Add the head's gradient from some tokens, `[vocab, hidden]`, exactly: bfloat16 would lose what is small in it.
+
+    On a CPU the product goes by columns of the gradient and the other way around: as the second factor the large one
+    needs no transposing, and what is transposed instead is small and in the cache.
+    """
+    if gradient.device.type != "cpu" or torch.compiler.is_compiling():
+        product = gradient.T @ hidden
+        return product.to(exact) if found is None else found.add_(product)
+    whole = hidden.new_empty(gradient.shape[1], hidden.shape[1], dtype=exact) if found is None else found
+    turned = hidden.T.contiguous()
+    block = max(BLOCK_BYTES // (4 * hidden.shape[1] * exact.itemsize), 1)
+    for first in range(0, len(whole), block):
+        part = slice(first, first + block)
+        product = (turned @ gradient[:, part]).T.contiguous()
+        if found is None:
+            whole[part] = product
+        else:
+            whole[part].add_(product)
+    return whole
 
 
 def _even(total: int, most: int) -> int:
