@@ -26,6 +26,8 @@ from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
 from whole_runs import quicken
 
+pytestmark = pytest.mark.slow
+
 MODEL = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64, "tie_word_embeddings": True,
@@ -177,7 +179,6 @@ def test_rewarming_adapts_and_forgets_and_a_little_replay_undoes_most_of_it(lab)
     assert replayed.new.end < warm.new.end + 0.03  # 0.007, 0.014, 0.007
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("domain", "gaps"),
     # 0.04, 0.05, 0.05 and 0.04, 0.04, 0.03 (and 0.08, 0.07, 0.03: too uncertain)
@@ -190,7 +191,6 @@ def test_the_higher_the_peak_the_more_is_forgotten(lab, domain, gaps):
         assert forgotten(higher) > forgotten(lower) + gap
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("domain", "gaps"),
     # 0.144, 0.115, 0.123 and 0.054, 0.069, 0.058
@@ -203,14 +203,12 @@ def test_up_to_the_peak_of_before_a_higher_one_adapts_better(lab, domain, gaps):
         assert higher.new.end < lower.new.end - gap
 
 
-@pytest.mark.slow
 def test_whatever_the_peak_going_on_beats_beginning_anew(lab):
     anew = lab.onwards("torch", recipe="scratch")
     for times in (0.5, 1, 2):  # by 0.57 to 0.72
         assert lab.onwards("torch", peak(times)).new.end < anew.new.end - 0.3
 
 
-@pytest.mark.slow
 def test_the_length_of_the_warmup_matters_at_first_and_not_at_the_end(lab):
     none, short, long = (lab.onwards("torch", {"schedule": cosine(warmup)}) for warmup in (0, 0.01, 0.03))
     ends = [run.new.end for run in (none, short, long)]
@@ -222,7 +220,6 @@ def test_the_length_of_the_warmup_matters_at_first_and_not_at_the_end(lab):
     assert none.new.peak > lab.onwards("torch", kept).new.peak + 0.1
 
 
-@pytest.mark.slow
 def test_rewarming_on_the_same_data_raises_the_loss_by_the_peak(lab):
     runs = [lab.onwards("code", setting) for setting in (CONSTANT, peak(0.5), peak(1), peak(2))]
     # 0.07, 0.08, 0.07 and 0.10, 0.13, 0.18 and 0.40, 0.53, 0.56
@@ -230,7 +227,6 @@ def test_rewarming_on_the_same_data_raises_the_loss_by_the_peak(lab):
         assert higher.old.peak > lower.old.peak + gap
 
 
-@pytest.mark.slow
 def test_the_more_is_replayed_the_less_is_forgotten(lab):
     runs = [lab.onwards("torch", *([lab.replay(share)] if share else [])) for share in (0, 0.05, 0.25, 0.5)]
     # 0.046, 0.047, 0.037 and 0.093, 0.088, 0.095 and 0.050, 0.074, 0.060
@@ -239,12 +235,10 @@ def test_the_more_is_replayed_the_less_is_forgotten(lab):
     assert forgotten(lab.onwards("prose", lab.replay(0.25))) < forgotten(lab.onwards("prose", lab.replay(0.05))) - 0.1
 
 
-@pytest.mark.slow
 def test_a_strong_shift_destroys_more_than_a_weak_one(lab):
     assert forgotten(lab.onwards("prose")) > 2 * forgotten(lab.onwards("torch"))  # 13, 12, 14 times
 
 
-@pytest.mark.slow
 def test_an_earlier_checkpoint_adapts_worse(lab):
     early = {"branch": {"run": str(lab.run), "step": 100}, "optimizer_state": "reset"}
     assert lab.onwards("torch", early).new.end > lab.onwards("torch").new.end + 0.2  # 0.38, 0.37, 0.45

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from factories import MODEL_IDS, MODELS
 from scionlm.families import ModelShape, family_of
 from scionlm.families.weights import FolderWeights, StateWeights
 from scionlm.sources import load_hf_model, open_folder
@@ -14,6 +15,13 @@ from scionlm.surgery.probe import probe_layers
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.width import WidthTarget, plan_width
 
+VARIANTS_ARE_SLOW = pytest.mark.parametrize(
+    "source",
+    [pytest.param(model, marks=[pytest.mark.slow] if model[1] else []) for model in MODELS],
+    ids=MODEL_IDS,
+    indirect=True,
+)
+"""Of what takes long, and asks of variants nothing that other tests do not."""
 IDS = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(1))
 
 
@@ -87,6 +95,7 @@ def test_any_layers_prove_themselves(source, keep):
     assert len(proof.checks) == 4
 
 
+@VARIANTS_ARE_SLOW
 @pytest.mark.parametrize("keep", [[4, 0, 2], [0, 1, 0, 1], [3, 3, 3]])
 def test_layers_out_of_order_and_twice_prove_themselves(source, keep):
     build(source, plan_depth(5, keep=keep, repeat=True))
@@ -100,6 +109,7 @@ def test_growth_with_zero_outputs_changes_nothing_bitwise(source):
         assert torch.equal(load_hf_model(source, torch.float32)(IDS).logits, target(IDS).logits)
 
 
+@VARIANTS_ARE_SLOW
 @pytest.mark.parametrize("init", ["stack", "random"])
 def test_other_growth_keeps_what_there_was(source, init):
     target, _ = build(source, plan_growth(["source"], 5, 7, init))
@@ -119,6 +129,7 @@ def test_every_width_proves_itself(source):
         assert shape.head_dim == ModelShape.of(source.config).head_dim
 
 
+@VARIANTS_ARE_SLOW
 @torch.no_grad()
 def test_one_index_wrong_exceeds_every_bound_a_hundredfold(source):
     """The negative control: a neighbouring head, channel or layer in the place of the right one."""
