@@ -128,7 +128,8 @@ def _products(queries: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.
 
     A processor with units for bfloat16 multiplies with these then, and adds up in float32.
     """
-    setting = torch.backends.mkldnn.matmul
+    onednn: Any = torch.backends.mkldnn
+    setting = onednn.matmul
     before, setting.fp32_precision = setting.fp32_precision, "bf16"
     try:
         return torch.baddbmm(
