@@ -67,8 +67,8 @@ def _teacher(recipe: Recipe) -> Record | None:
         return None
     return say(
         "the source teaches nothing",
-        "distillation was worth 0.2 nats and more at the same tokens, for a tenth more time "
-        "(docs/results/shearing.md, docs/results/distillation.md)",
+        "distillation was worth 0.1 to 0.3 nats at the same tokens (docs/results/shears, docs/results/inheritance) for "
+        "up to twice the time: where time is short, not text, more tokens did as much (docs/results/distillation.md)",
         "distill.teacher=source",
     )
 
