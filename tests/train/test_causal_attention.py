@@ -35,6 +35,22 @@ def test_outputs_and_gradients_are_those_of_attention_to_what_came_before(heads,
     assert all(error(mine, its) < 3e-2 for mine, its in zip(found, expected, strict=True))
 
 
+def test_other_products_stay_as_exact_as_they_were(monkeypatch):
+    """Float32 products may be made in bfloat16 while scores are, which lose nothing by it, and at no other time."""
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    seen, product = [], torch.baddbmm
+
+    def watched(*args, **kwargs):
+        seen.append(torch.backends.mkldnn.matmul.fp32_precision)
+        return product(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "baddbmm", watched)
+    inputs = tensors(4, 4, 100)
+    _attend(torch.nn.Module(), *inputs, None)[0].sum().backward()
+    assert set(seen) == {"bf16"}
+    assert torch.backends.mkldnn.matmul.fp32_precision == before != "bf16"
+
+
 def test_what_is_not_plainly_causal_goes_to_torch():
     inputs = tensors(4, 4, 8)
     mask = torch.zeros(2, 1, 8, 8, dtype=torch.bfloat16)
