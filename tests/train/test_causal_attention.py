@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from factories import tiny_model
+from scionlm.train import attention
 from scionlm.train.attention import _attend, use_causal_attention
 
 
@@ -23,7 +24,7 @@ def error(found, right):
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(6, 2), (4, 4), (3, 1)])
-@pytest.mark.parametrize("length", [2, 63, 64, 65, 200])
+@pytest.mark.parametrize("length", [2, 63, 64, 65, 200, 520])
 def test_outputs_and_gradients_are_those_of_attention_to_what_came_before(heads, groups, length):
     inputs, scale = tensors(heads, groups, length), 0.3
     output, _ = _attend(torch.nn.Module(), *inputs, None, scaling=scale)
@@ -33,6 +34,20 @@ def test_outputs_and_gradients_are_those_of_attention_to_what_came_before(heads,
     expected = torch.autograd.grad(right, leaves, upstream.double())
     assert error(output, right.detach()) < 5e-3
     assert all(error(mine, its) < 3e-2 for mine, its in zip(found, expected, strict=True))
+
+
+def test_what_is_kept_of_short_sequences_changes_nothing(monkeypatch):
+    def gradients():
+        inputs = tensors(6, 2, 150)
+        output = _attend(torch.nn.Module(), *inputs, None)[0]
+        kept = sum(saved.numel() for saved in output.grad_fn.saved_tensors) - sum(given.numel() for given in inputs)
+        return kept, torch.autograd.grad(output.float().square().sum(), inputs)
+
+    kept, before = gradients()
+    monkeypatch.setattr(attention, "kept_softmax", lambda length: 0)
+    none, after = gradients()
+    assert (kept, none) == (2 * 6 * (64 * 64 + 64 * 128 + 22 * 150), 0)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_other_products_stay_as_exact_as_they_were(monkeypatch):

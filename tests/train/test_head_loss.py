@@ -77,9 +77,11 @@ def example(seed=0, teacher_vocab=VOCAB, dtype=torch.float64, share=0.3):
     return normal(TOKENS, HIDDEN).requires_grad_(), normal(VOCAB, HIDDEN).requires_grad_(), labels, targets
 
 
-def small_chunks(patch, rows, block):
+def small_chunks(patch, rows, block, turned=False):
     patch.setattr(head_loss, "CHUNK_BYTES", rows * VOCAB * 8)
     patch.setattr(head_loss, "BLOCK_BYTES", block * VOCAB * 4)
+    patch.setattr(head_loss, "_ALIGNED", 2)
+    patch.setattr(head_loss, "_TURNED", turned)
 
 
 @few
@@ -87,16 +89,16 @@ def small_chunks(patch, rows, block):
     seed=st.integers(0, 99), name=st.sampled_from(sorted(DIVERGENCES)), heat=st.floats(0.3, 8),
     top_k=st.none() | st.integers(1, VOCAB - 6), z_loss=st.sampled_from([0.0, 0.01]), share=st.floats(0, 1),
     scale=st.floats(0.2, 3), cap=st.none() | st.floats(1, 30), teacher_vocab=st.integers(VOCAB - 4, VOCAB + 4),
-    rows=st.integers(1, TOKENS + 5), block=st.integers(1, TOKENS + 5), taught=st.booleans(),
+    rows=st.integers(1, TOKENS + 5), block=st.integers(1, TOKENS + 5), taught=st.booleans(), turned=st.booleans(),
 )  # fmt: skip
 def test_loss_and_gradients_are_those_of_the_definition(
-    seed, name, heat, top_k, z_loss, share, scale, cap, teacher_vocab, rows, block, taught
+    seed, name, heat, top_k, z_loss, share, scale, cap, teacher_vocab, rows, block, taught, turned
 ):
     hidden, weight, labels, targets = example(seed, teacher_vocab, share=share)
     targets = targets if taught else None
     made_of = HeadSettings(LogitScaling(scale, cap), z_loss, name, heat, top_k)
     with pytest.MonkeyPatch.context() as patch:
-        small_chunks(patch, rows, block)
+        small_chunks(patch, rows, block, turned)
         found = head_losses(hidden, weight, labels, made_of, targets)
         with torch.no_grad():
             unlearned = head_losses(hidden, weight, labels, made_of, targets)
@@ -242,9 +244,10 @@ def test_no_tokens_have_no_loss():
         assert all(gradient.count_nonzero() == 0 for gradient in gradients)
 
 
-def test_bf16_products_have_float32_softmax_and_a_float32_gradient_of_the_head(monkeypatch):
+@pytest.mark.parametrize("turned", [False, True])
+def test_bf16_products_have_float32_softmax_and_a_float32_gradient_of_the_head(turned, monkeypatch):
     hidden, weight, labels, targets = example(dtype=torch.float32)
-    small_chunks(monkeypatch, 4, 2)
+    small_chunks(monkeypatch, 4, 2, turned)
     low = hidden.detach().bfloat16().requires_grad_()
     targets = targets._replace(hidden=targets.hidden.bfloat16(), weight=targets.weight.bfloat16())
     found = head_losses(low, weight, labels, HeadSettings(PLAIN), targets)

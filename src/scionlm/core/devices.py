@@ -81,7 +81,7 @@ def this_machine() -> Device:
         if found:
             return found
     cores = usable_cores()
-    flags = cpu_facts().get("flags", "").split()
+    flags = cpu_flags()
     _, bf16, fp32 = next(entry for entry in _CORES if not entry[0] or entry[0] in flags)
     name = cpu_facts().get("model name", "processor")
     count = f"{cores} core" + "s" * (cores != 1)
@@ -95,6 +95,12 @@ def cpu_facts() -> dict[str, str]:
         return {}
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the names of what the first processor can do: instruction sets, as /proc/cpuinfo has them."""
+    facts = cpu_facts()
+    return frozenset(f"{facts.get('flags', '')} {facts.get('Features', '')}".split())
 
 
 def memory_bytes() -> int | None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from scionlm.core.allocator import keep_freed_memory
-from scionlm.core.devices import cpu_facts, gpu_by_name, memory_bytes
+from scionlm.core.devices import cpu_facts, cpu_flags, gpu_by_name, memory_bytes
 from scionlm.core.errors import UsageError
 from scionlm.core.machine import peak_memory_bytes, usable_cores
 from scionlm.parallel.ranks import ALONE, Ranks
@@ -146,9 +146,7 @@ def _cpu_name() -> str:
 def _has_bf16(kind: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    facts = cpu_facts()
-    flags = set(f"{facts.get('flags', '')} {facts.get('Features', '')}".split())
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def resolve_compile(setting: bool | Literal["auto"], runtime: Runtime, flops: float) -> bool:

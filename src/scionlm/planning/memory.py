@@ -5,6 +5,7 @@ from math import prod
 from typing import Any
 
 from scionlm.families import FamilySpec, ModelShape, count_parameters, family_of
+from scionlm.families.causal import kept_softmax
 from scionlm.families.logits import BLOCK_BYTES, CHUNK_BYTES
 from scionlm.families.shape import expected_tensors
 
@@ -71,8 +72,8 @@ def training_memory(
         teaching: The teacher, where something is learned from one.
 
     Weights, gradients and optimizer state are exact. Activations are what autograd keeps in a layer of a Llama, fitted
-    to what it was seen to keep (within a few percent there, within a third for other families); attention scores are
-    never whole.
+    to what it was seen to keep (within a few percent there, within a third for other families); of attention's softmax
+    on a CPU what `families.causal` says.
     """
     shape = ModelShape.of(hf_config)
     parameters = count_parameters(family, hf_config)["total"]
@@ -82,11 +83,14 @@ def training_memory(
     # In each layer: two norms, the residual stream, four of the heads' size, four of the MLP's.
     kept = width * (4.7 * shape.hidden_size + 4 * heads + 4 * shape.intermediate_size)
     kept += 4 * shape.hidden_size if width == 2 else 0  # the norms compute in float32
+    softmax = shape.num_attention_heads * kept_softmax(request.seq_len) / request.seq_len
+    softmax *= width if request.kind == "cpu" and width == 2 else 0
+    kept += softmax
     layers = shape.num_hidden_layers
     kv = shape.num_key_value_heads * shape.head_dim
     again = {  # what stays of each layer, beside all of the one that is made again
         "full": width * shape.hidden_size,
-        "selective": width * (3 * shape.hidden_size + 2 * heads + 2 * kv + 2 * shape.intermediate_size),
+        "selective": width * (3 * shape.hidden_size + 2 * heads + 2 * kv + 2 * shape.intermediate_size) + softmax,
     }
     stays = again.get(request.checkpointing)
     activations = kept * layers if stays is None else stays * layers + kept

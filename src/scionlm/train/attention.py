@@ -2,11 +2,12 @@
 
 torch's own kernel for a CPU multiplies bfloat16 in tiles that its matrix products are slow at, above all on the way
 back. Here the queries go by blocks: each is multiplied with all keys up to its end, the heads that share keys together,
-so what lies beyond the diagonal is mostly left out and the keys are not repeated. Nothing is kept but queries, keys and
-values; the way back makes the softmax again. Scores and softmax are float32, so that gradients are as exact as those of
-torch's kernel.
+so what lies beyond the diagonal is mostly left out and the keys are not repeated. Scores and softmax are float32, so
+that gradients are as exact as those of torch's kernel. The softmax of short sequences is kept for the way back in
+bfloat16, as it is multiplied there; of long ones it is made again.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from scionlm.families.causal import blocks, kept_softmax
+
 _NAME = "scion_causal"
-_BLOCK = 64
-"""Queries that are multiplied at once; half a block of what they are multiplied with lies beyond the diagonal."""
 
 
 def use_causal_attention(model: PreTrainedModel) -> None:
@@ -45,50 +46,71 @@ def _attend(
         )
         return output, None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _Causal.apply(query, key, value, scale), None
+    keep = torch.is_grad_enabled() and query.requires_grad
+    return _Causal.apply(query, key, value, scale, keep), None
 
 
 class _Causal(torch.autograd.Function):
     """Both ways as operators that a compiler calls as they are."""
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        ctx.save_for_backward(query, key, value)
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, keep: bool
+    ) -> torch.Tensor:
+        output, kept = _forward(query, key, value, scale, keep)
+        ctx.save_for_backward(query, key, value, kept)
         ctx.scale = scale
-        return _forward(query, key, value, scale)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return *_backward(gradients[0], *ctx.saved_tensors, ctx.scale), None
+        return *_backward(gradients[0], *ctx.saved_tensors, ctx.scale), None, None
 
 
 @torch.library.custom_op("scionlm::causal_attention", mutates_args=(), device_types="cpu")
-def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return `[sequences, length, heads, size]` of the others' `[sequences, heads, length, size]`."""
+def _forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, keep: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `[sequences, length, heads, size]` of the others' `[sequences, heads, length, size]`, and what is kept."""
     sequences, heads, length, _ = query.shape
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
     output = value.new_empty(sequences, length, heads, value.shape[-1])
-    for start in range(0, length, _BLOCK):
-        end = min(start + _BLOCK, length)
-        p = _softmax(_rows(query, len(keys), start, end), keys[:, :end], start, scale)
+    kept = query.new_empty(_num_kept(query) if keep else 0)
+    wide, place = keys.float(), 0
+    for start, end in blocks(length):
+        p = _softmax(_rows(query, len(keys), start, end), wide[:, :end], start, scale)
+        if len(kept):
+            place, p = place + p.numel(), kept[place : place + p.numel()].view(p.shape).copy_(p)
+        else:
+            p = p.to(value.dtype)
         mine = (p @ values[:, :end]).view(sequences, heads, end - start, -1)
         output[:, start:end] = mine.transpose(1, 2)
-    return output
+    return output, kept
 
 
 @torch.library.custom_op("scionlm::causal_attention_backward", mutates_args=(), device_types="cpu")
 def _backward(
-    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kept: torch.Tensor,
+    scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     sequences, heads, length, _ = query.shape
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
     of_output = gradient.transpose(1, 2)
     of_query = query.new_empty(query.shape)
     of_keys, of_values = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (keys, values))
-    for start in range(0, length, _BLOCK):
-        end = min(start + _BLOCK, length)
+    wide, place = keys if len(kept) else keys.float(), 0
+    for start, end in blocks(length):
         queries, above = (_rows(tensor, len(keys), start, end) for tensor in (query, of_output))
-        p = _softmax(queries, keys[:, :end], start, scale)
+        if len(kept):
+            shape = (*queries.shape[:2], end)
+            p = kept[place : place + math.prod(shape)].view(shape)
+            place += p.numel()
+        else:
+            p = _softmax(queries, wide[:, :end], start, scale).to(value.dtype)
         of_values[:, :end] += p.mT @ above
         of_p = above @ values[:, :end].mT
         of_scores = torch.ops.aten._softmax_backward_data(of_p, p, -1, p.dtype)
@@ -99,15 +121,28 @@ def _backward(
 
 
 @_forward.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    return value.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+def _(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, keep: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    output = value.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+    return output, query.new_empty(_num_kept(query) if keep else 0)
 
 
 @_backward.register_fake
 def _(
-    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kept: torch.Tensor,
+    scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _num_kept(query: torch.Tensor) -> int:
+    sequences, heads, length, _ = query.shape
+    return sequences * heads * kept_softmax(length)
 
 
 def _rows(tensor: torch.Tensor, groups: int, start: int, end: int) -> torch.Tensor:
@@ -116,15 +151,16 @@ def _rows(tensor: torch.Tensor, groups: int, start: int, end: int) -> torch.Tens
 
 
 def _softmax(queries: torch.Tensor, keys: torch.Tensor, start: int, scale: float) -> torch.Tensor:
+    """Return the softmax in float32, of keys that are float32 already."""
     scores = _products(queries, keys, scale)
     rows = keys.shape[1] - start
-    beyond = torch.ones(rows, rows, dtype=torch.bool).triu_(1)
-    scores.view(len(keys), -1, rows, keys.shape[1])[..., start:].masked_fill_(beyond, -torch.inf)
-    return torch.softmax(scores, dim=-1).to(queries.dtype)
+    beyond = torch.full((rows, rows), -torch.inf).triu_(1)
+    scores.view(len(keys), -1, rows, keys.shape[1])[..., start:].add_(beyond)
+    return torch.softmax(scores, dim=-1)
 
 
 def _products(queries: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return scaled scores in float32, as exact as ever: both factors are bfloat16 and stay it.
+    """Return scaled scores in float32, as exact as ever: both factors are bfloat16 by value.
 
     A processor with units for bfloat16 multiplies with these then, and adds up in float32.
     """
@@ -132,9 +168,7 @@ def _products(queries: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.
     setting = onednn.matmul
     before, setting.fp32_precision = setting.fp32_precision, "bf16"
     try:
-        return torch.baddbmm(
-            queries.new_empty(1, dtype=torch.float32), queries.float(), keys.float().mT, beta=0, alpha=scale
-        )
+        return torch.baddbmm(queries.new_empty(1, dtype=torch.float32), queries.float(), keys.mT, beta=0, alpha=scale)
     finally:
         setting.fp32_precision = before
 
