@@ -1,6 +1,6 @@
-"""Every command of a page is run, in its order, in the small world: what trains is planned instead.
+"""Every command of a page is run, in its order, in the small world, and every recipe too, on fewer tokens.
 
-Of results, which are commands on real models, those that train are planned too.
+Presets, which bring their own text, are planned instead, as are the commands of results, which train real models.
 """
 
 import json
@@ -12,18 +12,18 @@ import pytest
 
 import scionlm
 from scionlm.cli.main import run as run_scion
+from scionlm.recipes.presets import preset_names
 from scripts import load_script
 from whole_runs import quicken
 
 docs = load_script("tools/check_docs.py")
 SMALL = {
-    "train.tokens": None,
-    "train.steps": 3,
     "train.global_batch_tokens": 96,
     "data.seq_len": 24,
     "train.precision": "fp32",
     "evaluate.tokens_per_domain": 48,
 }
+TOKENS = r"\b((?<!global_batch_)tokens[:=] ?)[\d.]+[kMB]\b"
 NOT_HERE = {
     "RECIPE": "a word that the reader fills in",
     "...": "a word that the reader fills in",
@@ -56,6 +56,7 @@ def _steps(path):
             yield name, block.text
             if name != "CORPORA.yaml":
                 yield None, f"scion plan {name}"
+                yield None, f"scion run {name} -o ran"
         elif block.language == "csv":
             yield "losses.csv", block.text
         elif not block.language:
@@ -65,6 +66,7 @@ def _steps(path):
                     yield None, command
 
 
+NARROW = {"hidden_size": 16, "intermediate_size": 43, "num_attention_heads": 4, "num_key_value_heads": 2}
 SMALLER = {
     r"((?:hidden|intermediate)[-_]size[ :=]+)(\d+)": lambda found: f"{found[1]}{int(found[2]) // 16}",
     r"--vocab-size \d+": "--vocab-size 300",
@@ -74,6 +76,9 @@ SMALLER = {
     r"--suite offline": "--suite offline --limit 12",
     r"HuggingFaceTB/SmolLM2-135M": "small",
     r"\n *web: .*": "",  # a data set of the hub
+    r"model: tinyllama-120m": f"model: {json.dumps({'shape': 'tinyllama-120m', **NARROW})}",
+    r"model.shape=tinyllama-120m": " ".join([r"\g<0>", *(f"model.{key}={value}" for key, value in NARROW.items())]),
+    r"seeds: \[0, 1, 2\]": "seeds: [0, 1]",
 }
 """What stands in the small world for what a page says: widths as its model's were divided, fewer tokens."""
 
@@ -91,23 +96,32 @@ def made(small_world, tmp_path_factory):
         patch.chdir(small_world)
         quicken(patch.setattr)
         settings = SMALL | {"source": "smollm2-135m", "data.dir": "data", "inherit.layers": 4, "control": True}
-        settings |= {"checkpoint.keep_every": 1}
+        settings |= {"train.steps": 3, "checkpoint.keep_every": 1}
         out = tmp_path_factory.mktemp("made") / "run"
-        scionlm.run("inheritune", {key: value for key, value in settings.items() if value is not None}, out=out)
+        scionlm.run("inheritune", settings, out=out)
     return out
 
 
-def _run(line, world, made):
+def _run(line, world, made, trains=True):
     words = shlex.split(line)[1:]
-    if words[0] in ("run", "plan"):
-        at = words.index("-o") if "-o" in words else len(words)
-        words = ["plan", *words[1:at], *words[at + 2 :]]
-        if {"--find-lr", "--calibrate"} & set(words):
-            words += [f"{key}={json.dumps(value)}" for key, value in SMALL.items()]
+    trains = trains and words[0] == "run" and (words[1] not in preset_names() or "data.dir=data" in words)
+    if words[0] == "run" and not trains:
+        words = ["plan", *words[1:]]
+    if words[0] == "plan" and "-o" in words:
+        at = words.index("-o")
+        words = words[:at] + words[at + 2 :]
+    if trains or {"--find-lr", "--calibrate"} & set(words):
+        words = [re.sub(TOKENS, r"\g<1>288", word) for word in words]
+        words += [f"{key}={json.dumps(value)}" for key, value in SMALL.items()]
+        words += ["train.tokens=288"] if words[1] in preset_names() and not re.search(TOKENS, line) else []
     shown = world / words[-1 if len(words) == 1 else 1]
-    for word in [*words[1:], *(re.findall(r"runs/\w+", shown.read_text()) if shown.suffix == ".yaml" else [])]:
+    recipe = shown.read_text() if shown.suffix == ".yaml" else ""
+    if trains and recipe:
+        short = re.sub(r"(global_batch_tokens: )\d+", r"\g<1>96", re.sub(r"(warmup: )\d+", r"\g<1>1", recipe))
+        shown.write_text(re.sub(TOKENS, r"\g<1>288", short))
+    for word in [*words[1:], *re.findall(r"runs/\w+", recipe)]:
         folder = re.match(r"runs/\w+(?:/runs/\w+)?", word)
-        if folder and not (world / folder[0]).exists():
+        if folder and not (world / folder[0]).exists() and not (trains and words[words.index("-o") + 1] == word):
             shutil.copytree(made, world / folder[0])
     if "-o" in words and words[0] != "compare":
         shutil.rmtree(world / words[words.index("-o") + 1], ignore_errors=True)
@@ -122,6 +136,7 @@ ON_GUIDES = {command for name, steps in PAGES.items() if name != "README.md" for
 def test_the_commands_of_a_page_run(name, world, made, monkeypatch, capsys):
     """What the README shows of a guide is run once, there."""
     quicken(monkeypatch.setattr)
+    monkeypatch.setattr("scionlm.evaluation.offline.NUM_ITEMS", 12)
     shutil.copy(made / "config.yaml", world / "recipe.yaml")
     for file, text in PAGES[name]:
         if name == "README.md" and not file and text in ON_GUIDES:
@@ -155,4 +170,4 @@ OF_RESULTS = {
 )
 def test_a_command_of_a_result_can_be_planned(line, world, made, capsys):
     """Of a run all that happens before anything is trained: its recipe, its source, its target, its bill."""
-    assert _run(line, world, made) == 0, capsys.readouterr().err
+    assert _run(line, world, made, trains=False) == 0, capsys.readouterr().err
