@@ -22,6 +22,7 @@ class Device:
         memory_bytes: Its memory; None where that is not known.
         utilization: Which share of the peak a training step of Scion is expected to reach.
         bandwidth: Bytes a second that it reads of its memory.
+        full_width: Hidden size from which on a model reaches that share in bfloat16; 0 where that is not known.
     """
 
     name: str
@@ -30,6 +31,15 @@ class Device:
     memory_bytes: int | None
     utilization: float
     bandwidth: float
+    full_width: int = 0
+
+    def reached(self, precision: str, hidden_size: int) -> float:
+        """Return which share of the peak a model of this width is expected to reach: of fast products less, if narrow.
+
+        The cube root fits a width of 256 beside one of 576 on two kinds of processor (docs/results/evaluation.md).
+        """
+        narrow = min(hidden_size / self.full_width, 1.0) if self.full_width and precision == "bf16" else 1.0
+        return self.utilization * narrow ** (1 / 3)
 
     def peak(self, precision: str) -> float:
         """Return the peak in `fp32` or `bf16`."""
@@ -43,6 +53,7 @@ class Device:
 
 _GB = 10**9
 _GPU, _CPU = 0.4, 0.5
+_CPU_WIDTH = 576
 _CPU_BANDWIDTH = 20e9  # of a processor with two channels of DDR4: the order of magnitude
 GPUS = {
     device.name.lower(): device
@@ -59,8 +70,8 @@ GPUS = {
 }
 # Per core: name of the instruction set in /proc/cpuinfo, bf16, float32.
 _CORES = (
-    ("amx_bf16", 300e9, 100e9),
-    ("avx512_bf16", 200e9, 90e9),
+    ("amx_bf16", 420e9, 100e9),
+    ("avx512_bf16", 290e9, 90e9),
     ("avx512f", 90e9, 90e9),
     ("avx2", 90e9, 90e9),
     ("", 20e9, 20e9),
@@ -85,7 +96,7 @@ def this_machine() -> Device:
     _, bf16, fp32 = next(entry for entry in _CORES if not entry[0] or entry[0] in flags)
     name = cpu_facts().get("model name", "processor")
     count = f"{cores} core" + "s" * (cores != 1)
-    return Device(f"{name}, {count}", cores * bf16, cores * fp32, memory_bytes(), _CPU, _CPU_BANDWIDTH)
+    return Device(f"{name}, {count}", cores * bf16, cores * fp32, memory_bytes(), _CPU, _CPU_BANDWIDTH, _CPU_WIDTH)
 
 
 def cpu_facts() -> dict[str, str]:

@@ -200,7 +200,8 @@ def _stage_flops(recipe: Recipe, target: Config, teacher: Config | None) -> list
 
 def table_seconds(recipe: Recipe, target: Config, teacher: Config | None, device: Device) -> list[float]:
     """Return the seconds of a step in each stage, by the device's entry in the table."""
-    speed = device.peak(_precision(recipe, device)) * device.utilization
+    precision = _precision(recipe, device)
+    speed = device.peak(precision) * device.reached(precision, ModelShape.of(target).hidden_size)
 
     def flops(seq_len: int) -> float:
         mine = flops_per_token(family_of(target), target, seq_len)
@@ -256,7 +257,8 @@ def plan_model(
     teacher = teaching and teaching.config
     family = family_of(target)
     precision = _precision(recipe, device)
-    speed = device.peak(precision) * device.utilization * devices.processors
+    utilization = device.reached(precision, ModelShape.of(target).hidden_size)
+    speed = device.peak(precision) * utilization * devices.processors
     stages: list[Record] = []
     first = 0
     flops = _stage_flops(recipe, target, teacher)
@@ -298,7 +300,7 @@ def plan_model(
         "layout": {"name": layout.name, "shards": layout.shards, "replicas": layout.replicas, "why": layout.why},
         "micro_batch_size": max(stage.rows(world) for stage in recipe.resolved_stages),
         "peak_flops": device.peak(precision),
-        "utilization": device.utilization,
+        "utilization": utilization,
         "seconds": sum(seconds.values()) + evaluation,
         "seconds_by_part": seconds | {"evaluation": evaluation},
         "seconds_known_from": "device table",
