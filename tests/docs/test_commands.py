@@ -117,7 +117,7 @@ def _run(line, world, made, trains=True):
     shown = world / words[-1 if len(words) == 1 else 1]
     recipe = shown.read_text() if shown.suffix == ".yaml" else ""
     if trains and recipe:
-        short = re.sub(r"(global_batch_tokens: )\d+", r"\g<1>96", re.sub(r"(warmup: )\d+", r"\g<1>1", recipe))
+        short = re.sub(r"(global_batch_tokens: )\d+", r"\g<1>96", re.sub(r"(warmup: )\d+\b(?!\.)", r"\g<1>1", recipe))
         shown.write_text(re.sub(TOKENS, r"\g<1>288", short))
     for word in [*words[1:], *re.findall(r"runs/\w+", recipe)]:
         folder = re.match(r"runs/\w+(?:/runs/\w+)?", word)
