@@ -27,7 +27,7 @@ from scionlm.train.divergence import Name, Softmax, divergence, softmax_of
 
 _TURNED = "amx_bf16" in cpu_flags()
 _ALIGNED = 64
-"""Columns that begin within a line of the cache are multiplied a sixth slower."""
+"""Columns that begin within a line of the cache are multiplied slower, up to a sixth (docs/results/speed.md)."""
 
 
 @dataclass(frozen=True)
