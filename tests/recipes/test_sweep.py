@@ -12,6 +12,7 @@ from scionlm import api
 from scionlm.core.config import dump_yaml
 from scionlm.core.errors import DivergenceError, StoppedError, StorageError, UsageError
 from scionlm.core.records import read_json
+from scionlm.recipes import child as child_module
 from scionlm.recipes import origin as origin_module
 from scionlm.recipes import training as training_module
 from scionlm.recipes.config import Recipe
@@ -233,6 +234,37 @@ def test_a_run_that_names_another_takes_its_result_of_the_same_seed(finished):
         assert source["num_hidden_layers"] == 4
         for domain, loss in source["domains"].items():
             assert loss["nll"] == pytest.approx(ended["domains"][domain]["nll"], abs=1e-9)
+
+
+def test_a_source_is_measured_once_by_all_runs_that_would_measure_the_same(shared, tmp_path, monkeypatch, capsys):
+    measured = []
+    real = child_module.losses_of
+
+    def counted(setting, token_nll, title, *more):
+        measured.append((setting.folder.name, title))
+        return real(setting, token_nll, title, *more)
+
+    def written(setting, model):
+        return [{"domain": name, "prompt": "", "text": f"seed {setting.recipe.seed}"} for name in setting.held_out]
+
+    monkeypatch.setattr(child_module, "losses_of", counted)
+    monkeypatch.setattr(child_module, "samples_of", written)  # the tiny model writes nothing at all
+    more = {"name": "more", "evaluate": {"tokens_per_domain": 32}}
+    sweep = sweep_of(shared, seeds=[0, 1], runs=[{"name": "one"}, more, {"name": "next", "source": "run:one"}])
+    run_sweep(sweep, tmp_path / "out")
+    runs = tmp_path / "out" / "runs"
+    sources = [name for name, title in measured if title not in ("evaluating child", "evaluating control")]
+    assert sources == ["one-seed0", "more-seed0", "next-seed0", "next-seed1"]
+    assert "source.json: taken from run one-seed0, which has measured the same" in capsys.readouterr().err
+
+    first, second = (read_json(runs / f"one-seed{seed}" / "source.json") for seed in (0, 1))
+    run_recipe(sweep_of(shared, "seed=1", runs=[{"name": "one"}]).runs[0].recipe, tmp_path / "alone")
+    alone = read_json(tmp_path / "alone" / "source.json")
+    assert second["domains"] == first["domains"] == alone["domains"]
+    assert second["samples"] == alone["samples"] != first["samples"]
+    assert "conditions" not in alone
+    results = [read_json(folder / "result.json") for folder in (runs / "one-seed1", tmp_path / "alone")]
+    assert results[0]["source"] == results[1]["source"]
 
 
 def test_a_finished_sweep_given_again_changes_nothing(finished, monkeypatch):

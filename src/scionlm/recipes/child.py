@@ -15,7 +15,7 @@ from scionlm.evaluation.loss import model_token_nll
 from scionlm.families.models import assemble, random_model
 from scionlm.parallel.placing import release
 from scionlm.recipes.result import add_control, best_losses, describe, write_card
-from scionlm.recipes.setting import Setting, losses_of, open_model, samples_of
+from scionlm.recipes.setting import Setting, losses_of, measured_once, open_model, samples_of
 from scionlm.recipes.tasks import tasks_of
 from scionlm.recipes.training import Beginning, open_metrics, train_model
 from scionlm.sources import open_folder
@@ -28,16 +28,21 @@ NO_SOURCE: Record = {"domains": {}, "samples": []}
 
 def evaluate_source(setting: Setting, out: Path) -> Record:
     """Return the source's losses and sample texts, in float32, evaluated once and kept in RUN/source.json."""
+    path, title = out / "source.json", f"evaluating {setting.source.name}"
 
     def evaluate() -> Record:
         model = open_model(setting, setting.source, torch.float32)
-        domains = losses_of(setting, model_token_nll(model), f"evaluating {setting.source.name}")
-        found = {"domains": domains, "samples": samples_of(setting, model)}
-        found |= tasks_of(setting, model, setting.source.path, f"evaluating {setting.source.name}")
+
+        def measure() -> Record:
+            domains = losses_of(setting, model_token_nll(model), title)
+            return {"domains": domains} | tasks_of(setting, model, setting.source.path, title)
+
+        found = measured_once(setting, path, setting.recipe.evaluate.tokens_per_domain, measure)
+        found |= {"samples": samples_of(setting, model)}  # which the seed decides
         release(model)
         return found
 
-    return setting.kept(out / "source.json", evaluate)
+    return setting.kept(path, evaluate)
 
 
 def make_model(setting: Setting) -> PreTrainedModel:

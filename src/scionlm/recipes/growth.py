@@ -31,7 +31,7 @@ from scionlm.recipes.controller import Move, Shown, best_round, next_move
 from scionlm.recipes.grown import Grown, first_round, next_round
 from scionlm.recipes.result import write_card
 from scionlm.recipes.rounds import rule_of
-from scionlm.recipes.setting import Setting, measured, open_model, with_recipe
+from scionlm.recipes.setting import Setting, measured, measured_once, open_model, with_recipe
 from scionlm.sources import ModelFolder, open_folder
 
 _COSTS = ("tokens", "flops", "seconds")
@@ -123,7 +123,10 @@ def _validation(setting: Setting, model: ModelFolder, path: Path) -> dict[str, D
         release(opened)
         return {"domains": {domain: asdict(loss) for domain, loss in found.items()}}
 
-    domains = setting.kept(path, make)["domains"]
+    def make_once() -> Record:
+        return measured_once(setting, path, grow.tokens_per_domain, make) if model is setting.source else make()
+
+    domains = setting.kept(path, make_once)["domains"]
     return {name: DomainLoss(**loss | {"windows": tuple(loss["windows"])}) for name, loss in domains.items()}
 
 

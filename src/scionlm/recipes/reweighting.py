@@ -15,7 +15,7 @@ from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.recipes.config_data import ReweightConfig
 from scionlm.recipes.inputs import StageInputs
 from scionlm.recipes.references import given_references
-from scionlm.recipes.setting import Setting, losses_of, open_model
+from scionlm.recipes.setting import Setting, losses_of, measured_once, open_model
 
 EVALUATION_S = "time/evaluation_s"
 """Metric: what a held-out measurement cost."""
@@ -195,4 +195,5 @@ def source_losses(setting: Setting, budget: int) -> Losses:
         release(model)
         return {"of": setting.source.name, "domains": losses}
 
-    return {name: loss["nll"] for name, loss in setting.kept(path, measure)["domains"].items()}
+    record = setting.kept(path, lambda: measured_once(setting, path, budget, measure))
+    return {name: loss["nll"] for name, loss in record["domains"].items()}

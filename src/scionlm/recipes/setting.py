@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from scionlm.core.devices import this_machine
 from scionlm.core.log import Progress
+from scionlm.core.machine import versions
 from scionlm.core.records import Record, read_json, write_json
 from scionlm.core.signals import StopRequest
 from scionlm.data import DataFolder
@@ -28,6 +29,7 @@ from scionlm.recipes.planning import plan_run, run_flops, teaching_of
 from scionlm.recipes.rounds import round_shapes
 from scionlm.recipes.run import write_config, write_manifest
 from scionlm.recipes.shear_steps import pruning_recipe
+from scionlm.recipes.siblings import is_in_sweep, measured_beside
 from scionlm.recipes.tasks import require_tasks
 from scionlm.sources import ModelFolder, load_hf_model, load_tokenizer
 from scionlm.surgery.target import target_config
@@ -223,6 +225,39 @@ def measured(
             losses[name] = found[domain]
             before += found[domain].num_tokens
     return losses
+
+
+def measured_once(setting: Setting, path: Path, budget: int | None, measure: Callable[[], Record]) -> Record:
+    """Return what is measured of the source, by this run or, where it was the same, by another one of its sweep.
+
+    Args:
+        setting: The run; all its ranks have to call.
+        path: Where the record will be kept.
+        budget: Tokens a domain; None takes all.
+        measure: Measures it.
+    """
+
+    def conditions() -> Record | None:
+        return _conditions(setting, budget) if is_in_sweep(setting.folder) else None
+
+    same = setting.ranks.on_main(conditions)
+    if same is None:
+        return measure()
+    found = setting.ranks.on_main(lambda: measured_beside(setting.folder, path, same))
+    return found or measure() | {"conditions": same}
+
+
+def _conditions(setting: Setting, budget: int | None) -> Record:
+    """Return all that decides what a source's losses and scores on the held-out text are."""
+    return {
+        "source": setting.source.weights_fingerprint(),
+        "held_out": {name: [data.fingerprint, domain] for name, (data, domain) in setting.held_out.items()},
+        "seq_len": setting.recipe.data.seq_len,
+        "tokens_per_domain": budget,
+        "tasks": setting.recipe.evaluate.tasks,
+        "device": setting.runtime.kind,
+        "versions": versions(),
+    }
 
 
 def samples_of(setting: Setting, model: PreTrainedModel) -> list[dict[str, Any]]:

@@ -27,10 +27,8 @@ from scionlm.recipes.run import (
     write_manifest,
     write_status,
 )
+from scionlm.recipes.siblings import RUNS
 from scionlm.recipes.sweep_plan import plan_sweep
-
-RUNS = "runs"
-"""Folder of the runs in that of their sweep."""
 
 AfterRun = Callable[[Path], object]
 
