@@ -85,7 +85,7 @@ def test_every_run_of_the_shearing_shootout_sees_as_many_tokens(name):
 def test_every_small_twin_runs_on_what_ships(name, tmp_path):
     from scionlm import api
 
-    less = {"train.steps": 6, "evaluate.tokens_per_domain": 256, "evaluate.every": 1.0}
+    less = {"train.steps": 6, "evaluate.tokens_per_domain": 256, "evaluate.every": 1}
     sizes = {"grow.tokens_per_domain": 512} if "grow" in preset_text(name) and "sweep" not in preset_text(name) else {}
     shear = {"prune.steps": 6} if name.startswith("shear-") else {}
     api.run(name, less | sizes | shear | _SOME_RUNS.get(name, {}), out=tmp_path / "run")

@@ -34,7 +34,7 @@ def grown(tiny_folder, data_folder):
 
     def grown(grow, **changes):
         return recipe_of(
-            tiny_folder, data_folder.path, **{"grow": grow, "train__steps": 3, "evaluate__every": 1.0} | changes
+            tiny_folder, data_folder.path, **{"grow": grow, "train__steps": 3, "evaluate__every": 1} | changes
         )
 
     return grown
@@ -91,7 +91,7 @@ def outside(state):
 def test_a_round_from_the_source_is_a_run_of_its_own(grown, tiny_folder, data_folder, tmp_path):
     """Whatever rounds came before: the same weights, samples and schedule, and an optimizer without a past (G1, G5)."""
     run_recipe(grown(SOURCE), tmp_path / "grown")
-    plain = {"train__steps": 3, "evaluate__every": 1.0}
+    plain = {"train__steps": 3, "evaluate__every": 1}
     for number, layers in enumerate((2, 3), 1):
         alone = tmp_path / f"alone-{layers}"
         run_recipe(recipe_of(tiny_folder, data_folder.path, inherit__layers=layers, **plain), alone)

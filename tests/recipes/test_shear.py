@@ -45,7 +45,7 @@ def shear(tiny_folder, data_folder):
     def shear(prune, **changes):
         settings = {key: value for key, value in SETTINGS.items() if not key.startswith("inherit")}
         settings |= {"source": str(tiny_folder), "data.dir": str(data_folder.path), "target": TARGET, "prune": prune}
-        settings |= {"train.steps": 4, "evaluate.every": 1.0}
+        settings |= {"train.steps": 4, "evaluate.every": 1}
         return load_recipe("shear", settings | {key.replace("__", "."): value for key, value in changes.items()})
 
     return shear

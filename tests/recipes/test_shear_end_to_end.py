@@ -92,7 +92,7 @@ def sheared(tmp_path_factory):
         "train.compile": False,
         "schedule.warmup": 0.1,
         "evaluate.tokens_per_domain": 512,
-        "evaluate.every": 1.0,
+        "evaluate.every": 1,
         "seed": SEED,
     }
     first = {"train.steps": 100, "train.global_batch_tokens": 32 * SEQ_LEN, "optimizer.lr": 1e-2}

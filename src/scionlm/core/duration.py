@@ -1,7 +1,7 @@
 """Durations as a recipe writes them: `200`, `0.1`, `50M tokens`, `10 min`.
 
-An integer is steps, a number below 1 a fraction of the run, and a string carries its unit. They become integers of
-steps once, when the run is resolved; a wall-clock duration stays in seconds.
+An integer is steps, a number below 1 a fraction of the run, and a string carries its unit; 1.0, which could be either,
+is refused. They become integers of steps once, when the run is resolved; a wall-clock duration stays in seconds.
 """
 
 import math
@@ -65,6 +65,8 @@ class Duration:
             raise ValueError(f"{value!r} is not a duration such as 200, 0.1, '50M tokens' or '10 min'")
         if isinstance(value, bool) or value < 0 or not math.isfinite(value):
             raise ValueError(f"{value} is not a duration: it must be at least 0")
+        if isinstance(value, float) and value == 1:
+            raise ValueError("1.0 could be one step or the whole run: write 1 for a step, or the steps of the run")
         if isinstance(value, int) or value >= 1:
             if value != int(value):
                 raise ValueError(f"{value} is neither a whole number of steps nor a fraction below 1")
