@@ -159,7 +159,8 @@ CHILD = {
     "recipe": "inheritune", "source": "s", "data": {"dir": "d"}, "train": {"steps": 100},
     "inherit": {"layers": 4, "strategy": "removal"}, "distill": {"teacher": "source"}, "optimizer": {"lr": 3e-4},
 }  # fmt: skip
-PLANNED = {"num_parameters": 500, "source_parameters": 1000, "num_tokens": 5000, "epochs": {"a": 3.9}}
+PLANNED = {"num_parameters": 500, "source_parameters": 1000, "num_tokens": 5000, "epochs": {"a": 3.9},
+           "seconds_by_part": {"training": 9.0, "teacher": 3.0, "evaluation": 11.0}}  # fmt: skip
 GENERAL = {
     "many epochs": ({}, {"epochs": {"a": 3.0, "b": 4.5}}, "again and again: b 4.5 times"),
     "the first layers": ({"inherit": {"layers": 4}}, {}, "the first layers are kept"),
@@ -168,6 +169,7 @@ GENERAL = {
     "few tokens for a deep cut": ({}, {"source_parameters": 2000, "num_tokens": 2000}, "25 % of the source's"),
     "a high rate": ({"optimizer": {"lr": 2e-3}}, {}, "the peak learning rate is 0.002"),
     "tasks at the end": ({"evaluate": {"tasks": ["offline"]}}, {}, "the time of evaluate.tasks is not in this plan"),
+    "long evaluations": ({}, {"seconds_by_part": {"training": 1.0, "evaluation": 3.0}}, "held-out losses take 75 %"),
     "a low rate": ({"optimizer": {"lr": 1e-5}}, {}, "the peak learning rate is 1e-05"),
 }
 
@@ -181,6 +183,14 @@ def test_each_general_rule_speaks_alone(case):
     changes, planned, what = GENERAL[case]
     (one,) = told(changes, planned)
     assert what in one
+
+
+@pytest.mark.parametrize(("every", "override"), [(10, "evaluate.every=0.5"), (0.5, None), (0, None)])
+def test_long_evaluations_are_told_how_to_be_fewer_where_they_can_be(every, override):
+    recipe = validate(Recipe, CHILD | {"evaluate": {"every": every}}, "given")
+    (one,) = advice(recipe, WIDE, PLANNED | {"seconds_by_part": {"training": 1.0, "evaluation": 3.0}})
+    assert one["set"] == override
+    assert ("every 10 of 100 steps" in one["why"]) == (every == 10)
 
 
 @pytest.mark.parametrize(

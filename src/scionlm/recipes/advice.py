@@ -28,7 +28,7 @@ def advice(recipe: Recipe, config: Mapping[str, object], planned: Record) -> lis
     """
     found = continual_advice(recipe) if recipe.recipe == "continual" else []
     more = [_epochs(planned), _first_layers(recipe, planned), _teacher(recipe), _tokens(recipe, planned)]
-    more += [_tasks(recipe)]
+    more += [_evaluation(recipe, planned), _tasks(recipe)]
     more += [_rate(recipe, config)] if recipe.recipe != "continual" else []
     return found + [one for one in more if one is not None]
 
@@ -90,6 +90,21 @@ def _tokens(recipe: Recipe, planned: Record) -> Record | None:
     return say(
         f"{100 * kept:.0f} % of the source's parameters are kept, and trained on {each:.2g} tokens each",
         f"{example}; with fewer, expect a model that still improves with every token",
+    )
+
+
+def _evaluation(recipe: Recipe, planned: Record) -> Record | None:
+    seconds = planned["seconds_by_part"]
+    share = seconds["evaluation"] / (sum(seconds.values()) or 1.0)
+    if share <= 0.5:
+        return None
+    every = recipe.steps(recipe.evaluate.every)
+    often = 0 < every < recipe.total_steps // 2
+    return say(
+        f"held-out losses take {100 * share:.0f} % of the time, more than training",
+        f"{recipe.evaluate.tokens_per_domain:,} tokens a domain are measured "
+        + (f"every {every} of {recipe.total_steps} steps" if often else "at the start and at the end at least"),
+        "evaluate.every=0.5" if often else None,
     )
 
 
