@@ -65,7 +65,7 @@ class Duration:
             raise ValueError(f"{value!r} is not a duration such as 200, 0.1, '50M tokens' or '10 min'")
         if isinstance(value, bool) or value < 0 or not math.isfinite(value):
             raise ValueError(f"{value} is not a duration: it must be at least 0")
-        if isinstance(value, float) and value == 1:
+        if isinstance(value, float) and value == 1.0:
             raise ValueError("1.0 could be one step or the whole run: write 1 for a step, or the steps of the run")
         if isinstance(value, int) or value >= 1:
             if value != int(value):
