@@ -57,8 +57,8 @@ def _first_layers(recipe: Recipe, planned: Record) -> Record | None:
         "the first layers are kept, as Inheritune does",
         "evenly spaced ones (inherit.strategy=spaced) ended lower wherever both were tried, by 0.05 to 0.5 nats "
         "(docs/results/inheritance, docs/results/demo-strategy.md); of a model trained for long, layers chosen by what "
-        "is lost without them did by 0.9 to 1.5, and with their source as teacher they closed nine tenths of what the "
-        "first ones leave open (docs/results/analysis.md, docs/results/real)",
+        "is lost without them did by 0.9 to 1.5 (docs/results/analysis.md, docs/results/layers), and those of greedy "
+        "removal with a teacher closed nine tenths of what the first ones leave open (docs/results/real)",
         "inherit.strategy=removal",
     )
 
