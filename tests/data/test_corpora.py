@@ -52,3 +52,15 @@ def test_a_domain_name_that_is_no_folder_name_is_refused(tmp_path, name):
 def test_a_domain_cannot_take_a_name_that_the_data_folder_uses_itself(tmp_path, name):
     with pytest.raises(UsageError, match=name):
         load(tmp_path, GOOD | {"domains": {name: {"paths": ["x"]}}})
+
+
+def test_what_a_domain_says_of_one_problem_leaves_the_others_as_for_all(tmp_path):
+    domains = {name: {"paths": [f"{name}.txt"]} for name in ("a", "b", "c")}
+    for name, asked in (("b", {"empty": "stop"}), ("c", "stop")):
+        domains[name] = domains[name] | {"on_error": asked}
+    corpora = load(tmp_path, GOOD | {"domains": domains, "on_error": "skip"})
+    assert set(corpora.actions("a").values()) == {"skip"}
+    assert corpora.actions("b") == corpora.actions("a") | {"empty": "stop"}
+    assert set(corpora.actions("c").values()) == {"stop"}
+    partly = load(tmp_path, GOOD | {"on_error": {"json": "skip"}}).actions("prose")
+    assert (partly["json"], partly["field"], partly["empty"]) == ("skip", "stop", "skip")

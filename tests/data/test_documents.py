@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import tracemalloc
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from scionlm.data import DomainConfig
 from scionlm.data.reading.corpora import Corpora
 from scionlm.data.reading.documents import Document, Problems, Reader
 from scionlm.data.reading.files import DataFile, find_files, parts_of
+from scionlm.data.reading.zst import open_zst
 
 quick = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 
@@ -360,3 +363,39 @@ def test_parts_hold_every_file_once_in_order_and_are_small_unless_one_file_is_la
     assert [file for part in parts for file in part] == files
     assert all(sum(file.size for file in part) <= 2**25 or len(part) == 1 for part in parts)
     assert len(parts) <= 1 + 2 * sum(sizes) // 2**25
+
+
+@pytest.mark.parametrize("codec", ["snappy", "zstd", "gzip"])
+def test_a_damaged_parquet_file_is_broken_wherever_a_bit_is_flipped(tmp_path, codec):
+    """Its library raises many kinds of errors, of which none is the disk's."""
+    whole = write_parquet(tmp_path / "x.parquet", {"text": [text(i, 40) for i in range(60)]}, compression=codec)
+    data, met = whole.read_bytes(), Counter()
+    for place in range(5, len(data) - 8, max(1, len(data) // 150)):
+        broken = bytearray(data)
+        broken[place] ^= 0x40
+        path = tmp_path / "y.parquet"
+        path.write_bytes(broken)
+        try:
+            met["read"] += bool(texts(path, on_error=actions("skip")) or True)
+            texts(path, on_error=actions("stop"))
+        except DataError as error:
+            met["broken file" in str(error)] += 1
+    assert met[True] > 20, "the flips did no harm"
+
+
+def test_the_length_of_a_parquet_document_is_counted_in_bytes(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", {"text": ["é" * 60, "e" * 60]})
+    assert texts(path, on_error=actions("skip"), max_bytes=100) == ["e" * 60]
+    with pytest.raises(DataError, match="row 1 has 120 bytes"):
+        texts(path, max_bytes=100)
+
+
+def test_a_file_that_unpacks_to_very_much_is_unpacked_a_little_at_a_time(tmp_path):
+    path = tmp_path / "x.jsonl.zst"
+    path.write_bytes(zstandard.ZstdCompressor(level=19).compress(b"a" * 2**28))
+    tracemalloc.start()
+    with open_zst(path) as stream:
+        assert stream.readline(1000) == b"a" * 1000
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**26, "a quarter of it was held at once"

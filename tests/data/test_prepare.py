@@ -22,7 +22,7 @@ from factories import corpora_file, text
 from scionlm.core.config import validate
 from scionlm.core.errors import DataError, ScionError, StoppedError, StorageError, UsageError
 from scionlm.data import Corpora, DataFolder, load_corpora, prepare
-from scionlm.data.preparing import job, units
+from scionlm.data.preparing import fates, job, units
 from scionlm.data.preparing.prepare import warn_of_split
 from scionlm.data.reading import files
 from scionlm.sources import load_tokenizer
@@ -425,6 +425,14 @@ def test_the_share_is_near_the_asked_fraction(tiny_folder):
     train, held_out = counts(tiny_folder, [f"document {i}" for i in range(2000)], 0.1, 1)
     assert len(train) + len(held_out) == 2000
     assert 150 < len(held_out) < 250
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_half_of_many_documents_can_be_asked_for_and_chance_does_not_refuse_it(tiny_folder, monkeypatch, seed):
+    monkeypatch.setattr(fates, "_EXACT_DOCUMENTS", 400)
+    train, held_out = counts(tiny_folder, [f"{seed} {i}" for i in range(600)], 0.5, 1)
+    assert len(train) + len(held_out) == 600
+    assert 180 < len(held_out) <= 300
 
 
 @quick

@@ -23,6 +23,7 @@ from scionlm.data.preparing.survey import Survey, reaches_limit, read_signatures
 TRAIN, HELD_OUT, SAME, NEAR = range(4)
 _KIND = "fates"
 _SETTLED = "settled.json"
+_DEVIATIONS = 4  # standard ones, of how many of a share of the documents are chosen
 _EXACT_DOCUMENTS = 10_000  # up to so many the split is settled by counting, beyond by the law of large numbers
 
 Fates = NDArray[np.uint8]
@@ -144,27 +145,28 @@ def _threshold(job: Job, name: str, places: Iterator[NDArray[np.uint64]]) -> int
         DataError: There are no two different texts, or most are the same few.
     """
     held_out = job.corpora.held_out
-    share = int(min(held_out.fraction, 0.5) * 2**64)
     limit = max(held_out.min_documents, _EXACT_DOCUMENTS)
+    share = int(min(held_out.fraction, 0.5) * 2**64)
+    # Of more documents than are ranked, so far below half that chance does not take it beyond.
+    safe_share = int(min(held_out.fraction, 0.5 - _DEVIATIONS * 0.5 / limit**0.5) * 2**64)
     lowest = np.empty(0, dtype=np.uint64)
     count = below = 0
     for some in places:
-        count, below = count + len(some), below + int((some < share).sum())
+        count, below = count + len(some), below + int((some < safe_share).sum())
         lowest = np.sort(np.concatenate([lowest, some]))[:limit]
     ranked: list[int] = lowest.tolist()
     if not ranked or ranked[0] == ranked[-1]:
         what = "one document only" if count < 2 else "all documents have the same text"
         more = " (a .txt is one document: give several files, or a .jsonl with one a line)" if count < 2 else ""
         raise DataError(f"domains.{name}: {what}; a split by document into training and held out needs two{more}")
-    threshold = max(share, ranked[min(held_out.min_documents, count // 2) - 1] + 1)
+    least = ranked[min(held_out.min_documents, count // 2) - 1] + 1
     if count <= limit:
         # At most half of the documents; where equal texts leave no such cut, the lowest text alone.
-        threshold = min(threshold, ranked[count // 2])
-        if threshold == ranked[0]:
-            threshold = next(place for place in ranked if place > ranked[0])
-    elif below > count // 2:
+        threshold = min(max(share, least), ranked[count // 2])
+        return threshold if threshold > ranked[0] else next(place for place in ranked if place > ranked[0])
+    if below > count // 2:
         raise DataError(f"domains.{name}: most documents have the same few texts; remove them with dedupe: exact")
-    return threshold
+    return max(safe_share, least)
 
 
 def _facts(parts: list[Part], fates: dict[str, Fates], num_parts: int) -> dict[str, Any]:

@@ -24,12 +24,14 @@ _DEFAULT_ACTIONS: dict[Problem, Action] = {
 
 
 def _every_problem(value: Any) -> Any:
-    if isinstance(value, str):
-        return dict.fromkeys(_DEFAULT_ACTIONS, value)
-    return _DEFAULT_ACTIONS | value if isinstance(value, dict) else value
+    return dict.fromkeys(_DEFAULT_ACTIONS, value) if isinstance(value, str) else value
 
 
-Actions = Annotated[dict[Problem, Action], BeforeValidator(_every_problem)]
+def _with_defaults(value: Any) -> Any:
+    return _DEFAULT_ACTIONS | value if isinstance(value, dict) else _every_problem(value)
+
+
+Actions = dict[Problem, Action]
 
 
 class DomainConfig(Section):
@@ -46,8 +48,8 @@ class DomainConfig(Section):
     """Read no more than so many documents, in the order of the files; null reads all."""
     max_tokens: Count | None = None
     """Train on no more than so many tokens, the first documents of the files; null trains on all."""
-    on_error: Actions | None = None
-    """What to do about a document that cannot be used; null as for all domains."""
+    on_error: Annotated[Actions | None, BeforeValidator(_every_problem)] = None
+    """What to do about a document that cannot be used; problems that are not named, and null, as for all domains."""
 
 
 class HeldOut(Section):
@@ -90,7 +92,9 @@ class Corpora(Section):
     """Token after every document; null takes the tokenizer's own end of text."""
     bos: str | None = None
     """Token before every document; null puts none."""
-    on_error: Actions = Field(default_factory=lambda: dict(_DEFAULT_ACTIONS))
+    on_error: Annotated[Actions, BeforeValidator(_with_defaults)] = Field(
+        default_factory=lambda: dict(_DEFAULT_ACTIONS)
+    )
     """What to do about a document that cannot be used: `stop` or `skip` (and count), for all or by problem: `empty`,
     `encoding` (not UTF-8), `length`, `json`, `field` (no text where it should be), `broken` (a packed file)."""
     max_document_bytes: Count = 2**28
@@ -108,7 +112,7 @@ class Corpora(Section):
 
     def actions(self, domain: str) -> dict[Problem, Action]:
         """Return what to do about each problem in a domain."""
-        return self.domains[domain].on_error or self.on_error
+        return self.on_error | (self.domains[domain].on_error or {})
 
 
 def load_corpora(path: Path) -> Corpora:

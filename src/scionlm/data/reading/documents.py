@@ -176,7 +176,7 @@ class Reader:
                 what = "nothing" if value is None else type(value).__name__
                 self.problems.meet("field", f"{origin} has {what} in the column {self.text_key!r}")
             else:
-                yield from self._checked(value, len(value), origin)
+                yield from self._checked(value, len(value.encode(errors="surrogatepass")), origin)
         if number == 0:
             self.problems.meet("empty", f"{file.name} has no rows")
 

@@ -32,8 +32,12 @@ def rows(file: DataFile, column: str) -> Iterator[tuple[int, Any]]:
                 for scalar in batch.column(0):
                     number += 1
                     yield number, _value(scalar)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise BrokenFileError(str(error)) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise BrokenFileError(str(error)) from error  # pages that cannot be unpacked come as this, without a number
 
 
 def _value(scalar: Any) -> Any:

@@ -21,12 +21,17 @@ def open_zst(path: Path) -> io.BufferedIOBase:
     return io.BufferedReader(_ZstdRaw(path, zstandard), 1 << 20)
 
 
+_PIECE = 1 << 10
+"""Bytes that are unpacked at once. The library gives back all that is in them, which can be tens of thousands of times
+as much."""
+
+
 class _ZstdRaw(io.RawIOBase):
     """The bytes inside a .zst file; one that ends inside a frame was cut short, which the library does not say."""
 
     def __init__(self, path: Path, zstandard: Any) -> None:
         self._zstandard = zstandard
-        self._file = path.open("rb")
+        self._file = path.open("rb", buffering=1 << 17)
         self._decoder: Any = None  # of the frame that is being read
         self._packed = b""
         self._plain = memoryview(b"")
@@ -36,7 +41,7 @@ class _ZstdRaw(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._plain:
-            self._packed = self._packed or self._file.read(1 << 17)
+            self._packed = self._packed or self._file.read(_PIECE)
             if not self._packed:
                 if self._decoder is not None:
                     raise BrokenFileError("it is cut short")
