@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scionlm.core.errors import DataError, StoppedError, UsageError
@@ -354,4 +355,8 @@ def test_a_bf16_source_stays_bf16(settings, tmp_path, tiny_folder):
     AutoModelForCausalLM.from_pretrained(half, dtype=torch.bfloat16).save_pretrained(half)
     assert api.inherit(str(half), layers=2).dtype == torch.bfloat16
     run_recipe(load_recipe("inheritune-mini", settings | {"source": str(half), "control": False}), tmp_path / "run")
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/model", dtype="auto").dtype == torch.bfloat16
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model", dtype="auto")
+    assert found.dtype == torch.bfloat16
+    assert found.config.tie_word_embeddings
+    with safe_open(tmp_path / "run/model/model.safetensors", "pt") as file:  # what is tied is written once
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118

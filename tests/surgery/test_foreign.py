@@ -14,7 +14,7 @@ from scionlm.families import family_of
 from scionlm.families.registry import FAMILIES
 from scionlm.families.shape import canonical_names
 from scionlm.recipes.inherit import inherit_folder
-from scionlm.sources import load_hf_model, open_folder
+from scionlm.sources import load_hf_model, open_folder, resolve
 
 TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
 IDS = torch.randint(0, 300, (2, 12), generator=torch.Generator().manual_seed(6))
@@ -319,6 +319,13 @@ def test_pickles_are_only_opened_when_asked_and_then_give_the_same_model(llama, 
     torch.save(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]}, folder / "pytorch_model.bin")
     refuse(folder, tmp_path, "pickle")
     assert equal(cut(folder, tmp_path / "a", allow_pickle=True), cut(llama.path, tmp_path / "b"))
+    (folder / "LICENSE").write_text("added since")
+    resolve(str(folder), allow_pickle=True)
+    assert (resolve(str(folder)).path / "LICENSE").read_text() == "added since"
+    older = copy_of(llama, tmp_path / "older")  # a file as torch wrote them before it packed them into a zip
+    (older / "model.safetensors").unlink()
+    torch.save(weights, older / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert equal(cut(older, tmp_path / "c", allow_pickle=True), cut(llama.path, tmp_path / "d"))
 
 
 def test_halves_that_a_family_stores_in_one_tensor_come_apart_where_the_source_has_them(tmp_path):

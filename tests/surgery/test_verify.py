@@ -15,11 +15,16 @@ from scionlm.core.errors import DataError, ScionError, UsageError
 from scionlm.families import ModelShape, family_of
 from scionlm.families.models import assemble
 from scionlm.families.registry import FAMILIES
+from scionlm.families.weights import FolderWeights
 from scionlm.recipes.inherit import check, inherit_folder
 from scionlm.sources import open_folder
+from scionlm.sources.tensors import FolderTensors
+from scionlm.surgery import probe as probe_module
 from scionlm.surgery.apply import whole
 from scionlm.surgery.depth import plan_depth, plan_growth
 from scionlm.surgery.fresh import lazy_fresh
+from scionlm.surgery.probe import probe_layers
+from scionlm.surgery.proof import Proof
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.width import WidthTarget, plan_width
 
@@ -299,6 +304,20 @@ def test_a_moved_layer_with_an_inverse_scale_proves_itself_in_every_type(tmp_pat
         surgery.prove(surgery.build(torch.float32))
 
 
+@pytest.mark.parametrize("keep", [(3, 1), (2, 4), (4, 0, 2)])
+def test_layers_that_are_probed_alone_have_the_scale_of_their_place(tmp_path, monkeypatch, keep):
+    source = make(tmp_path / "source", "gpt2", scale_attn_by_inverse_layer_idx=True)
+    with open_surgery([source], cut(source, keep=keep)) as surgery:
+        surgery.write(tmp_path)
+        with FolderTensors(tmp_path) as tensors:
+            written, proof = FolderWeights(surgery.config, tensors, tmp_path), Proof()
+            probe_layers(surgery, written, proof)
+            monkeypatch.setattr(probe_module, "_set_place", lambda model, index: None)
+            with pytest.raises(ScionError, match="a layer alone"):
+                probe_layers(surgery, written, Proof())
+    assert "each alone" in proof.checks[0]
+
+
 ROPES = {
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 32},
@@ -499,6 +518,14 @@ def test_what_is_inherited_beside_fresh_parts_is_proven(tmp_path, fresh):
             others = [wrong if op is operation else op for op in surgery.operations]
             with pytest.raises(ScionError, match="inherited tensors"):
                 surgery.prove(replace(surgery, operations=others).build(torch.float32))
+
+
+@pytest.mark.parametrize("fresh", [("embedding",), ("mlp",)])
+def test_a_narrower_gemma_with_a_fresh_embedding_is_proven(tmp_path, fresh):
+    """Its final norm takes back the scale of an inherited embedding alone."""
+    source = make(tmp_path, "gemma2")
+    with open_surgery([source], replace(cut(source, hidden_size=24), fresh=fresh)) as surgery:
+        assert any("inherited tensors" in check for check in surgery.prove(surgery.build(torch.float32)).checks)
 
 
 def test_layers_added_at_random_leave_the_others_proven(tmp_path):

@@ -325,6 +325,13 @@ def test_other_lists_of_tokens_do_not_go_on_meaning_other_tokens(record):
     assert "4" not in json.dumps(after)
 
 
+def test_of_a_sequence_of_tokens_nothing_is_left_where_one_is_gone():
+    """What is left of a banned phrase would ban its first token everywhere."""
+    settings_ = {"bad_words_ids": [[9, 4], [3, 9], [4]], "force_words_ids": [[[7, 9], [4, 7]], [3, 4]]}
+    after = remap_token_ids(settings_, replace(plan_depth(5, 1), vocab=(7, 3, 9)))
+    assert after == {"bad_words_ids": [[1, 2]], "force_words_ids": [[[0, 2]]]}
+
+
 def test_tokens_that_the_configuration_leaves_to_transformers_follow_too(tmp_path):
     """Without a word about it Llama's end is token 2, which is another token afterwards."""
     source = byte_level(tmp_path / "source")

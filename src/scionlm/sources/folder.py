@@ -84,6 +84,15 @@ class ModelFolder:
             digest.update(f"{file.name}\0{sha256_file(file)}\n".encode())
         return digest.hexdigest()
 
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over all that decides what the model says: weights, configuration and tokenizer."""
+        from scionlm.core.files import sha256_file
+
+        tokenizer = self.path / "tokenizer.json"
+        parts = [self.weights_fingerprint(), json.dumps(self.config, sort_keys=True)]
+        parts += [sha256_file(tokenizer)] if tokenizer.is_file() else []
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON file that others wrote.

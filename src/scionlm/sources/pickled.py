@@ -6,6 +6,7 @@ a folder of safetensors in the cache; from then on the model loads from there, w
 
 import hashlib
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,8 @@ def convert_pickled(folder: Path, allowed: bool) -> Path:
     if not files or any(folder.glob("*.safetensors")):
         return folder
     digest = hashlib.sha256()
-    for file in [folder / "config.json", *files]:
-        if file.is_file():
-            digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    for file in [*files, *_copied(folder)]:
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
     out = cache_root() / f"bin-{digest.hexdigest()[:16]}"
     if not (out / "scion_origin.json").exists():
         if not allowed:
@@ -60,6 +60,12 @@ def convert_pickled(folder: Path, allowed: bool) -> Path:
     return out
 
 
+def _copied(folder: Path) -> list[Path]:
+    """Return what a conversion takes along as it is."""
+    found = {path for pattern in _COPIED for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if not path.name.endswith(".index.json"))
+
+
 def _convert(folder: Path, files: list[Path], stage: Path, digest: str) -> None:
     import json
 
@@ -72,7 +78,8 @@ def _convert(folder: Path, files: list[Path], stage: Path, digest: str) -> None:
     weight_map: dict[str, str] = {}
     for number, file in enumerate(files, start=1):
         try:
-            state: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            mappable = zipfile.is_zipfile(file)  # files of before torch 1.6 are none
+            state: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=mappable)
         except Exception as error:  # unpickling fails in many ways; the file is to blame for all of them
             raise DataError(
                 f"{file} cannot be opened with weights_only: {' '.join(str(error).split())[:200]}"
@@ -89,9 +96,7 @@ def _convert(folder: Path, files: list[Path], stage: Path, digest: str) -> None:
     if len(files) > 1:
         index = {"metadata": {}, "weight_map": weight_map}
         write_text_atomic(stage / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
-    for pattern in _COPIED:
-        for path in folder.glob(pattern):
-            if path.is_file() and not path.name.endswith(".index.json"):
-                shutil.copyfile(path, stage / path.name)
+    for path in _copied(folder):
+        shutil.copyfile(path, stage / path.name)
     origin = {"license": None, "converted_from": "pickle", "pickle_sha256": digest}
     write_text_atomic(stage / "scion_origin.json", to_json(origin) + "\n")

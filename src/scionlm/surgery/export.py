@@ -48,13 +48,26 @@ def save_model(
     """
     state = None
     if dtype is not None:
-        state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
+        state = _converted(model.state_dict(), dtype)
     with quiet_transformers():
         model.save_pretrained(stage, state_dict=state)
     if dtype is not None:  # transformers writes the type of the model in memory
         config = read_json_object(stage / "config.json") | {"dtype": str(dtype).removeprefix("torch.")}
         write_text_atomic(stage / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_companions(stage, source, card, provenance)
+
+
+def _converted(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return tensors in another type; what shares memory still does, which is how transformers knows what is tied."""
+    made: dict[tuple[Any, ...], torch.Tensor] = {}
+    for tensor in state.values():
+        if _memory_of(tensor) not in made:
+            made[_memory_of(tensor)] = tensor.detach().to(dtype)
+    return {name: made[_memory_of(tensor)] for name, tensor in state.items()}
+
+
+def _memory_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def write_companions(

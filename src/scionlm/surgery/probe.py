@@ -169,7 +169,11 @@ def probe_layers(surgery: Surgery, written: Weights, proof: Proof) -> None:
 
 
 def _set_place(model: torch.nn.Module, index: int) -> None:
-    """Give a lone layer back its number, which GPT-2 can scale its scores by."""
+    """Give a lone layer back its number, which GPT-2 can scale its scores by: by the factor that it made of it."""
     for module in model.modules():
-        if isinstance(getattr(module, "layer_idx", None), int):
-            vars(module)["layer_idx"] = index
+        place = getattr(module, "layer_idx", None)
+        if not isinstance(place, int):
+            continue
+        if getattr(module, "scale_attn_by_inverse_layer_idx", False):
+            vars(module)["scaling"] = vars(module)["scaling"] * (place + 1) / (index + 1)
+        vars(module)["layer_idx"] = index

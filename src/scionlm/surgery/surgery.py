@@ -132,9 +132,12 @@ class Surgery:
         twin = plain.build(torch.float32)
         proof = plain.prove(twin)
         mine, theirs = target.state_dict(), twin.state_dict()
-        inherited = [op.place.name for op in self.operations if op.fill == "source"]
+        # A final norm that takes back the scale of an inherited embedding has nothing to take back from a fresh one.
+        scales = {op.place.name: op.scale for op in plain.operations}
+        taken = [op for op in self.operations if op.fill == "source"]
+        inherited = [op.place.name for op in taken if op.scale == scales[op.place.name]]
         wrong = [name for name in inherited if not torch.equal(mine[name], theirs[name])]
-        fresh = len(self.operations) - len(inherited)
+        fresh = len(self.operations) - len(taken)
         what = f"{len(inherited)} inherited tensors are those of the proof, {fresh} are fresh"
         proof.require(what, not wrong, f"({', '.join(wrong[:2])})")
         proof.checks += prove([folder.config for folder in self.folders], self.weights, self.plan, target).checks[1:]

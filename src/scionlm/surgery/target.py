@@ -15,6 +15,7 @@ _NOT_PER_LAYER = (
 )  # fmt: skip
 # Settings that hold token numbers under another name.
 _TOKEN_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
+_SEQUENCES = ("bad_words_ids", "force_words_ids")  # a part of one says something else
 # What may differ between two donors of one model.
 _FREE = (
     "num_hidden_layers",
@@ -168,13 +169,17 @@ def remap_token_ids(settings: Config, plan: SurgeryPlan) -> Config:
         return settings
     place = {source: token for token, source in enumerate(plan.vocab)}
 
-    def moved(value: Any) -> Any:
+    def moved(value: Any, whole: bool) -> Any:
+        """Return a token's new number, or those of a list: with `whole`, none of a sequence that lacks one of them."""
         if isinstance(value, list):
-            return [inner for item in value if (inner := moved(item)) not in (None, [])] or None
+            found = [moved(item, whole) for item in value]
+            left = [item for item in found if item not in (None, [])]
+            is_broken = whole and len(left) < len(found) and not any(isinstance(item, list) for item in value)
+            return None if is_broken else left or None
         return place.get(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     return {
-        key: moved(value) if key.endswith("_token_id") or key in _TOKEN_LISTS else value
+        key: moved(value, key in _SEQUENCES) if key.endswith("_token_id") or key in _TOKEN_LISTS else value
         for key, value in settings.items()
     }
 
