@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from scionlm.core import log
-from scionlm.core.log import Progress, format_count, format_seconds, say, warn
+from scionlm.core.log import Progress, format_bytes, format_count, format_seconds, say, warn
 
 
 @pytest.mark.parametrize(
@@ -92,3 +92,14 @@ def test_progress_says_nothing_of_done_when_the_work_failed(capsys, clock):
     with pytest.raises(RuntimeError):
         work()
     assert "done" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (999 * 2**10, "999 KiB"), (1000 * 2**10, "0.977 MiB"),
+        (1010 * 2**30, "0.986 TiB"), (3.5 * 2**30, "3.5 GiB"), (5000 * 2**40, "5e+03 TiB"),
+    ],
+)  # fmt: skip
+def test_a_size_is_told_in_the_unit_that_three_digits_are_enough_for(num_bytes, text):
+    assert format_bytes(num_bytes) == text

@@ -1,6 +1,7 @@
 """What ranks tell each other, with threads in the place of processes."""
 
 import errno
+import os
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -127,3 +128,14 @@ def test_broken_lines_are_named(text):
 def test_only_parallel_knows_gpus():
     found = {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if "torch.cuda" in path.read_text()}
     assert {name.split("/")[0] for name in found} == {"parallel"}
+
+
+@pytest.mark.parametrize("name", ["on_main", "together"])
+def test_a_failure_of_the_disk_is_scions_own_for_one_process_too(name):
+    def fail(error):
+        raise error
+
+    with pytest.raises(StorageError, match=r"cannot use /x/y: Input/output error"):
+        getattr(ALONE, name)(lambda: fail(OSError(errno.EIO, os.strerror(errno.EIO), "/x/y")))
+    with pytest.raises(BrokenPipeError):
+        getattr(ALONE, name)(lambda: fail(BrokenPipeError()))

@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -580,6 +581,43 @@ def test_a_change_of_any_kind_of_setting_is_named(make, tmp_path, monkeypatch):
         changes = {key.replace(".", "__"): value} | ({"inherit__layers": None} if key == "inherit.keep" else {})
         with pytest.raises(UsageError, match=words):
             run_recipe(make("stages", **changes), tmp_path / "run")
+
+
+IN_A_STAGE = {
+    "the mixture": ({"data": {"mixture": {"alpha": 0.9, "beta": 0.1}}}, "the mixture is not the checkpoint's"),
+    "the windows": ({"data": {"packing": "best_fit"}}, "its text and how it is cut up cannot change"),
+    "moving weights": ({"reweight": MOVING}, "reweight cannot be set or left out"),
+}
+
+
+@pytest.mark.parametrize("what", IN_A_STAGE)
+def test_what_cannot_change_inside_a_stage_is_refused_and_the_run_goes_on_without(
+    make, whole, tmp_path, monkeypatch, what
+):
+    keys, words = IN_A_STAGE[what]
+    recipe, out = make("stages"), tmp_path / "run"
+    run_until(recipe, out, 2, monkeypatch)
+    first, *others = stages_with("keep")
+    with pytest.raises(UsageError, match=words):
+        run_recipe(make("stages", stages=[first | keys, *others]), out, allow_change=True)
+    run_recipe(recipe, out, allow_change=True)
+    assert differing(outcome(whole(recipe)[0], recipe), outcome(out, recipe)) == set()
+
+
+def test_another_optimizer_is_refused_with_what_can_be_done(make, tmp_path, monkeypatch):
+    run_until(make("plain"), tmp_path / "run", 2, monkeypatch)
+    for more in ({}, {"optimizer_state": "reset"}):
+        with pytest.raises(UsageError, match=r"optimizer\.name cannot change inside a stage; keep it, or use another"):
+            run_recipe(make("plain", optimizer__name="muon", **more), tmp_path / "run", allow_change=True)
+
+
+def test_the_command_that_goes_on_can_be_pasted(make, tmp_path, monkeypatch):
+    words = ["run", "recipe.yaml", "checkpoint.every=10 min", "data.mixture={a: 1}", "-o", "a folder"]
+    monkeypatch.setattr("sys.argv", ["scion", *words])
+    Watch(monkeypatch, [2])
+    with pytest.raises(StoppedError) as caught:
+        run_recipe(make("plain"), tmp_path / "run")
+    assert shlex.split(str(caught.value).partition("to go on: ")[2]) == ["scion", *words]
 
 
 def run_until(recipe, out, step, monkeypatch) -> None:

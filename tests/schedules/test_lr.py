@@ -218,3 +218,16 @@ def test_a_curve_has_the_first_and_the_last_update_in_order(request, points):
 def test_in_words():
     words = describe(build_schedule("wsd", Sizes(1000, 10, floor=0.1, decay=200)), 3e-4)
     assert words == "warmup 10 steps to 0.0003, constant 790 steps to 0.0003, decay 200 steps to 3e-05"
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        build_schedule("inverse_sqrt", Sizes(1000, 100, floor=0.1)),
+        build_schedule("neox_cosine", Sizes(1000, 300)),
+        build_schedule("cosine", Sizes(1000, 100, floor=0.1)),
+    ],
+    ids=["inverse_sqrt", "neox_cosine", "cosine"],
+)
+def test_words_end_with_the_rate_of_the_last_update(schedule):
+    assert describe(schedule, 3e-4).endswith(f"steps to {3e-4 * schedule.at(schedule.total_steps):.3g}")

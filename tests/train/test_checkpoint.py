@@ -1,6 +1,7 @@
 """Checkpoints: any damage is found, any kill leaves the old one or the new one, and old ones are still read."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from torch import nn
 
 from factories import tiny_model
 from scionlm.core import files
-from scionlm.core.errors import DataError, UsageError
+from scionlm.core.errors import DataError, StorageError, UsageError
 from scionlm.core.records import read_json, write_json
 from scionlm.parallel.runtime import random_state
 from scionlm.train import checkpoint as module
@@ -352,6 +353,28 @@ def test_where_all_are_damaged_there_is_none(three, tmp_path):
     assert store.all() == []
 
 
+def test_a_disk_that_cannot_be_read_is_no_damage_and_nothing_is_moved_or_removed(three, tmp_path, monkeypatch):
+    store = CheckpointStore(shutil.copytree(three, tmp_path / "checkpoints"), keep=1)
+    before = sorted(path.name for path in store.folder.iterdir())
+
+    def sha256_file(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "sha256_file", sha256_file)
+        with pytest.raises(StorageError, match="Input/output error"):
+            store.newest()
+
+    def read_json(path):
+        raise StorageError(f"cannot use {path}")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "read_json", read_json)
+        store._remove_old()  # whether one is kept for good cannot be known now
+    assert sorted(path.name for path in store.folder.iterdir()) == before
+    assert is_complete(store.newest(), 3)
+
+
 def test_a_step_damaged_twice_replaces_what_was_moved_aside(three, tmp_path):
     store = CheckpointStore(shutil.copytree(three, tmp_path / "checkpoints"), keep=5)
     for mark in ("first", "second"):
@@ -372,6 +395,8 @@ def test_a_damaged_checkpoint_is_refused_where_one_is_asked_for(three, tmp_path)
     assert is_complete(find_checkpoint(run / "checkpoints" / "step-00000001"), 1)
     with pytest.raises(UsageError, match=r"no checkpoint of step 9 \(has: 1, 2, 3\)"):
         find_checkpoint(run, 9)
+    with pytest.raises(UsageError, match="is the checkpoint of step 1, not of 2"):
+        find_checkpoint(run / "checkpoints" / "step-00000001", 2)
     with pytest.raises(UsageError, match="neither a run folder"):
         find_checkpoint(tmp_path / "nowhere")
     assert (run / "checkpoints" / NEWEST).exists()  # nothing of another's run is moved

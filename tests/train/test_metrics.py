@@ -202,6 +202,25 @@ def test_a_beat_tells_the_step_every_fifteen_seconds_and_no_more_often(tmp_path,
     assert beats == [15, 30]
 
 
+def test_a_beat_that_the_disk_has_no_room_for_does_not_end_a_run(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(metrics_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    beats = []
+
+    def beat(step):
+        beats.append(step)
+        if step == 15:
+            raise StorageError("the disk is full")
+
+    metrics = metrics_of(tmp_path, beat=beat)
+    for step in range(1, 41):
+        clock.now = float(step)
+        metrics.write({"step": step})
+    metrics.close()
+    assert beats == [15, 30]
+    assert [line["step"] for line in lines_of(tmp_path)] == list(range(1, 41))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Trackers
 # ---------------------------------------------------------------------------------------------------------------------

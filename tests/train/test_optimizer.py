@@ -440,3 +440,14 @@ def test_gradients_are_dropped_when_asked():
     give_gradients(model, 0)
     optimizer.zero_grad()
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_what_is_trained_beside_a_model_never_decays(name):
+    model, beside = tiny_model(), torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = Optimizer(model, OptimizerSettings(name=name, decay="all", weight_decay=0.1), {"beside": beside})
+    settled = [facts for facts in optimizer.groups() if facts["weight_decay"] == 0]
+    assert [facts["num_parameters"] for facts in settled] == [6]
+    assert sum(facts["num_parameters"] for facts in optimizer.groups()) == 6 + sum(
+        p.numel() for p in model.parameters()
+    )

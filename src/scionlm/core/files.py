@@ -19,8 +19,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from scionlm.core.errors import StorageError, UsageError
+from scionlm.core.log import warn
 
 _LOCK = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -28,23 +30,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 def is_safe_name(name: str) -> bool:
     """Return whether `name` can be a file or folder name anywhere: letters, digits, `.`, `_`, `-`, at most 64."""
     return _NAME.fullmatch(name) is not None
-
-
-def resolve_inside(root: Path, name: str) -> Path:
-    """Return `root / name`, refusing any name that leaves `root` (absolute, `..`, a link that points out).
-
-    Raises:
-        UsageError: The path is not inside `root`.
-    """
-    try:
-        path = (root / name).resolve()
-        inside = path.is_relative_to(root.resolve())
-        name.encode()
-    except (ValueError, RuntimeError, OSError):
-        path, inside = root, False
-    if not inside:
-        raise UsageError(f"{name!r} leaves the folder {root}; names must stay inside it")
-    return path
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
@@ -219,12 +204,15 @@ def _umask() -> int:
 def folder_lock(folder: Path, wait: bool = False) -> Generator[None, None, None]:
     """Hold `folder` for this process alone; the system lets go of it when the process ends, however it ends.
 
+    Where the file system knows no locks a warning says so, and nothing is held.
+
     Args:
         folder: The folder.
         wait: Wait until it is free.
 
     Raises:
         UsageError: Another process holds it.
+        StorageError: It cannot be locked.
     """
     path = folder / _LOCK
     try:
@@ -234,11 +222,15 @@ def folder_lock(folder: Path, wait: bool = False) -> Generator[None, None, None]
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             holder = file.read(200).strip()
             by = f" ({holder})" if holder else ""
             raise UsageError(f"{folder} is in use by another scion process{by}; wait for it or stop it") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise storage_error(error, path) from error
+            warn(f"the file system of {folder} knows no locks: let one process at a time work in it")
         if wait:  # what others wait for is soon over: nobody has to be named
             yield
             return
@@ -272,6 +264,6 @@ def try_lock(path: Path) -> Generator[bool, None, None]:
         except BlockingIOError:
             mine = False
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            if error.errno not in _NO_LOCKS:
                 raise storage_error(error, path) from error
         yield mine

@@ -48,10 +48,12 @@ def format_count(value: float) -> str:
 
 def format_bytes(num_bytes: float) -> str:
     """Return a size for people, in units of 1024: 950 B, 1.2 GiB."""
-    for scale, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.3g} {suffix}"
-    return f"{num_bytes:.0f} B"
+    if num_bytes < 1024:
+        return f"{num_bytes:.0f} B"
+    units = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+    # What three digits cannot tell, a thousand of a unit, is told in the next one.
+    scale, suffix = next(unit for unit in units if num_bytes * 1024 >= 999.5 * unit[0])
+    return f"{num_bytes / scale:.3g} {suffix}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -80,7 +80,7 @@ class Ranks:
         The result has to be something that JSON can hold. An OSError becomes a StorageError.
         """
         if self.world == 1:
-            return work()
+            return _alone(work)
         outcome: dict[str, Any] = {}
         failure: BaseException | None = None
         if self.is_main:
@@ -102,7 +102,7 @@ class Ranks:
         An OSError becomes a StorageError.
         """
         if self.world == 1:
-            return work()
+            return _alone(work)
         result, failure = None, None
         try:
             result = work()
@@ -300,6 +300,15 @@ def _explained(error: BaseException) -> BaseException:
     explained = storage_error(error, Path(error.filename or "the output"))
     explained.__cause__ = error
     return explained
+
+
+def _alone(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except BrokenPipeError:  # whoever read what is printed has gone
+        raise
+    except OSError as error:
+        raise _explained(error) from error
 
 
 def _as_json(error: BaseException) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from scionlm.recipes.inputs import match_layers
 from scionlm.recipes.rounds import STUDENT, chooses_anew, growth_of, in_terms_of_source
 from scionlm.recipes.selection import selected
 from scionlm.recipes.setting import Setting, trained_in
+from scionlm.recipes.training import average_in
 from scionlm.sources import ModelFolder, open_folder
 from scionlm.sources.folder import read_json_object
 from scionlm.surgery.export import save_model
@@ -93,8 +94,8 @@ class Grown:
             checkpoint = find_checkpoint(self.before.folder)
             config = read_json_object(self.before.folder / "model" / "config.json")
             # What was measured, and is handed out, is the average where one is kept: that is what grows.
-            weights = checkpoint.tensors("average") if checkpoint.state.get("average_count") else {}
-            model = assemble(config, weights or checkpoint.tensors("weights"), torch.float32)
+            weights = average_in(self.setting.recipe, checkpoint) or checkpoint.tensors("weights")
+            model = assemble(config, weights, torch.float32)
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path.parent, f"{STUDENT}.")
             with staged_folder(path) as stage:

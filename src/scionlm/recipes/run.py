@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Generator
@@ -81,8 +82,8 @@ def stoppable(out: Path) -> Generator[tuple[StopRequest, Ranks], None, None]:
                 yield stop, ranks
         except StoppedError as error:
             start = "scion" if ranks.world == 1 else "torchrun ... -m scionlm"
-            command = " ".join([start, *(sys.argv[1:] or ["run", str(out / "config.yaml"), "-o", str(out)])])
-            raise StoppedError(f"{error}; to go on: {command}") from error
+            words = sys.argv[1:] or ["run", str(out / "config.yaml"), "-o", str(out)]
+            raise StoppedError(f"{error}; to go on: {start} {shlex.join(words)}") from error
 
 
 def run_within(recipe: Recipe, out: Path, stop: StopRequest, ranks: Ranks, allow_change: bool = False) -> Record:

@@ -41,8 +41,8 @@ from scionlm.surgery.lineage import plan_origins
 from scionlm.surgery.plan import SurgeryPlan
 from scionlm.surgery.proof import Proof
 from scionlm.surgery.verify import verify_export
-from scionlm.train.average import Average, AverageSettings
-from scionlm.train.checkpoint import CheckpointStore
+from scionlm.train.average import Average, AverageSettings, averaged
+from scionlm.train.checkpoint import Checkpoint, CheckpointStore
 from scionlm.train.distillation import Distillation
 from scionlm.train.gates.pruner import Pruner
 from scionlm.train.guard import Guard
@@ -226,8 +226,7 @@ def open_metrics(setting: Setting, out: Path) -> Metrics:
         return Metrics(JsonlWriter(None, "metrics"))
     config = setting.recipe.model_dump(mode="json")
     trackers = open_trackers(setting.recipe.track, out, config)
-    place = setting.folder if setting.recipe.prune is not None else out
-    beat = (lambda step: write_status(place, "running", 0, "", step)) if out.name != "control" else None
+    beat = (lambda step: write_status(setting.folder, "running", 0, "", step)) if out.name != "control" else None
     return Metrics(JsonlWriter(out / "metrics.jsonl", "metrics"), trackers, beat)
 
 
@@ -337,6 +336,15 @@ def optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:
             scales[one] = scale
     keys = ("name", "betas", "eps", "weight_decay", "decay", "momentum")
     return OptimizerSettings(**{key: getattr(config, key) for key in keys}, lr_scales=scales)
+
+
+def average_in(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, torch.Tensor] | None:
+    """Return the average of the weights that a checkpoint of a run holds; None where there is none, or none yet."""
+    config, kept = recipe.average, checkpoint.tensors("average")
+    if config is None or not kept:
+        return None
+    count = checkpoint.state["average_count"]
+    return averaged(config.method, config.share, checkpoint.tensors("weights"), kept, count)
 
 
 def _average(setting: Setting, model: PreTrainedModel) -> Average | None:

@@ -105,7 +105,7 @@ def _decay(shape: Decay, steps: int, start: float, sizes: Sizes) -> Piece:
 
 def describe(schedule: Schedule, lr: float) -> str:
     """Return a schedule in words, for messages and tables."""
-    parts = [f"{piece.name} {piece.steps:,} steps to {piece.end * lr:.3g}" for piece in schedule.pieces]
+    parts = [f"{piece.name} {piece.steps:,} steps to {piece.at(piece.steps) * lr:.3g}" for piece in schedule.pieces]
     whole = ", ".join(parts)
     if schedule.steps is None:
         return whole

@@ -36,6 +36,23 @@ class AverageSettings:
     share: float = 0.5
 
 
+def averaged(
+    method: Method, share: float, weights: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor], count: int
+) -> dict[str, torch.Tensor] | None:
+    """Return the average of weights, by what a checkpoint keeps of it; None while nothing has been taken in.
+
+    Args:
+        method: How it is made.
+        share: Of the first weights in that of `start`.
+        weights: The weights as they are.
+        kept: What `Average.tensors` returns: the average, of method `start` the first weights.
+        count: How many states were taken in.
+    """
+    if method == "start":
+        return {name: torch.lerp(weights[name], first, share) for name, first in kept.items()}
+    return dict(kept) if count else None
+
+
 class Average:
     """A running average of a model's weights, in float32.
 
@@ -78,14 +95,12 @@ class Average:
     @contextlib.contextmanager
     def in_place(self) -> Generator[None, None, None]:
         """Put the average in the place of the weights for a while; without any taken in yet, leave them."""
-        if not self.is_ready:
+        own = {name: p.detach().clone() for name, p in self._model.named_parameters()}
+        mean = averaged(self._settings.method, self._settings.share, own, self._mean, self.count)
+        if mean is None:
             yield
             return
-        own = {name: p.detach().clone() for name, p in self._model.named_parameters()}
-        if self._settings.method == "start":
-            self._put({name: torch.lerp(own[name], first, self._settings.share) for name, first in self._mean.items()})
-        else:
-            self._put(self._mean)
+        self._put(mean)
         try:
             yield
         finally:

@@ -31,6 +31,7 @@ from scionlm.train.folders import checkpoint_folders, folder_name
 from scionlm.train.shards import InFile, InShards, Saved, Tensors, matching, write_shards
 
 _STATE, _MANIFEST, _SHARDS, _SUFFIX = "state.json", "manifest.json", "shards", ".safetensors"
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _ROOM = 1.05  # of the tensors' bytes: headers, and what a file system wastes
 
 
@@ -101,6 +102,7 @@ def find_damage(path: Path) -> list[str]:
 
     Raises:
         DataError: A newer Scion wrote it.
+        StorageError: It cannot be read.
     """
     try:
         text = (path / _MANIFEST).read_text(encoding="utf-8")
@@ -112,8 +114,10 @@ def find_damage(path: Path) -> list[str]:
         found -= {_SHARDS} if any(name.startswith(f"{_SHARDS}/") for name in expected) else set()
         unknown = [f"{name} does not belong there" for name in sorted(found - set(expected))]
         damaged = [n for n in expected if n not in found or sha256_file(path / n) != expected[n]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (*_MISSING, ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{_MANIFEST} ({error})"]
+    except OSError as error:  # nothing is known of the files: a disk that comes back may have them whole
+        raise storage_error(error, path) from error
     check_version(manifest, path / _MANIFEST)
     if not damaged:
         step = read_json(path / _STATE).get("step")
@@ -256,8 +260,10 @@ class CheckpointStore:
 def _is_for_good(path: Path) -> bool:
     try:
         return bool(read_json(path / _MANIFEST).get("for_good"))
-    except (DataError, StorageError):
+    except DataError:
         return False  # damaged: it goes when its turn comes
+    except StorageError:
+        return True  # what cannot be read now is not taken away
 
 
 def find_checkpoint(place: Path, step: int | None = None) -> Checkpoint:
@@ -272,7 +278,10 @@ def find_checkpoint(place: Path, step: int | None = None) -> Checkpoint:
         DataError: It is damaged.
     """
     if (place / _STATE).is_file():
-        return open_checkpoint(place)
+        found = open_checkpoint(place)
+        if step is not None and step != found.state["step"]:
+            raise UsageError(f"{place} is the checkpoint of step {found.state['step']}, not of {step}; name the run")
+        return found
     found = dict(checkpoint_folders(place / "checkpoints"))
     if not found:
         raise UsageError(f"{place} is neither a run folder with checkpoints nor a checkpoint")

@@ -31,7 +31,7 @@ def hidden_error(name: Name, student: torch.Tensor, teacher: torch.Tensor) -> to
 
     `mse` is the squared difference over the teacher's squared length, so that the few tokens with giant states (the
     first of a sequence above all; Sun et al., arXiv:2402.17762) count no more than others. `cosine` is one minus the
-    cosine. Both are 0 where the two are equal and 1 where the student gives nothing, or something at right angles.
+    cosine. Both are 0 where the two are equal; 1 is `mse` where the student gives nothing, `cosine` at right angles.
 
     Args:
         name: Which.

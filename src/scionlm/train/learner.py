@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from scionlm.core.errors import UsageError
 from scionlm.core.records import Record
 from scionlm.parallel.runtime import random_state, reseed, restore_random_state
 from scionlm.train.average import Average
@@ -116,13 +117,17 @@ class Learner:
         """Go on from a checkpoint.
 
         Raises:
-            DataError: It is of another model or optimizer.
+            DataError: It is of another model.
+            UsageError: It is of another optimizer.
         """
         checkpoint.load_weights(self.objective.model)
         checkpoint.load_into(self.objective.projections, "projections")
         # Before its first update a grown model has the state of the weights that were trained already, and no other.
         left_out = checkpoint.state.get("guard", {}).get("skipped", 0)
-        self.optimizer.load(checkpoint.saved("optimizer"), some=checkpoint.state["step"] == left_out)
+        try:
+            self.optimizer.load(checkpoint.saved("optimizer"), some=checkpoint.state["step"] == left_out)
+        except UsageError as error:
+            raise UsageError("optimizer.name cannot change inside a stage; keep it, or use another folder") from error
         state: dict[str, Any] = checkpoint.state
         if self.average and checkpoint.saved("average").shapes:
             self.average.load(checkpoint.saved("average"), state["average_count"])

@@ -110,7 +110,8 @@ class Stage:
         """Go on from a checkpoint's state.
 
         Raises:
-            UsageError: The checkpoint was made with another schedule, and that may not change; or it is beyond the end.
+            UsageError: The checkpoint was made with another schedule, and that may not change; or of other text; or it
+                is beyond the end.
             DataError: It is of other domains.
         """
         before = state.get("schedule", self.schedule.to_list()), state.get("lr", self.lr)
@@ -126,6 +127,10 @@ class Stage:
                 f"the run is at step {state['step']}, but stage {self.name} would end with step {self.last_step}; "
                 "give it more steps"
             )
+        if state.get("windows", self.windows_id) != self.windows_id:
+            raise UsageError(f"stage {self.name} has begun: its text and how it is cut up cannot change any more")
+        if (self.reweighting is None) != ("reweight" not in state):
+            raise UsageError(f"stage {self.name} has begun: reweight cannot be set or left out any more")
         self.plan.restore(state["plan"])
         if self.reweighting:
             self.reweighting.restore(state["reweight"])

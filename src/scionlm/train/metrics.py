@@ -1,5 +1,6 @@
 """Where metrics go: always to RUN/metrics.jsonl, and to TensorBoard or a tracker with wandb's interface if asked."""
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from scionlm.core.errors import UsageError
+from scionlm.core.errors import StorageError, UsageError
 from scionlm.core.log import warn
 from scionlm.core.records import JsonlWriter, Record, read_json
 
@@ -157,7 +158,8 @@ class Metrics:
             self._guarded(name, lambda tracker=tracker: tracker.log(step, finite))
         if self._beat and time.monotonic() - self._beaten >= _BEAT_SECONDS:
             self._beaten = time.monotonic()
-            self._beat(step)
+            with contextlib.suppress(StorageError):  # as for a line: the next one may find room
+                self._beat(step)
 
     def _guarded(self, name: str, work: Callable[[], None]) -> None:
         try:

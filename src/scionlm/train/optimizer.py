@@ -7,7 +7,7 @@ square, so that one learning rate serves both.
 
 import contextlib
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -85,7 +85,9 @@ class Optimizer:
         _check_scales(settings.lr_scales, places)
         groups: dict[_Group, list[torch.nn.Parameter]] = {}
         for name, parameter in trained.items():
-            groups.setdefault(_group_of(name, settings, places), []).append(parameter)
+            group = _group_of(name, settings, places)
+            group = replace(group, decays=group.decays and name not in self._beside)
+            groups.setdefault(group, []).append(parameter)
         self._facts = [
             {
                 "optimizer": "muon" if group.muon else "adamw",

@@ -284,16 +284,27 @@ class SamplePlan:
             "asked": self._asked,
             "exhausted": sorted(self._exhausted),
             "replay": self.replay.state() if self.replay is not None else None,
+            "mixture": self._facts(),
         }
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what the plan was made with that may not be another where it goes on."""
+        replayed = self.replay.fraction if self.replay is not None else 0.0
+        return {"shares": self._mixture.shares, "from": self._mixture.ramp_from, "replayed": replayed}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a state.
 
         Raises:
             DataError: The state is of other domains.
+            UsageError: It is of other shares of them.
         """
         if set(state["counts"]) != set(self._names):
             raise DataError(f"the checkpoint's domains {sorted(state['counts'])} are not {sorted(self._names)}")
+        if (before := state.get("mixture", self._facts())) != self._facts():
+            raise UsageError(
+                f"the mixture is not the checkpoint's ({before} -> {self._facts()}), and cannot change inside a stage"
+            )
         self._slot = int(state["slot"])
         self._counts = [int(state["counts"][name]) for name in self._names]
         self._debt = dict(state.get("debt") or dict.fromkeys(self._names, 0.0))

@@ -116,7 +116,7 @@ class Pruner:
         parameters = self.gates.log_alpha
         if not self.is_over:
             average_gradients(list(parameters.values()), ranks)
-            factor = self.settings.schedule.at(self._step)
+            factor = self.settings.schedule(self._step)  # of this update, as the weights have it
             _set_lr(self._descent, self.settings.lr * factor)
             _set_lr(self._ascent, self.settings.multiplier_lr * factor)
             if self.settings.ascent == "exact":
