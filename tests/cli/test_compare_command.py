@@ -1,6 +1,7 @@
 """`scion run`, `plan`, `report` and `compare` of a sweep: what a person and a program get."""
 
 import json
+import shutil
 
 import pytest
 
@@ -101,6 +102,11 @@ def test_runs_and_a_model_side_by_side_and_what_was_measured_is_kept(
     assert f"page: {tmp_path / 'c' / 'compare.html'}" in shown
     with pytest.raises(AssertionError, match="measured again"):
         api.compare([str(tiny_folder)], tmp_path / "c", data=data_folder.path, max_tokens=20)
+    other = shutil.copytree(tiny_folder, tmp_path / "other")  # the same weights, read in another way
+    config = json.loads((other / "config.json").read_text()) | {"rope_theta": 7.0}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AssertionError, match="measured again"):
+        api.compare([str(other)], tmp_path / "c", data=data_folder.path, max_tokens=24)
 
 
 def test_another_budget_makes_models_incomparable_and_says_so(swept, tmp_path, tiny_folder, data_folder):

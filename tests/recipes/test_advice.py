@@ -206,3 +206,15 @@ def test_long_evaluations_are_told_how_to_be_fewer_where_they_can_be(every, over
 )
 def test_a_general_rule_is_silent_where_it_does_not_hold(changes, planned, config):
     assert told(changes, planned, config) == []
+
+
+def test_tokens_are_those_of_the_childs_own_weights():
+    def words(base, **more):
+        recipe = validate(Recipe, CHILD | {"grow": {"from": base, "by": 1}}, "given")
+        parts = {"reference": 9000, "round 1 (4 layers)": 100, "round 2 (5 layers)": 120, "control": 9000} | more
+        rounds = [{"name": name, "num_tokens": tokens} for name, tokens in parts.items()]
+        found = advice(recipe, WIDE, PLANNED | {"rounds": rounds, "num_tokens": 18_220})
+        return [one["what"] for one in found]
+
+    assert words("source") == ["50 % of the source's parameters are kept, and trained on 0.24 tokens each"]
+    assert words("student") == ["50 % of the source's parameters are kept, and trained on 0.44 tokens each"]

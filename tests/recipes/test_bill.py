@@ -1,14 +1,18 @@
 """What a plan comes to: passes over the text as training makes them, room on the disk as a run takes it, the price."""
 
 import math
+from collections import Counter
 
 import pytest
 
 from scionlm import api
 from scionlm.core.config import dump_yaml
 from scionlm.core.records import read_json
+from scionlm.recipes import planning as planning_module
+from scionlm.recipes import setting as setting_module
 from scionlm.recipes.bill import disk_bytes, epochs_of, with_price
 from scionlm.recipes.config import Recipe
+from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
 from whole_runs import recipe_of
 
@@ -27,6 +31,59 @@ def test_passes_are_those_that_training_makes(tmp_path, tiny_folder, data_folder
     for name, passes in expected.items():
         assert math.isclose(passes, found[name], abs_tol=3 * sequences[name]), name
     assert expected["alpha"] > expected["beta"] > 0
+
+
+def test_passes_of_pruning_and_of_rounds_that_go_on_are_counted(tiny_folder, data_folder):
+    target = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
+              "num_key_value_heads": 1}  # fmt: skip
+    text = {"source": str(tiny_folder), "data.dir": str(data_folder.path), "data.seq_len": 16,
+            "train.global_batch_tokens": 32, "train.precision": "fp32"}  # fmt: skip
+    shear = {"target": target, "prune": {"method": "masks", "steps": 40}, "train.steps": 10}
+    alone = epochs_of(load_recipe("inheritune", text | {"inherit.layers": 2, "train.steps": 50}))
+    assert api.plan("shear", text | shear)["epochs"] == pytest.approx(alone)
+    grow = {"inherit.layers": 2, "grow": {"by": 1, "max_rounds": 3}, "train.steps": 50}
+    once, thrice = (
+        api.plan("inheritune", text | grow | {"grow.from": base})["epochs"] for base in ("source", "student")
+    )
+    assert once == pytest.approx(alone)
+    assert thrice == pytest.approx({name: 3 * passes for name, passes in alone.items()})
+
+
+EVALUATED = {
+    "child and control": {"control": True, "evaluate.every": 2},
+    "what was known before": {
+        "recipe": "continual", "inherit": None, "upstream.domains": ["alpha"], "data.mixture": {"beta": 1.0},
+        "evaluate.dense": False,
+    },
+    "rounds": {"grow": {"by": 1, "max_rounds": 2, "until": "end"}, "inherit.layers": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", EVALUATED)
+def test_the_held_out_tokens_that_a_run_measures_are_those_of_its_plan(
+    what, tiny_folder, data_folder, tmp_path, monkeypatch
+):
+    seen, planned = Counter(), list[int]()
+    real, asked = setting_module.domain_losses, planning_module.evaluated_tokens
+
+    def counted(token_nll, data, names, *more, **options):
+        found = real(token_nll, data, names, *more, **options)
+        seen["tokens"] += sum(loss.num_tokens for loss in found.values())
+        return found
+
+    def known(recipe, source, *more):
+        found = asked(recipe, source, *more)
+        planned.append(sum(tokens for _, tokens in found))
+        return found
+
+    monkeypatch.setattr(setting_module, "domain_losses", counted)
+    monkeypatch.setattr(planning_module, "evaluated_tokens", known)
+    recipe = recipe_of(tiny_folder, data_folder.path, **EVALUATED[what])
+    api.plan(str(_written(recipe, tmp_path)))
+    monkeypatch.setattr(planning_module, "evaluated_tokens", asked)
+    run_recipe(recipe, tmp_path / "run")
+    # Rounds are planned after the first of them, by itself; the end of a text is in no window.
+    assert sum(planned[1:] or planned) == pytest.approx(seen["tokens"], rel=0.01)
 
 
 def test_passes_are_unknown_without_text(tiny_folder, tmp_path):

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from scionlm import api
 from scionlm.core.errors import DataError, UsageError
+from scionlm.core.records import read_json
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
 
@@ -63,6 +64,57 @@ def test_the_runs_own_average_is_what_it_exported_itself(run, tmp_path):
     assert same(tmp_path / "average", saved(run, 6, "average"))
     assert same(run / "model", saved(run, 6, "average"))
     assert not same(run / "model", saved(run, 6))
+
+
+def settings_of(tiny_folder, data_folder, **changes):
+    return {
+        "source": str(tiny_folder), "data.dir": str(data_folder.path), "data.mixture": None, "data.seq_len": 24,
+        "train.steps": 4, "train.global_batch_tokens": 96, "train.precision": "fp32", "checkpoint.every": 2,
+        "evaluate.tokens_per_domain": 100, "evaluate.every": 0, "export.dtype": "float32",
+    } | {key.replace("__", "."): value for key, value in changes.items()}  # fmt: skip
+
+
+def test_an_average_with_the_first_weights_is_exported_as_the_average_that_it_is(tiny_folder, data_folder, tmp_path):
+    asked = settings_of(tiny_folder, data_folder, inherit__layers=2, average__method="start", average__share=0.25)
+    run_recipe(load_recipe("inheritune", asked), tmp_path / "run")
+    api.export(tmp_path / "run", tmp_path / "average", averaged=True)
+    first, last = (saved(tmp_path / "run", 4, name) for name in ("average", "weights"))
+    assert same(tmp_path / "average", {name: torch.lerp(last[name], first[name], 0.25) for name in last})
+    assert same(tmp_path / "run" / "model", weights(tmp_path / "average"))
+    assert not same(tmp_path / "average", first)
+
+
+def test_an_average_that_has_not_begun_is_none(tiny_folder, data_folder, tmp_path):
+    asked = settings_of(tiny_folder, data_folder, inherit__layers=2, average__decay=0.5, average__start=3)
+    run_recipe(load_recipe("inheritune", asked), tmp_path / "run")
+    with pytest.raises(UsageError, match="holds no average, or none yet"):
+        api.export(tmp_path / "run", tmp_path / "early", step=2, averaged=True)
+    api.export(tmp_path / "run", tmp_path / "late", averaged=True)
+    assert same(tmp_path / "late", saved(tmp_path / "run", 4, "average"))
+
+
+def test_an_exported_control_says_that_it_began_at_random(tiny_folder, data_folder, tmp_path):
+    asked = settings_of(tiny_folder, data_folder, inherit__layers=2, control=True)
+    run_recipe(load_recipe("inheritune", asked), tmp_path / "run")
+    api.export(tmp_path / "run" / "control", tmp_path / "control")
+    api.export(tmp_path / "run", tmp_path / "child")
+    said = {name: read_json(tmp_path / name / "provenance.json")["init"] for name in ("control", "child")}
+    assert said == {"control": "random", "child": "source"}
+    assert "from random weights" in (tmp_path / "control" / "README.md").read_text()
+    assert same(tmp_path / "control", saved(tmp_path / "run" / "control", 4))
+
+
+def test_a_later_step_of_pruning_is_exported_as_what_the_one_before_left(tiny_folder, data_folder, tmp_path):
+    target = {"num_hidden_layers": 4, "hidden_size": 16, "intermediate_size": 12, "num_attention_heads": 2,
+              "num_key_value_heads": 1}  # fmt: skip
+    prune = {"method": "scores", "importance": "magnitude", "iterations": "auto", "steps": 8}
+    asked = settings_of(tiny_folder, data_folder, target=target, prune=prune)
+    run_recipe(load_recipe("shear", asked), tmp_path / "run")
+    steps = sorted((tmp_path / "run" / "prune").glob("step-*"))
+    assert len(steps) > 1
+    for step in steps:
+        api.export(step, tmp_path / step.name)
+        assert same(tmp_path / step.name, weights(step / "model")), step.name
 
 
 @pytest.mark.parametrize(

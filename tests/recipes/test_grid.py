@@ -86,6 +86,19 @@ def test_a_run_is_called_what_it_is(grid, name, shared):
     assert sweep_of(shared | {"runs": [run]}).runs[-1].folder == name, "it is a name of a folder"
 
 
+def test_values_that_read_alike_and_names_that_are_too_long_are_still_told_apart(shared):
+    assert names({"source": ["runs/small/model", "runs/big/model"]}) == ["sourcesmall", "sourcebig"]
+    alike = [f"{n}-and-the-very-same-ending" for n in (1, 2, 3)]
+    found = names({"source": alike, "seed": [1]})
+    assert len(set(found)) == 3
+    many = {key: [0.123456, 0.234567] for key in ("lr", "weight_decay", "eps", "momentum", "grad_clip")}
+    found = names({"optimizer": many, "schedule": {"min_lr_ratio": [0.1], "warmup": [0.01, 0.02]}})
+    assert len(set(found)) == len(found) == 2**6
+    assert max(map(len, found)) == 80
+    runs = [{"name": name} for name in found]
+    assert [run.folder for run in sweep_of(shared | {"runs": runs}).runs] == found
+
+
 @pytest.mark.parametrize(
     ("grid", "words"),
     [

@@ -1,6 +1,7 @@
 """Sweeps: what a run takes from the top level, and several runs made, stopped and gone on with as one."""
 
 import copy
+import json
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from scionlm import api
-from scionlm.core.config import dump_yaml
+from scionlm.core.config import dump_yaml, load_yaml
 from scionlm.core.errors import DivergenceError, StoppedError, StorageError, UsageError
 from scionlm.core.records import read_json
 from scionlm.recipes import child as child_module
@@ -19,6 +20,7 @@ from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_sweep import load_request, read_sweep
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
+from scionlm.recipes.siblings import is_in_sweep
 from scionlm.recipes.sweep import run_sweep
 from scionlm.recipes.sweep_plan import plan_sweep
 from scionlm.train import step as step_module
@@ -149,6 +151,7 @@ def test_each_run_is_made_once_a_seed_and_descends_from_that_of_its_own_seed(sha
         ({"runs": ["a"]}, "runs"),
         ({"runs": [{"name": "a"}], "trian": {}}, "unknown key 'trian'; did you mean 'train'"),
         ({"runs": [{"name": "a"}], "only": ["b"]}, "only names 'b'"),
+        ({"runs": [{"name": "a"}], "only": []}, "only"),
         ({"runs": [{"name": "a"}], "seeds": [0, 0]}, "seeds: one of them stands twice"),
         ({"runs": [{"name": "a"}], "seeds": [0, -1]}, "seeds"),
         ({"runs": [{"name": "a"}], "seeds": [0], "seed": 1}, "set either seed"),
@@ -265,6 +268,35 @@ def test_a_source_is_measured_once_by_all_runs_that_would_measure_the_same(share
     assert "conditions" not in alone
     results = [read_json(folder / "result.json") for folder in (runs / "one-seed1", tmp_path / "alone")]
     assert results[0]["source"] == results[1]["source"]
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &x 1\nb: *x\n", "- a list\n", "{", "caf\xe9", None], ids=["alias", "list", "broken", "latin", "folder"]
+)
+def test_a_config_of_somebody_elses_above_a_run_is_none_of_its_business(tiny_folder, data_folder, tmp_path, text):
+    path = tmp_path / "config.yaml"
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_bytes(text.encode("latin-1"))
+    assert not is_in_sweep(tmp_path / "runs" / "mine")
+
+
+def test_sources_that_differ_in_their_configuration_alone_are_measured_each(shared, tiny_folder, tmp_path):
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 7.0}
+    (other / "config.json").write_text(json.dumps(config))
+    run_sweep(sweep_of(shared, runs=[{"name": "a"}, {"name": "b", "source": str(other)}]), tmp_path / "out")
+    a, b = (read_json(tmp_path / "out" / "runs" / name / "source.json")["domains"] for name in "ab")
+    assert all(a[name]["nll"] != b[name]["nll"] for name in a)
+
+
+def test_a_ramp_in_time_gets_its_steps_when_its_run_begins(shared, tmp_path):
+    ramp = {"data": {"ramp": {"start": {"beta": 1.0}, "over": "1 s"}}}
+    run_sweep(sweep_of(shared, runs=[{"name": "one"} | ramp]), tmp_path / "out")
+    over = load_yaml(tmp_path / "out" / "runs" / "one" / "config.yaml")["data"]["ramp"]["over"]
+    assert isinstance(over, int)
 
 
 def test_a_finished_sweep_given_again_changes_nothing(finished, monkeypatch):

@@ -7,6 +7,7 @@ from scionlm.core.errors import StoppedError, UsageError
 from scionlm.core.signals import StopRequest
 from scionlm.recipes import calibrate
 from scionlm.recipes.lengths import has_times
+from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
 from scionlm.recipes.timing import resolve_times
@@ -61,6 +62,14 @@ def test_what_does_not_fit_is_found_once_the_steps_are_known(settings):
     recipe = load_recipe("inheritune-mini", settings | {"train.time": "10 s", "schedule.warmup": "20 s"})
     with pytest.raises(UsageError, match=r"schedule\.warmup 40 is longer than the run of 20 steps"):
         resolve_times(recipe, [0.5])
+
+
+def test_rounds_of_a_time_keep_within_a_limit_of_tokens():
+    recipe = load_recipe("inheritune-grow-mini", ["train.time=0.01 s", "grow.max_tokens=5M"])
+    assert len(plan_recipe(recipe, "h100")["rounds"]) == 1 + 5 + 1
+    assert len(plan_recipe(recipe, "a100")["rounds"]) == 1 + 6 + 1, "slower: all of them fit"
+    with pytest.raises(UsageError, match=r"grow\.max_tokens 5,000,000: one round takes"):
+        plan_recipe(load_recipe("inheritune-grow-mini", ["train.time=10 min", "grow.max_tokens=5M"]), "h100")
 
 
 @pytest.mark.parametrize("time", ["12 parsecs", "100", 100, "1M tokens"])

@@ -59,6 +59,22 @@ def test_planned_and_spent_stand_side_by_side(run):
     assert "tokens/s * FLOPs / peak" in section
 
 
+@pytest.mark.parametrize(("base", "tokens"), [("source", "2,000"), ("student", "3,000")])
+def test_of_rounds_the_plan_of_what_the_childs_weights_saw_is_shown(run, base, tokens):
+    sizes = {"reference": 9000, "round 1 (1 layers)": 1000, "round 2 (2 layers)": 2000, "round 3 (3 layers)": 4000}
+    parts = [
+        {"name": name, "num_tokens": n, "flops": n, "seconds": 1.0} for name, n in (sizes | {"control": 7}).items()
+    ]
+    plan = PLAN | {"rounds": parts, "num_tokens": 16_007}
+    (run / "plan.json").write_text(json.dumps(plan))
+    (run / "rounds.json").write_text(json.dumps({"format_version": 1, "rounds": [], "result_round": 2}))
+    with (run / "config.yaml").open("a") as file:
+        file.write(f"grow: {{from: {base}, by: 1}}\n")
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", str(schedule_section(read_run(run))))
+    text = [re.sub(r"<[^>]*>", "", cell) for cell in cells]
+    assert text[text.index("tokens") + 1] == tokens
+
+
 def test_what_went_wrong_is_said_with_its_steps(run):
     section = str(schedule_section(read_run(run)))
     assert "2 update(s) were left out" in section

@@ -21,7 +21,8 @@ def print_plan(found: dict[str, Any]) -> None:
     add_row(table, "tokens", f"{format_count(found['num_tokens'])} in {steps}")
     also = f", trained {models} times (the control)" if models > 1 and "rounds" not in found else ""
     if "rounds" in found:
-        also = f" at the most, for {models} models"
+        has_control = any(one["name"] == "control" for one in found["rounds"])
+        also = f" at the most, for {models - has_control} models" + (", the control aside" if has_control else "")
     add_row(table, "operations", f"{found['flops']:.3g} FLOPs{also}")
     add_row(table, "time", _time(found))
     if "teacher" in found["seconds_by_part"]:

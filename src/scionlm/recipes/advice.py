@@ -7,6 +7,8 @@ from scionlm.families import ModelShape
 from scionlm.recipes.advice_continual import continual_advice
 from scionlm.recipes.advice_words import say
 from scionlm.recipes.config import Recipe
+from scionlm.recipes.origin import REFERENCE
+from scionlm.recipes.rounds import CONTROL, goes_on
 
 _EPOCHS = 4
 """Passes up to which text repeated is nearly as good as new. Source: Muennighoff et al. 2023, arXiv:2305.16264."""
@@ -79,7 +81,7 @@ def _tokens(recipe: Recipe, planned: Record) -> Record | None:
     whole = planned["source_parameters"]
     if recipe.recipe not in ("inheritune", "shear") or whole is None:
         return None
-    kept, each = planned["num_parameters"] / whole, planned["num_tokens"] / planned["num_parameters"]
+    kept, each = planned["num_parameters"] / whole, _childs_tokens(recipe, planned) / planned["num_parameters"]
     deep = kept < _DEEP_CUT
     if kept >= 1 or each >= _TOKENS_EACH[deep]:
         return None
@@ -92,6 +94,14 @@ def _tokens(recipe: Recipe, planned: Record) -> Record | None:
         f"{100 * kept:.0f} % of the source's parameters are kept, and trained on {each:.2g} tokens each",
         f"{example}; with fewer, expect a model that still improves with every token",
     )
+
+
+def _childs_tokens(recipe: Recipe, planned: Record) -> int:
+    """Return the tokens that the result's own weights are trained on."""
+    parts = [one for one in planned.get("rounds", []) if one["name"] not in (REFERENCE, CONTROL)]
+    if recipe.grow is not None and not goes_on(recipe):
+        parts = parts[-1:]
+    return sum(one["num_tokens"] for one in parts) if parts else planned["num_tokens"]
 
 
 def _evaluation(recipe: Recipe, planned: Record) -> Record | None:

@@ -10,20 +10,27 @@ from scionlm.core.errors import ScionError
 from scionlm.core.records import Record
 from scionlm.data import DataFolder
 from scionlm.recipes.config import Recipe
+from scionlm.recipes.demo_data import DEMO_DOMAINS
 from scionlm.recipes.order import sampling_of
 
+Config = dict[str, Any]
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _HOUR = 3600
 
 
-def epochs_of(recipe: Recipe) -> dict[str, float]:
+def epochs_of(recipe: Recipe, rounds: int = 1) -> dict[str, float]:
     """Return how often a recipe goes through the training part of each domain, as far as that is known beforehand.
 
     Weights that follow the losses are taken as they begin, and what is replayed is left out. Empty where the text is
     not there yet.
+
+    Args:
+        recipe: The recipe.
+        rounds: How many times it goes on with its stages, on other text each time: rounds of a student that grows.
     """
     found: dict[str, float] = {}
-    for stage in recipe.resolved_stages:
+    before = [recipe.pruning_stage] if recipe.pruning_stage is not None else []
+    for stage in [*before, *recipe.resolved_stages * rounds]:
         try:
             if stage.data.dir is None:
                 return {}
@@ -38,6 +45,51 @@ def epochs_of(recipe: Recipe) -> dict[str, float]:
             windows = share * float(demand.total(index, slots)) / demand.scale
             tokens = windows * stage.data.seq_len
             found[name] = found.get(name, 0.0) + tokens / data.num_tokens(name, "train")
+    return found
+
+
+def evaluated_tokens(recipe: Recipe, source: Config, target: Config, with_source: bool) -> list[tuple[Config, int]]:
+    """Return how many held-out tokens go through which models while one is trained.
+
+    Losses are measured at the start, on the way and at the end, those of the source once. Where rounds are compared
+    with the source, each is measured once more on the text that decides.
+
+    Args:
+        recipe: The recipe.
+        source: The source's `config.json`.
+        target: The model's.
+        with_source: Count the source's own.
+    """
+    every, stages = recipe.steps(recipe.evaluate.every), recipe.resolved_stages
+    times = 2 + (math.ceil(recipe.total_steps / every) - 1 if every else 0) + len(stages) - 1
+    if recipe.evaluates_densely:
+        times += sum(min(every or stage.total_steps, stage.total_steps).bit_length() for stage in stages)
+    domains = list(_held_out(recipe).values())
+    once = _within(domains, recipe.evaluate.tokens_per_domain)
+    deciding = 0 if recipe.grow is None else _within(domains, recipe.grow.tokens_per_domain)
+    of_source = (once + deciding) if with_source and recipe.recipe != "scratch" else 0
+    return [(target, (1 + recipe.control) * times * once + deciding), (source, of_source)]
+
+
+def _within(domains: list[int | None], budget: int | None) -> int:
+    """Return the tokens of all domains, at most `budget` of each; nothing where neither is known."""
+    return sum(min(known for known in (there, budget) if known is not None) for there in domains if there or budget)
+
+
+def _held_out(recipe: Recipe) -> dict[tuple[str, str], int | None]:
+    """Return the held-out tokens of every domain that is evaluated, None where there is no text yet."""
+    before = [recipe.pruning_stage] if recipe.pruning_stage is not None else []
+    asked = [(stage.data.dir, list(stage.data.mixture or [])) for stage in [*before, *recipe.resolved_stages]]
+    if recipe.upstream is not None:
+        asked.append((recipe.upstream.dir or recipe.data.dir, recipe.upstream.domains or []))
+    elif recipe.recipe == "continual" and recipe.replay is not None and recipe.replay.run is None:
+        asked.append((recipe.replay.data or recipe.data.dir, recipe.replay.domains or []))
+    found: dict[tuple[str, str], int | None] = {}
+    for place, names in asked:
+        data = DataFolder(Path(place)) if place and (Path(place) / "index.json").exists() else None
+        for name in names or (data.domains if data else DEMO_DOMAINS if place is None else [""]):
+            there = data is not None and name in data.domains
+            found[place or "", name] = data.num_tokens(name, "held_out") if data and there else None
     return found
 
 

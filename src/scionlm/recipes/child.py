@@ -14,11 +14,12 @@ from scionlm.core.records import Record, read_json, read_jsonl
 from scionlm.evaluation.loss import model_token_nll
 from scionlm.families.models import assemble, random_model
 from scionlm.parallel.placing import release
+from scionlm.recipes.config import Recipe
 from scionlm.recipes.result import add_control, best_losses, describe, write_card
 from scionlm.recipes.setting import Setting, losses_of, measured_once, open_model, samples_of
 from scionlm.recipes.tasks import tasks_of
 from scionlm.recipes.training import Beginning, open_metrics, train_model
-from scionlm.sources import open_folder
+from scionlm.sources import ModelFolder, open_folder
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.target import target_config
 
@@ -137,18 +138,21 @@ def train_control(setting: Setting, out: Path, source: Record, result: Record, b
         result: The model's.
         beside: Folder of the model.
     """
-    recipe = setting.recipe
-    # The shape is the plan's; what a control has of the recipe is how it is trained.
-    others: dict[str, Any] = {"control": False, "prune": None, "target": None, "grow": None}
-    if recipe.recipe == "continual":
-        others["model"] = setting.source.config
-        if recipe.average is not None and recipe.average.method == "start":
-            others["average"] = None
-    else:
-        others |= {"recipe": "inheritune", "inherit": recipe.inherits.model_copy(update={"init": "random"})}
-    alone = recipe.model_copy(update=others)
+    alone = control_recipe(setting.recipe, setting.source)
     control = train_one(replace(setting, recipe=alone, followed=beside), out, source, name="control")
     keys = ("name", "before", "domains", "best", "training", "tasks", "items")
     return add_control(
         result, {key: control[key] for key in keys if key in control} | {"num_seeds": 1}, control["samples"]
     )
+
+
+def control_recipe(recipe: Recipe, source: ModelFolder) -> Recipe:
+    """Return the recipe of a model's control: of its own it has the shape alone, and is trained in the same way."""
+    others: dict[str, Any] = {"control": False, "prune": None, "target": None, "grow": None}
+    if recipe.recipe == "continual":
+        others["model"] = source.config
+        if recipe.average is not None and recipe.average.method == "start":
+            others["average"] = None
+    else:
+        others |= {"recipe": "inheritune", "inherit": recipe.inherits.model_copy(update={"init": "random"})}
+    return recipe.model_copy(update=others)

@@ -39,7 +39,7 @@ def measured_model(
     folder, opened = resolve(name), DataFolder(data)
     names = domains if domains and set(domains) <= set(opened.domains) else opened.domains
     how = {
-        "sha256": folder.weights_fingerprint(),
+        "fingerprint": folder.fingerprint(),
         "data": opened.fingerprint,
         "seq_len": seq_len,
         "max_tokens": max_tokens,

@@ -39,7 +39,7 @@ def measured_scores(
     text = None if data is None else DataFolder(Path(data)).fingerprint
     found: dict[str, Record] = {}
     for name, model in models.items():
-        how = asked | {"sha256": resolve(model).weights_fingerprint(), "data": text}
+        how = asked | {"fingerprint": resolve(model).fingerprint(), "data": text}
         path = out / MODELS / f"scores-{hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]}.json"
         if path.exists():
             say(f"{name}: scored before ({path})")

@@ -50,7 +50,7 @@ class SweepConfig(Section):
     """More runs, one for every combination of values: keys as in a recipe, a list of values each."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] | None = Field(default=None, min_length=1)
     """Make each run once with each of these seeds; null takes `seed`."""
-    only: list[str] | None = None
+    only: list[str] | None = Field(default=None, min_length=1)
     """Names of the runs to make; null makes all."""
     reference: ReferenceConfig | None = None
     """A model that is trained from scratch first, as run `reference`, and is the source of the runs that name none."""

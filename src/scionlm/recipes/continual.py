@@ -15,6 +15,7 @@ from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.recipes.child import evaluate_source, train_control, train_one
 from scionlm.recipes.forgetting import forgetting, nll_of
 from scionlm.recipes.inputs import Inputs
+from scionlm.recipes.rounds import CONTROL
 from scionlm.recipes.setting import Setting, settle
 
 
@@ -29,7 +30,7 @@ def run_continual(
     result = train_one(setting, out, source, name="child")
     result = ranks.on_main(lambda: result | {"forgetting": _forgetting(setting, out, source, result)})
     if setting.recipe.control:
-        result = train_control(setting, out / "control", source, result, out)
+        result = train_control(setting, out / CONTROL, source, result, out)
     ranks.on_main(lambda: write_json(out / "result.json", result))
     return ranks.on_main(lambda: read_json(out / "result.json"))
 

@@ -34,7 +34,7 @@ class Rule:
         first: Layers of the first round.
         by: Layers that each further round adds.
         most: Most layers: the last round has as many, also where the step would lead beyond.
-        round_tokens: Tokens of one round.
+        round_tokens: Tokens of one round; 0 while its length is a time that has not been measured yet.
         most_rounds: Most rounds; None has no limit.
         most_tokens: Most tokens over all rounds; None has no limit.
         until: `matched` stops with the first match, `end` does not.
@@ -62,7 +62,7 @@ class Rule:
         """The layers of each round that there may be, as far as limits say."""
         found = [*range(self.first, self.most, self.by), self.most] if self.first < self.most else [self.first]
         rounds = len(found) if self.most_rounds is None else self.most_rounds
-        if self.most_tokens is not None:
+        if self.most_tokens is not None and self.round_tokens:
             rounds = min(rounds, self.most_tokens // self.round_tokens)
         return found[:rounds]
 

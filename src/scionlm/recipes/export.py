@@ -10,11 +10,15 @@ from scionlm.core.errors import UsageError
 from scionlm.core.files import staged_folder
 from scionlm.families.models import random_model
 from scionlm.recipes.card import front_matter
+from scionlm.recipes.child import control_recipe
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import open_teacher
 from scionlm.recipes.origin import open_source
+from scionlm.recipes.pruned import PRUNE
+from scionlm.recipes.rounds import CONTROL
 from scionlm.recipes.selection import plan_of, recorded_plan
-from scionlm.recipes.training import export_type, provenance_of
+from scionlm.recipes.training import average_in, export_type, provenance_of
+from scionlm.sources import open_folder
 from scionlm.surgery.export import save_model
 from scionlm.surgery.proof import Proof
 from scionlm.surgery.target import target_config
@@ -25,8 +29,8 @@ _CARD = """---
 {front}---
 # {name}, step {steps}
 
-A checkpoint of a training run of Scion: {layers} layers of **{source}**, {weights}. `provenance.json` says what was
-made from what.
+A checkpoint of a training run of Scion: {layers} layers of **{source}**{random}, {weights}. `provenance.json` says
+what was made from what.
 """
 
 
@@ -39,13 +43,18 @@ def export_checkpoint(run: Path, out: Path, step: int | None, last: int, average
         raise UsageError(f"{folder} has no config.yaml: not a run folder")
     recipe = validate(Recipe, load_yaml(home / "config.yaml"), str(home / "config.yaml"))
     source = open_source(recipe, home)
+    if folder == home / CONTROL:
+        recipe = control_recipe(recipe, source)
+    elif folder.parent == home / PRUNE and (before := _step_before(folder)) is not None:
+        source = open_folder(before / "model", source.name)
     plan = recorded_plan(folder) or plan_of(recipe, source)  # a run of before has none, and nothing was measured
     model: Any = random_model(target_config([source.config], plan), recipe.seed)
-    steps = _put_weights(model, newest, last, averaged)
+    steps = _put_weights(model, newest, recipe, last, averaged)
     how = "the average that the run kept" if averaged else "the mean of these" if len(steps) > 1 else "as they were"
     names = ", ".join(map(str, steps))
     front = dump_yaml(front_matter(source.license, source.base_model))
     told = {"steps": names, "layers": len(plan.keep), "source": source.name, "weights": how}
+    told["random"] = " in shape, from random weights" if recipe.from_random else ""
     card = _CARD.format(front=front, name=folder.name, **told)
     facts = {"run": folder.name, "steps": steps, "averaged": averaged}
     dtype = export_type(recipe, source)
@@ -56,15 +65,21 @@ def export_checkpoint(run: Path, out: Path, step: int | None, last: int, average
     return out
 
 
-def _put_weights(model: torch.nn.Module, newest: Checkpoint, last: int, averaged: bool) -> list[int]:
+def _step_before(folder: Path) -> Path | None:
+    """Return the folder of the step of pruning whose model this one began with; None for the first."""
+    number = int(folder.name.removeprefix("step-"))
+    return folder.with_name(f"step-{number - 1:02d}") if number > 1 else None
+
+
+def _put_weights(model: torch.nn.Module, newest: Checkpoint, recipe: Recipe, last: int, averaged: bool) -> list[int]:
     """Put what is asked for into the model; return the steps that it comes from."""
     if averaged and last > 1:
         raise UsageError("--averaged takes the run's own average; leave --last out")
     newest.load_weights(model)
     if averaged:
-        mean = newest.tensors("average")
-        if not mean:
-            raise UsageError(f"{newest.path} holds no average: the recipe's `average` section makes one")
+        mean = average_in(recipe, newest)
+        if mean is None:
+            raise UsageError(f"{newest.path} holds no average, or none yet: the recipe's `average` section makes one")
         _copy(model, mean)
         return [newest.state["step"]]
     paths = CheckpointStore(newest.path.parent, keep=1).all()

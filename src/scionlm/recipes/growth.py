@@ -30,7 +30,7 @@ from scionlm.recipes.child import train_control, train_one
 from scionlm.recipes.controller import Move, Shown, best_round, next_move
 from scionlm.recipes.grown import Grown, first_round, next_round
 from scionlm.recipes.result import write_card
-from scionlm.recipes.rounds import rule_of
+from scionlm.recipes.rounds import CONTROL, rule_of
 from scionlm.recipes.setting import Setting, measured, measured_once, open_model, with_recipe
 from scionlm.sources import ModelFolder, open_folder
 
@@ -70,7 +70,7 @@ def run_rounds(setting: Setting, out: Path, source: Record) -> Record:
     result = ranks.on_main(lambda: _bring_up(chosen, out, rounds, behind))
     if setting.recipe.control:
         alone = _control_setting(chosen.setting, sum(record["steps"] for record in behind))
-        result = train_control(alone, out / "control", source, result, chosen.folder)
+        result = train_control(alone, out / CONTROL, source, result, chosen.folder)
     return result
 
 

@@ -16,7 +16,7 @@ from scionlm.recipes.growth import run_rounds
 from scionlm.recipes.inputs import Inputs, from_source, match_layers
 from scionlm.recipes.origin import REFERENCE, open_source
 from scionlm.recipes.reference import reference_recipe
-from scionlm.recipes.rounds import check_growth
+from scionlm.recipes.rounds import CONTROL, check_growth
 from scionlm.recipes.run import run_within
 from scionlm.recipes.selection import selected
 from scionlm.recipes.setting import Setting, settle
@@ -50,4 +50,4 @@ def with_selection(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks) -
 def _one_round(setting: Setting, out: Path, source: Record) -> Record:
     recipe = setting.recipe
     result = train_one(setting, out, source, name="control" if recipe.from_random else "child")
-    return train_control(setting, out / "control", source, result, out) if recipe.control else result
+    return train_control(setting, out / CONTROL, source, result, out) if recipe.control else result

@@ -16,7 +16,7 @@ from scionlm.recipes.config_distill import SOURCE
 from scionlm.recipes.order import Sampling, check_supply, replayed_data, sampling_of
 from scionlm.recipes.origin import check_model, open_source, with_data
 from scionlm.recipes.references import given_references
-from scionlm.recipes.rounds import check_growth, round_shapes
+from scionlm.recipes.rounds import check_growth, goes_on, round_shapes
 from scionlm.recipes.selection import plan_of
 from scionlm.recipes.shear_steps import with_target
 from scionlm.recipes.stages import Stage
@@ -120,8 +120,7 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
     known = known_before(recipe, stages)
     upstream = _add_upstream(held_out, known)
     if check:
-        goes_on = recipe.grow is not None and recipe.grow.base == "student"
-        trained = stages * len(round_shapes(recipe, plan)) if goes_on else [*before, *stages]
+        trained = stages * len(round_shapes(recipe, plan)) if goes_on(recipe) else [*before, *stages]
         _check(source, teacher, stages, held_out, trained)
         for data, _ in known:
             check_tokenizer(source, data)

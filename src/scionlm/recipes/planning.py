@@ -1,20 +1,17 @@
 """`scion plan`: what a recipe will take, from it and the source's config.json alone."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from scionlm.core.devices import GPUS, Device, this_machine
 from scionlm.core.errors import UsageError
 from scionlm.core.log import say
 from scionlm.core.records import Record
-from scionlm.data import DataFolder
 from scionlm.families import ModelShape, count_parameters, family_of, flops_per_token
 from scionlm.planning.memory import Teaching, checkpoint_bytes
 from scionlm.recipes.advice import advice
-from scionlm.recipes.bill import disk_bytes, epochs_of
+from scionlm.recipes.bill import disk_bytes, epochs_of, evaluated_tokens
 from scionlm.recipes.budgets import with_budgets
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import check_text, match_layers, open_teacher
@@ -23,7 +20,7 @@ from scionlm.recipes.lengths import has_times
 from scionlm.recipes.measured import DEPTHS
 from scionlm.recipes.origin import REFERENCE, open_source
 from scionlm.recipes.reference import reference_recipe
-from scionlm.recipes.rounds import add_rounds, check_growth, round_shapes
+from scionlm.recipes.rounds import CONTROL, add_rounds, check_growth, goes_on, round_shapes
 from scionlm.recipes.selection import plan_of
 from scionlm.recipes.shear_steps import pruning_recipe, shrinking, target_candidates, target_shape, with_target
 from scionlm.recipes.targets import config_with
@@ -65,7 +62,6 @@ def plan_recipe(
     shapes = target_candidates(recipe.target, source, found) if recipe.target else []
     recipe = with_target(recipe, source, found)
     plan = plan_of(recipe, source)
-    check_growth(recipe, plan, source)
     if recipe.inherit and recipe.inherit.strategy in DEPTHS and recipe.inherit.analysis is None:
         say(f"{recipe.inherit.strategy} counts layers when the run begins; until then this is of {len(plan.keep)}")
     target = target_config([source.config], plan, for_a_plan=True)
@@ -77,10 +73,12 @@ def plan_recipe(
     if has_times(recipe.model_dump(mode="json")):
         count = devices_of(found, "", world, per_node).processors
         recipe = resolve_times(recipe, [s / count for s in table_seconds(recipe, target, teacher, found)])
+    check_growth(recipe, plan, source)
     teaching = teaching_of(recipe, teacher, len(layers))
     planned = plan_run(recipe, source.config, plan, found, teaching, world, per_node, timed)
     whole = None if recipe.recipe == "scratch" else count_parameters(family_of(source.config), source.config)["total"]
-    planned |= {"source_parameters": whole, "epochs": epochs_of(recipe)}
+    rounds = len(round_shapes(recipe, plan)) if goes_on(recipe) else 1
+    planned |= {"source_parameters": whole, "epochs": epochs_of(recipe, rounds)}
     planned["advice"] = advice(recipe, target, planned)
     return with_budgets(recipe, planned) | ({"candidates": [asdict(each) for each in shapes]} if shapes else {})
 
@@ -108,8 +106,8 @@ def plan_run(
         timed: Acts on the plan of every model that is trained.
     """
 
-    def of_model(recipe: Recipe, target: Config, teaching: Teaching | None) -> Record:
-        planned = plan_model(recipe, source, target, device, teaching, world, per_node)
+    def of_model(recipe: Recipe, target: Config, teaching: Teaching | None, first: bool = True) -> Record:
+        planned = plan_model(recipe, source, target, device, teaching, world, per_node, with_source=first)
         return planned if timed is None else timed(recipe, target, planned)
 
     alone = recipe.model_copy(update={"control": False})
@@ -119,7 +117,7 @@ def plan_run(
     if recipe.grow is None and recipe.reference is None:
         return first
     shapes = [target_config([source], shape, for_a_plan=True) for shape in round_shapes(recipe, plan)]
-    rounds = [of_model(alone, shape, teaching) for shape in shapes]
+    rounds = [of_model(alone, shape, teaching, number == 0) for number, shape in enumerate(shapes)]
     parts = {
         f"round {n} ({ModelShape.of(shapes[n - 1]).num_hidden_layers} layers)": one for n, one in enumerate(rounds, 1)
     }
@@ -128,8 +126,8 @@ def plan_run(
     if recipe.reference is not None:
         parts = {"reference": of_model(reference_recipe(recipe), source, None)} | parts
     if recipe.control:
-        times = len(rounds) if recipe.grow and recipe.grow.base == "student" else 1  # what the child's weights see
-        parts["control"] = _longer(rounds[-1], times)
+        times = len(rounds) if goes_on(recipe) else 1  # what the child's weights see
+        parts[CONTROL] = _longer(rounds[-1], times)
     return add_rounds(first | {"models_trained": 1}, rounds[-1], parts)
 
 
@@ -139,7 +137,7 @@ def _plan_shear(
     plan: SurgeryPlan,
     recovery: Record,
     teaching: Teaching | None,
-    of_model: Callable[[Recipe, Config, Teaching | None], Record],
+    of_model: Callable[..., Record],
 ) -> Record:
     """Return what pruning and recovery will take; see `plan_run`."""
     assert recipe.prune is not None
@@ -152,10 +150,10 @@ def _plan_shear(
             parts[name] = of_model(pruning_recipe(step), cut, teaching if recipe.prune.distill else None)
     target = target_config([source], plan, for_a_plan=True)
     alone = recipe.model_copy(update={"control": False})
-    parts["recovery"] = of_model(alone, target, teaching)
+    parts["recovery"] = of_model(alone, target, teaching, not parts)
     if recipe.control:
         both = sum(part["num_tokens"] for part in parts.values()) / parts["recovery"]["num_tokens"]
-        parts["control"] = _longer(parts["recovery"], both)
+        parts[CONTROL] = _longer(parts["recovery"], both)
     largest = max(parts.values(), key=lambda part: part["memory_bytes_per_device"])
     result = add_rounds(recovery | {"models_trained": 1}, largest, parts)
     return result | {key: recovery[key] for key in ("num_parameters", "parameters_by_part")}
@@ -236,6 +234,7 @@ def plan_model(
     teaching: Teaching | None = None,
     world: int = 1,
     per_node: int | None = None,
+    with_source: bool = True,
 ) -> Record:
     """Return what training a model of a known configuration will take.
 
@@ -247,6 +246,7 @@ def plan_model(
         teaching: The teacher, where something is learned from one.
         world: On how many of these.
         per_node: How many of them are in one machine; None puts all into one, up to eight.
+        with_source: Count what evaluating the source takes.
     """
     devices = devices_of(device, _precision(recipe, device), world, per_node)
     layout = Training(recipe, target, teaching).layout(devices)
@@ -278,7 +278,11 @@ def plan_model(
     models = 1 + recipe.control
     mine, taught = (sum(parts[k] for parts in flops) for k in (0, 1))
     seconds = {"training": models * mine / speed} | ({"teacher": models * taught / speed} if teacher else {})
-    evaluation = _evaluation_seconds(recipe, source, target, speed)
+    windows = evaluated_tokens(recipe, source, target, with_source)
+    evaluation = sum(
+        tokens * flops_per_token(family_of(config), config, recipe.data.seq_len) * _FORWARD / speed
+        for config, tokens in windows
+    )
     parameters = count_parameters(family, target)
     checkpoint = checkpoint_bytes(family, target, recipe.optimizer.name, int(recipe.average is not None), teaching)
     once = sum(seconds.values()) / models
@@ -326,32 +330,3 @@ def devices_of(device: Device, precision: str, world: int, per_node: int | None)
     return Devices(
         "cuda" if on_gpu else "cpu", precision, memory if on_gpu or not memory else memory // each, world, each
     )
-
-
-def _evaluation_seconds(recipe: Recipe, source: Config, target: Config, speed: float) -> float:
-    """Return what held-out losses cost: the child's on the way and at the end, the source's once."""
-    budget = recipe.evaluate.tokens_per_domain * _num_domains(recipe)
-    every = recipe.steps(recipe.evaluate.every)
-    times = 2 + (math.ceil(recipe.total_steps / every) - 1 if every else 0) + len(recipe.resolved_stages) - 1
-    if recipe.evaluates_densely:
-        times += sum(
-            min(every or stage.total_steps, stage.total_steps).bit_length() for stage in recipe.resolved_stages
-        )
-
-    def forward(config: Config) -> float:
-        return budget * flops_per_token(family_of(config), config, recipe.data.seq_len) * _FORWARD / speed
-
-    once = 0.0 if recipe.recipe == "scratch" else forward(source)
-    return (1 + recipe.control) * times * forward(target) + once
-
-
-def _num_domains(recipe: Recipe) -> int:
-    """Return how many domains are evaluated, as far as recipe and data folders say."""
-    names: set[str] = set()
-    for stage in recipe.resolved_stages:
-        folder = stage.data.dir
-        if stage.data.mixture:
-            names |= set(stage.data.mixture)
-        elif folder and (Path(folder) / "index.json").exists():
-            names |= set(DataFolder(Path(folder)).domains)
-    return max(len(names), 1)

@@ -13,6 +13,8 @@ from scionlm.surgery.depth import plan_depth, plan_growth
 from scionlm.surgery.plan import LayerPlan, SurgeryPlan
 
 _IN_LAYERS = ("attention_norm", "attention", "mlp_norm", "mlp")
+CONTROL = "control"
+"""What the plan calls a model of the result's shape from random weights."""
 STUDENT = "student"
 """What a trained child is called where it is grown."""
 
@@ -71,10 +73,15 @@ def _dry_run(recipe: Recipe, plan: SurgeryPlan, source: ModelFolder) -> None:
         if chooses_anew(recipe):
             plan_of(_with_layers(recipe, layers), source)
             continue
-        if recipe.grow and recipe.grow.base == "student":
+        if goes_on(recipe):
             plan = in_terms_of_source(plan, growth_of(recipe, plan, layers, plan.donors[0]))
         else:
             in_terms_of_source(first, growth_of(recipe, first, layers, plan.donors[0]))
+
+
+def goes_on(recipe: Recipe) -> bool:
+    """Return whether each round goes on with the weights, and the text, of the one before."""
+    return recipe.grow is not None and recipe.grow.base == STUDENT
 
 
 def chooses_anew(recipe: Recipe) -> bool:
@@ -161,13 +168,16 @@ def _of_size(plan: SurgeryPlan, layers: int) -> SurgeryPlan:
 def add_rounds(first: dict[str, Any], largest: dict[str, Any], parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the plan of a recipe that trains several models one after another: at the most, all of them.
 
+    Tokens, steps and operations leave the control out, as in the plan of one model; seconds and bytes have it.
+
     Args:
         first: The plan of its first round: of the curve of the learning rate.
         largest: That of its largest model: of memory.
         parts: The plans of everything that is trained, by name.
     """
-    summed = ("num_tokens", "num_steps", "flops", "seconds", "disk_bytes")
-    sums = {key: sum(part[key] for part in parts.values()) for key in summed}
+    sums = {key: sum(part[key] for part in parts.values()) for key in ("seconds", "disk_bytes")}
+    own = [part for name, part in parts.items() if name != CONTROL]
+    sums |= {key: sum(part[key] for part in own) for key in ("num_tokens", "num_steps", "flops")}
     evaluation = {name: part["seconds_by_part"]["evaluation"] for name, part in parts.items()}
     by_part = {name: part["seconds"] - evaluation[name] for name, part in parts.items()}
     kept = ("num_parameters", "parameters_by_part", "memory_bytes_per_device", "memory_by_part", "checkpoint_bytes")

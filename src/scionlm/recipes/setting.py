@@ -250,13 +250,13 @@ def measured_once(setting: Setting, path: Path, budget: int | None, measure: Cal
 def _conditions(setting: Setting, budget: int | None) -> Record:
     """Return all that decides what a source's losses and scores on the held-out text are."""
     return {
-        "source": setting.source.weights_fingerprint(),
+        "source": setting.source.fingerprint(),
         "held_out": {name: [data.fingerprint, domain] for name, (data, domain) in setting.held_out.items()},
         "seq_len": setting.recipe.data.seq_len,
         "tokens_per_domain": budget,
         "tasks": setting.recipe.evaluate.tasks,
         "device": setting.runtime.kind,
-        "versions": versions(),
+        "versions": versions("lm_eval"),
     }
 
 

@@ -17,6 +17,7 @@ from scionlm.recipes.child import evaluate_source, train_control, train_one
 from scionlm.recipes.inputs import Inputs, match_layers
 from scionlm.recipes.pruned import PRUNE, Pruned, learn_masks, prune_by_scores
 from scionlm.recipes.result import write_card
+from scionlm.recipes.rounds import CONTROL
 from scionlm.recipes.setting import Setting, settle, with_recipe
 
 _COSTS = ("tokens", "flops", "seconds", "steps")
@@ -39,7 +40,7 @@ def run_shear(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE
     result = ranks.on_main(lambda: _with_pruning(result, pruned))
     ranks.on_main(lambda: write_card(recovery, out / "model", result))
     if recipe.control:
-        result = train_control(_control(recovery, pruned), out / "control", source, result, out)
+        result = train_control(_control(recovery, pruned), out / CONTROL, source, result, out)
     ranks.on_main(lambda: write_json(out / "result.json", result))
     return ranks.on_main(lambda: read_json(out / "result.json"))
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from scionlm.core.config import load_yaml
+from scionlm.core.errors import ScionError
 from scionlm.core.log import say
 from scionlm.core.records import Record, read_json
 
@@ -12,8 +13,12 @@ RUNS = "runs"
 
 def is_in_sweep(run: Path) -> bool:
     """Return whether a run folder is one of a sweep's."""
-    path = run.parent.parent / "config.yaml"
-    return run.parent.name == RUNS and path.exists() and load_yaml(path).get("recipe") == "sweep"
+    if run.parent.name != RUNS:
+        return False
+    try:
+        return load_yaml(run.parent.parent / "config.yaml").get("recipe") == "sweep"
+    except ScionError:  # none, or somebody else's: any folder may be called so
+        return False
 
 
 def measured_beside(run: Path, path: Path, conditions: Record) -> Record | None:

@@ -16,6 +16,7 @@ from scionlm.parallel.ranks import Ranks
 from scionlm.recipes.config import RUN_PREFIX, Recipe
 from scionlm.recipes.config_sweep import Sweep, SweepRun, read_sweep
 from scionlm.recipes.inputs import open_inputs
+from scionlm.recipes.lengths import timed_paths
 from scionlm.recipes.origin import with_data
 from scionlm.recipes.run import (
     claimed_folder,
@@ -309,7 +310,9 @@ def _check_run(one: _Placed, made_now: list[Path], allow_change: bool) -> bool:
         return not _differences(Recipe.model_validate(load_yaml(one.folder / "config.yaml")), settled)
     if one.folder not in made_now:
         return False
-    if not one.needs and all(stage.data.dir for stage in one.recipe.resolved_stages):
+    paths = timed_paths(one.recipe.model_dump(mode="json"))
+    ramps_by_time = any(path[-2:] == ("ramp", "over") for path in paths)  # in steps when its turn comes
+    if not one.needs and not ramps_by_time and all(stage.data.dir for stage in one.recipe.resolved_stages):
         open_inputs(one.recipe, one.folder, check=False)
     for key, folder in one.needs.items():
         if folder not in made_now and not is_done(folder):

@@ -2,6 +2,7 @@
 
 import html
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,4 +113,4 @@ def _cost(run: Run) -> str:
     listed = ", ".join(f"{name} {safe(clip(value, 80))}" for name, value in parts.items() if value and value != NONE)
     command = manifest.get("command")
     words = [str(word) for word in command] if isinstance(command, list) else []
-    return f"{listed}\n\nCommand: {safe(clip(' '.join(words), 400))}" if words else listed
+    return f"{listed}\n\nCommand: {safe(clip(shlex.join(words), 400))}" if words else listed

@@ -1,7 +1,7 @@
 """The learning rate as planned and as it was, what was planned beside what was spent, and what went wrong."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scionlm.report.collect import Run
@@ -111,14 +111,24 @@ def _spent(run: Run) -> Markup | None:
 def _planned_costs(run: Run) -> tuple[float | None, float | None, float | None]:
     """Return tokens, operations and seconds that were planned for the child, without its control."""
     plan, parts = run.plan, run.plan.get("rounds")
-    if run.pruning is not None and isinstance(parts, list):
-        phases = [mapping(part) for part in parts if text(mapping(part), "name") != "control"]
+    if isinstance(parts, list):
+        phases = [mapping(part) for part in parts]
+        phases = _of_the_child(run, [part for part in phases if text(part, "name") not in ("reference", "control")])
         tokens, flops, seconds = (_sum(phases, key) for key in ("num_tokens", "flops", "seconds"))
         return tokens, flops, seconds
     by_part, models = mapping(plan.get("seconds_by_part")), number(plan, "models_trained") or 1
     training, teacher = number(by_part, "training"), number(by_part, "teacher")
     seconds = None if training is None else (training + (teacher or 0.0)) / models
     return number(plan, "num_tokens"), number(plan, "flops"), seconds
+
+
+def _of_the_child(run: Run, phases: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Return those that the child's own weights went through: of rounds of growth the chosen one, or all up to it."""
+    chosen = number(run.growth, "result_round")
+    if chosen is None:
+        return phases
+    goes_on = text(mapping(run.config.get("grow")), "from") == "student"
+    return phases[0 if goes_on else int(chosen) - 1 : int(chosen)]
 
 
 def _sum(records: Sequence[Any], key: str) -> float | None:

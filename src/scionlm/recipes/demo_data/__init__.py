@@ -7,17 +7,14 @@ from typing import Any
 from scionlm.data import Corpora, DomainConfig, prepare
 
 PROSE = Path(__file__).parent / "prose.jsonl.gz"
+DEMO_DOMAINS = {"prose": str(PROSE), "code": str(Path(sysconfig.get_paths()["stdlib"]) / "*.py")}
+"""The files of each domain."""
 
 
 def demo_corpora(tokenizer: str | None) -> Corpora:
     """Return the demo's two domains, for the tokenizer of a MODEL (or for making one)."""
-    library = Path(sysconfig.get_paths()["stdlib"])
     return Corpora(
-        tokenizer=tokenizer,
-        domains={
-            "prose": DomainConfig(paths=[str(PROSE)]),
-            "code": DomainConfig(paths=[str(library / "*.py")]),
-        },
+        tokenizer=tokenizer, domains={name: DomainConfig(paths=[path]) for name, path in DEMO_DOMAINS.items()}
     )
 
 
