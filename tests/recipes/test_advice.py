@@ -157,7 +157,7 @@ WIDE = {"model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 2, "int
         "num_attention_heads": 2}  # fmt: skip
 CHILD = {
     "recipe": "inheritune", "source": "s", "data": {"dir": "d"}, "train": {"steps": 100},
-    "inherit": {"layers": 4, "strategy": "removal"}, "distill": {"teacher": "source"}, "optimizer": {"lr": 3e-4},
+    "inherit": {"layers": 4, "strategy": "spaced"}, "distill": {"teacher": "source"}, "optimizer": {"lr": 3e-4},
 }  # fmt: skip
 PLANNED = {"num_parameters": 500, "source_parameters": 1000, "num_tokens": 5000, "epochs": {"a": 3.9},
            "seconds_by_part": {"training": 9.0, "teacher": 3.0, "evaluation": 11.0}}  # fmt: skip
@@ -168,6 +168,11 @@ GENERAL = {
     "few tokens": ({}, {"num_tokens": 200}, "50 % of the source's parameters are kept, and trained on 0.4 tokens each"),
     "few tokens for a deep cut": ({}, {"source_parameters": 2000, "num_tokens": 2000}, "25 % of the source's"),
     "a high rate": ({"optimizer": {"lr": 2e-3}}, {}, "the peak learning rate is 0.002"),
+    "layers that are measured": (
+        {"inherit": {"layers": 4, "strategy": "greedy"}},
+        {},
+        "the time of measuring layers for greedy is not in this",
+    ),
     "tasks at the end": ({"evaluate": {"tasks": ["offline"]}}, {}, "the time of evaluate.tasks is not in this plan"),
     "long evaluations": ({}, {"seconds_by_part": {"training": 1.0, "evaluation": 3.0}}, "held-out losses take 75 %"),
     "a low rate": ({"optimizer": {"lr": 1e-5}}, {}, "the peak learning rate is 1e-05"),

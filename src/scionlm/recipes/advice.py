@@ -7,13 +7,14 @@ from scionlm.families import ModelShape
 from scionlm.recipes.advice_continual import continual_advice
 from scionlm.recipes.advice_words import say
 from scionlm.recipes.config import Recipe
+from scionlm.recipes.measured import MEASURED
 from scionlm.recipes.origin import REFERENCE
 from scionlm.recipes.rounds import CONTROL, goes_on
 
 _EPOCHS = 4
 """Passes up to which text repeated is nearly as good as new. Source: Muennighoff et al. 2023, arXiv:2305.16264."""
 _DEEP_CUT = 0.3  # of the source's parameters
-_TOKENS_EACH = {False: 0.5, True: 5.0}  # a parameter, by whether the cut is deep
+_TOKENS_EACH = 5.0  # a parameter, passes counted
 _WIDE = 768
 _PEAKS = (1e-4, 6e-4)
 """Peak rates of the papers for models at least so wide: GPT-2, Pythia-410M, Inheritune, Sheared-LLaMA, TinyLlama."""
@@ -30,7 +31,7 @@ def advice(recipe: Recipe, config: Mapping[str, object], planned: Record) -> lis
     """
     found = continual_advice(recipe) if recipe.recipe == "continual" else []
     more = [_epochs(planned), _first_layers(recipe, planned), _teacher(recipe), _tokens(recipe, planned)]
-    more += [_evaluation(recipe, planned), _tasks(recipe)]
+    more += [_evaluation(recipe, planned), _measuring(recipe), _tasks(recipe)]
     more += [_rate(recipe, config)] if recipe.recipe != "continual" else []
     return found + [one for one in more if one is not None]
 
@@ -59,8 +60,9 @@ def _first_layers(recipe: Recipe, planned: Record) -> Record | None:
         "the first layers are kept, as Inheritune does",
         "evenly spaced ones (inherit.strategy=spaced) ended lower wherever both were tried, by 0.05 to 0.5 nats "
         "(docs/results/inheritance, docs/results/demo-strategy.md); of a model trained for long, layers chosen by what "
-        "is lost without them did by 0.9 to 1.5 (docs/results/analysis.md, docs/results/layers), and those of greedy "
-        "removal with a teacher closed nine tenths of what the first ones leave open (docs/results/real)",
+        "is lost without them by 1.3 to 1.5 (docs/results/analysis.md, docs/results/layers), and those of greedy "
+        "removal with a teacher, at 1.6 times the operations, closed nine tenths of what the first ones leave open "
+        "(docs/results/real)",
         "inherit.strategy=removal",
     )
 
@@ -71,8 +73,9 @@ def _teacher(recipe: Recipe) -> Record | None:
         return None
     return say(
         "the source teaches nothing",
-        "distillation was worth 0.1 to 0.3 nats at the same tokens (docs/results/shears, docs/results/inheritance) for "
-        "up to twice the time: where time is short, not text, more tokens did as much (docs/results/distillation.md)",
+        "distillation was worth 0.08 to 0.15 nats at the same tokens (docs/results/shears, docs/results/inheritance), "
+        "for 1.5 to 2.3 times the operations: where time is short, not text, more tokens without a teacher did more "
+        "(docs/results/distillation.md)",
         "distill.teacher=source",
     )
 
@@ -83,12 +86,13 @@ def _tokens(recipe: Recipe, planned: Record) -> Record | None:
         return None
     kept, each = planned["num_parameters"] / whole, _childs_tokens(recipe, planned) / planned["num_parameters"]
     deep = kept < _DEEP_CUT
-    if kept >= 1 or each >= _TOKENS_EACH[deep]:
+    if kept >= 1 or each >= _TOKENS_EACH:
         return None
     example = (
         "Sheared-LLaMA kept a fifth of its source and trained on 39 tokens a parameter"
         if deep
-        else "Inheritune, the leanest there is, kept half of its source and saw 0.7 tokens a parameter"
+        else "Inheritune, the leanest there is, kept half of its source and went eight times through 0.7 tokens a "
+        "parameter"
     )
     return say(
         f"{100 * kept:.0f} % of the source's parameters are kept, and trained on {each:.2g} tokens each",
@@ -116,6 +120,18 @@ def _evaluation(recipe: Recipe, planned: Record) -> Record | None:
         f"{recipe.evaluate.tokens_per_domain:,} tokens a domain are measured "
         + (f"every {every} of {recipe.total_steps} steps" if often else "at the start and at the end at least"),
         "evaluate.every=0.5" if often else None,
+    )
+
+
+def _measuring(recipe: Recipe) -> Record | None:
+    rule = (recipe.inherit.strategy or "").partition(":")[0] if recipe.inherit else ""
+    if recipe.inherit is None or rule not in MEASURED or recipe.inherit.analysis is not None:
+        return None
+    each = " once for every layer that is left, for each one that goes" if rule == "greedy" else ""
+    return say(
+        f"the time of measuring layers for {rule} is not in this plan",
+        f"the source is passed over some text before it is cut{each}; scion analyze does it once for many runs, and "
+        "inherit.analysis takes what it found",
     )
 
 
