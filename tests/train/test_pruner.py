@@ -48,8 +48,18 @@ def test_multipliers_have_the_distance_and_its_square_as_gradients_and_rise_by_t
     assert distances["ffn"].tolist() == pytest.approx([float(expected)] * 3)
     pruner.at_step(0)
     learn(pruner, {"ffn": torch.zeros(3, 10)}, steps=1)
-    assert float(pruner.constraint.linear["ffn"]) == pytest.approx(0.5 * float(expected))
-    assert float(pruner.constraint.quadratic["ffn"]) == pytest.approx(0.5 * float(expected) ** 2)
+    rate = 0.5 * pruner.settings.schedule(0)
+    assert float(pruner.constraint.linear["ffn"]) == pytest.approx(rate * float(expected))
+    assert float(pruner.constraint.quadratic["ffn"]) == pytest.approx(rate * float(expected) ** 2)
+
+
+def test_the_first_update_of_a_warm_up_moves_as_that_of_the_weights_does():
+    schedule = Schedule((Piece("warmup", "linear", 4, 0.0, 1.0),))
+    gates = Gates([Axis("ffn", 1, 10, 5)], start={"ffn": torch.zeros(1, 10)})
+    pruner = pruner_of(gates, ConstraintSettings(), ascent="plain", multiplier_lr=0.5, schedule=schedule)
+    distance = float(pruner.constraint.distances(gates.log_alpha, 0)["ffn"])
+    learn(pruner, {"ffn": torch.zeros(1, 10)}, steps=1)
+    assert float(pruner.constraint.linear["ffn"]) == pytest.approx(0.25 * 0.5 * distance)
 
 
 def test_rows_of_the_paper_have_multipliers_of_their_own_and_count_units():
