@@ -57,7 +57,7 @@ def test_the_first_update_of_a_warm_up_moves_as_that_of_the_weights_does():
     schedule = Schedule((Piece("warmup", "linear", 4, 0.0, 1.0),))
     gates = Gates([Axis("ffn", 1, 10, 5)], start={"ffn": torch.zeros(1, 10)})
     pruner = pruner_of(gates, ConstraintSettings(), ascent="plain", multiplier_lr=0.5, schedule=schedule)
-    distance = float(pruner.constraint.distances(gates.log_alpha, 0)["ffn"])
+    distance = float(pruner.constraint.distances(gates.log_alpha, 0)["ffn"].detach())
     learn(pruner, {"ffn": torch.zeros(1, 10)}, steps=1)
     assert float(pruner.constraint.linear["ffn"]) == pytest.approx(0.25 * 0.5 * distance)
 
