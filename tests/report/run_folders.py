@@ -88,7 +88,7 @@ def result(control: bool) -> dict[str, Any]:
     record: dict[str, Any] = {
         "format_version": 1,
         "recipe": "inheritune",
-        "name": "demo",
+        "name": "child",
         "source": {
             "name": "smollm2-135m",
             "model_type": "llama",

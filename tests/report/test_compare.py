@@ -262,7 +262,7 @@ def test_plain_models_stand_beside_runs_and_never_win(root, tmp_path):
         "seq_len": 256,
     }  # fmt: skip
     record = write_comparison(items, tmp_path / "out", [model, model | {"name": "b", "data": "d2"}])
-    assert record["summary"][0].startswith("a has the lowest held-out loss: 3.500")
+    assert record["summary"][0].startswith("Of the runs, a has the lowest held-out loss: 3.500")
     row = row_of(record, "a (model)")
     assert (row["kind"], row["mean"], row["gap_closed"], row["not_comparable"]) == ("model", 2.5, None, None)
     assert row_of(record, "b")["not_comparable"] == "other data"
@@ -398,3 +398,66 @@ def test_a_broken_file_is_named_and_nothing_is_written(root, tmp_path, name):
     with pytest.raises(DataError, match=name):
         write_comparison([run], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_set_against_its_own_control_though_an_equal_one_stands_elsewhere(root, tmp_path):
+    """Two rates, two strategies; controls are the same for both strategies and not for both rates."""
+    items = [
+        compared_run(root / f"{rate}-{name}", pair(4.0, 3.0), control=pair(level, level), strategy=f"{name}{rate}")
+        for rate, level in (("slow", 5.5), ("fast", 6.5))
+        for name in ("first", "spaced")
+    ]
+    record = write_comparison(items, tmp_path / "out")
+    for rate, share in (("slow", 2 / 3), ("fast", 3 / 4)):
+        for name in ("first", "spaced"):
+            assert row_of(record, f"{rate}-{name}")["gap_closed"] == pytest.approx(share)
+    assert sum(row["kind"] == "control" for row in record["rows"]) == 2
+
+
+def test_the_same_runs_made_twice_are_not_sorted_into_the_better_and_the_worse(root, tmp_path):
+    levels = {"one": (4.00, 4.11, 4.20), "two": (4.01, 4.10, 4.21)}
+    items = [
+        compared_run(root / sweep / f"x-seed{seed}", pair(level, level), seed=seed)
+        for sweep, means in levels.items()
+        for seed, level in enumerate(means)
+    ]
+    record = write_comparison(items, tmp_path / "out")
+    rows = [set(group["rows"]) for group in record["groups"]]
+    assert {frozenset(one) for one in rows} == {
+        frozenset(f"{sweep}/x-seed{seed}" for seed in range(3)) for sweep in levels
+    }
+    assert "in 2 of 3 of them: no winner is known" in record["summary"][1]
+
+
+def test_groups_of_one_name_keep_their_own_distance(root, tmp_path):
+    items = [compared_run(root / f"best-seed{s}", pair(3.0, 3.0), seed=s, strategy="a") for s in (0, 1)]
+    items += [compared_run(root / "s" / f"y-seed{s}", pair(3.3, 3.3), seed=s, strategy="b") for s in (0, 1)]
+    items += [compared_run(root / "t" / f"y-seed{s}", pair(5.0, 5.0), seed=s, strategy="c") for s in (0, 1)]
+    record = write_comparison(items, tmp_path / "out")
+    names = named(record["groups"])
+    assert len(set(names)) == 3
+    table = (tmp_path / "out" / "compare.md").read_text()
+    far = next(line for line in table.splitlines() if "5.000 ± 0.000" in line)
+    assert "| 2.000 ± 0.000 |" in far
+    assert {row["group"] for row in record["rows"]} == set(names)
+
+
+def test_a_root_source_that_was_measured_otherwise_does_not_stand_in(root, tmp_path):
+    base = compared_run(root / "base", pair(4.0, 3.0), seq_len=32, num_tokens=100, source_nll=pair(1.0, 1.0))
+    items = [
+        compared_run(
+            root / name, pair(level, level), strategy=name, source=str(base / "model"), source_nll=pair(3.0, 2.0)
+        )
+        for name, level in (("a", 4.0), ("b", 4.5))
+    ]
+    record = write_comparison([base, *items], tmp_path / "out")
+    assert row_of(record, "base")["not_comparable"]
+    assert record["source"]["mean"] == pytest.approx(2.5)
+
+
+def test_seeds_that_were_measured_at_other_steps_are_one(root, tmp_path):
+    items = [compared_run(root / f"a-seed{s}", pair(4.0, 3.0 + s), seed=s) for s in (0, 1)]
+    for every, folder in zip((410, 411), items, strict=True):
+        config = json.loads((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(json.dumps(config | {"evaluate": {"every": every}}))
+    assert [group["n"] for group in write_comparison(items, tmp_path / "out")["groups"]] == [2]

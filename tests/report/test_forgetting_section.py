@@ -64,7 +64,7 @@ def test_the_words_tell_both_sides_the_peak_and_the_replay(tmp_path):
         "On what it knew before (literature, reference) it rose from 2.90 to 3.00 nats: 0.10 forgotten.",
         "Nat for nat that is 0.50 better than its source.",
         f"the old text was at {peak:.2f} nats (step 16, 4.0% of the way in); {100 * back:.0f}% of that rise came back",
-        "Replayed was earlier text, as 5% of every batch.",
+        "Earlier text was replayed: 5% of every batch.",
     ):
         assert shown in text, shown
 

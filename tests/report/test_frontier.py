@@ -18,6 +18,7 @@ from scionlm.cli.compare import print_comparison
 from scionlm.report import html as report_html
 from scionlm.report import write_comparison
 from scionlm.report.axes import text_width
+from scionlm.report.collect import read_run
 from scionlm.report.compare import compared
 from scionlm.report.compare_frontier_plot import frontier_chart
 from scionlm.report.placing import Box, Spot, place_labels
@@ -79,7 +80,7 @@ def test_a_run_from_another_source_is_measured_from_that_one(root, tmp_path):
     assert numbers(point_of(record, "scratch")) == pytest.approx([2.0, -0.5, -2.5])  # from the most common one
     text = words_of(check_page((tmp_path / "out" / "compare.html").read_text()))
     assert "early began at 3.400 nats upstream and 3.700 downstream" in text
-    assert "Each is measured from its own source, a baseline from the first." in text
+    assert "Each is measured from its own source, a baseline without one from the first." in text
 
 
 def test_sources_that_differ_by_their_seed_are_one_start_and_each_seed_counts_from_its_own(root, tmp_path):
@@ -626,3 +627,30 @@ def test_a_label_avoids_a_line_if_it_can_and_takes_it_if_it_must():
     assert forced is not None
     assert forced.box == free.box
     assert place_labels([spot], 12, narrow, walls=[line]) == [None]
+
+
+def test_a_net_that_is_a_loss_is_never_recommended_however_wide_the_spread(root, tmp_path):
+    values = {
+        "bold": [(0.3, 0.30), (0.3, 0.42)],  # net 0.06 on average, and its spread as large
+        "mid": [(0.2, 0.25), (0.2, 0.25)],
+        "meek": [(0.1, 0.06), (0.1, 0.10)],  # net -0.02
+    }
+    items = [run for name, found in values.items() for run in seeds(root, name, found)]
+    record = write_comparison(items, tmp_path / "out")["frontier"]
+    assert record["recommended"] == "mid"
+    assert record["not_told_apart"] == ["bold"]
+
+
+def test_runs_with_other_upstream_text_do_not_compare(root, tmp_path):
+    items = [compared_continual(root / name, 0.1, 0.3) for name in ("a", "b", "c")]
+    for folder, upstream in zip(items, ("u1", "u1", "u2"), strict=True):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        write_json(folder / "manifest.json", manifest | {"upstream": {"dir": "x", "fingerprint": upstream}})
+    record = write_comparison(items, tmp_path / "out")
+    assert [row_of(record, name)["not_comparable"] for name in ("a", "b", "c")] == [None, None, "other data"]
+
+
+def test_replay_that_names_no_share_is_the_usual_one(root):
+    stages = [{"name": "x", "replay": None}, {"name": "y", "replay": {"stage": "x"}}]
+    folder = compared_continual(root / "a", 0.1, 0.3, recipe={"replay": None, "stages": stages})
+    assert settings_of(read_run(folder))["replay"] == "none, 5%"

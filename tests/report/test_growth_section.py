@@ -6,6 +6,7 @@ import pytest
 
 from report.run_folders import CONFIG
 from scionlm.report import render_report
+from scionlm.report.growth_read import own_lines
 
 ROUND = {
     "layers": 2, "num_parameters": 100, "tokens": 1000, "flops": 2.5e9, "seconds": 61.0, "nll": 5.1234,
@@ -81,3 +82,26 @@ def test_a_run_that_does_not_grow_has_no_such_section(page):
 )  # fmt: skip
 def test_what_is_broken_breaks_no_page(broken, page):
     assert "Growth, round by round" in page(growth(**broken))
+
+
+def lines_of_rounds():
+    """Return the metrics of two rounds of three steps, counted on."""
+    return [
+        {"step": 3 * number + step, "tokens": 30 * number + 10 * step, "round": number + 1}
+        for number in (0, 1)
+        for step in (0, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("base", "chosen", "steps", "before"),
+    [("source", 2, [0, 3], 30), ("source", 1, [0, 3], 0), ("student", 2, [0, 3, 3, 6], 0), ("student", 1, [0, 3], 0)],
+)
+def test_the_curve_is_that_of_the_rounds_that_the_result_has_been_through(base, chosen, steps, before):
+    record = {"result_round": chosen, "rounds": [{"steps": 3, "tokens": 30}, {"steps": 3, "tokens": 30}]}
+    found, tokens = own_lines(lines_of_rounds(), record, {"grow": {"from": base}})
+    assert [line["step"] for line in found] == steps
+    assert tokens == before
+    assert [line["tokens"] for line in found] == [10 * step for step in steps]
+    unfinished = own_lines(lines_of_rounds(), record | {"result_round": None}, {})
+    assert unfinished == (lines_of_rounds(), 0.0)

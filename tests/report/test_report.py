@@ -360,3 +360,50 @@ def test_what_is_no_run_or_is_broken_is_refused_by_name(make_run: MakeRun, tmp_p
         with pytest.raises(DataError, match=name):
             render_report(run)
         (run / name).write_text(before)
+
+
+def test_a_child_whose_control_is_still_trained_is_not_the_end(make_run: MakeRun) -> None:
+    """Its result is there by then, the control's is not."""
+    run = make_run()
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    run_folders.write_json(run / "result.json", result | {"control": None})
+    for state, verb in (("running", "is at"), ("stopped", "was at")):
+        run_folders.write_json(run / "status.json", {"format_version": 1, "state": state, "exit_code": 0, "step": 400})
+        run_folders.write_metrics(run / "control" / "metrics.jsonl", run_folders.metric_lines(7.2, 4.3, 40))
+        text = words(check_page(render_report(run)))
+        assert "The child closes" not in text
+        assert "on the same tokens" not in text
+        assert re.search(rf"the same shape from random weights, after [\d.,k]+ tokens, {verb} ", text)
+
+
+def test_the_page_is_named_for_the_folder_and_not_for_the_models_role(make_run: MakeRun) -> None:
+    for state in ("done",):
+        assert "<h1>demo</h1>" in re.sub(r"<(/?)bdi[^>]*>", "", render_report(make_run(state=state)))
+
+
+def test_steps_are_counted_to_where_the_metrics_end_and_over_all_stages(make_run: MakeRun) -> None:
+    run = make_run(state="failed", control=False)
+    status = json.loads((run / "status.json").read_text())
+    run_folders.write_json(run / "status.json", status | {"step": 100})  # the last checkpoint
+    stages = [{"name": name, "steps": 200} for name in ("a", "b", "c")]
+    run_folders.write_json(run / "plan.json", {"format_version": 1, "stages": stages})
+    assert "Step 120 of 600." in words(check_page(render_report(run)))
+
+
+def test_what_changed_on_the_way_is_told(make_run: MakeRun) -> None:
+    run = make_run()
+    manifest = json.loads((run / "manifest.json").read_text())
+    changes = [{"at": "2026-11-21", "changed": ["device.kind (cpu -> cuda)", "versions.numpy (2.3 -> 2.4)"], "to": {}}]
+    assert "went on with" not in words(check_page(render_report(run)))
+    run_folders.write_json(run / "manifest.json", manifest | {"changes": changes})
+    text = words(check_page(render_report(run)))
+    assert "device.kind (cpu -> cuda), versions.numpy (2.3 -> 2.4) (2026-11-21)" in text
+
+
+def test_a_run_whose_source_is_not_known_yet_is_not_said_to_have_none(make_run: MakeRun) -> None:
+    run = make_run(state="running", control=False)
+    config = (run / "config.yaml").read_text().replace("source: smollm2-135m", "reference: {model: {shape: x}}")
+    (run / "config.yaml").write_text(config)
+    text = words(check_page(render_report(run)))
+    assert "What it was made from is not recorded yet." in text
+    assert "random weights" not in text

@@ -79,7 +79,7 @@ def test_what_went_wrong_is_said_with_its_steps(run):
     section = str(schedule_section(read_run(run)))
     assert "2 update(s) were left out" in section
     assert "leapt 1 time(s)" in section
-    assert "At step 401." in section
+    assert "finite (step 401)." in section
 
 
 def test_names_cannot_act_and_the_stages_are_in_words(run):
@@ -106,3 +106,39 @@ def test_a_run_without_rates_and_plan_has_no_such_section(make_run):
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     assert schedule_section(read_run(folder)) is None
     assert "Learning rate and cost" not in render_report(folder)
+
+
+def test_the_share_of_the_peak_is_of_all_devices(run):
+    result = json.loads((run / "result.json").read_text())
+    one = str(schedule_section(read_run(run)))
+    result["training"]["devices"] = 8
+    (run / "result.json").write_text(json.dumps(result))
+    shares = [re.findall(r"peak speed.*?([\d.]+) %</td>", re.sub(r"50\.0 %", "", text))[0]
+              for text in (one, str(schedule_section(read_run(run))))]  # fmt: skip
+    assert float(shares[0]) == pytest.approx(8 * float(shares[1]), abs=0.5)
+
+
+def test_what_was_left_out_is_told_of_a_run_without_a_result(run):
+    (run / "result.json").unlink()
+    lines = [json.dumps({"step": step, "tokens": step, "train/skipped_updates": 1}) for step in range(500, 530)]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n".join(lines) + "\n")
+    section = str(schedule_section(read_run(run)))
+    assert "31 update(s) were left out because their loss or gradient was not finite (step 401, 500," in section
+    assert "518 and 11 more)" in section
+
+
+def test_what_went_wrong_while_pruning_is_told_too(run):
+    (run / "prune").mkdir()
+    (run / "config.yaml").write_text((run / "config.yaml").read_text() + "prune: {method: masks}\n")
+    line = json.dumps({"step": 7, "tokens": 70, "train/spike_sigmas": 9.0})
+    (run / "prune" / "metrics.jsonl").write_text(f'{{"format_version": 1, "kind": "metrics"}}\n{line}\n')
+    section = str(schedule_section(read_run(run)))
+    assert "While pruning: The loss leapt 1 time(s) far above its recent course (step 7)." in section
+
+
+def test_saving_is_a_share_of_the_phase_that_it_is_known_of(run):
+    result = json.loads((run / "result.json").read_text())
+    result["training"] |= {"seconds": 200.0, "recovery": {"seconds": 90.0}}
+    (run / "result.json").write_text(json.dumps(result))
+    assert "10.0 %" in str(schedule_section(read_run(run)))

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from scionlm.core.config import Section
 from scionlm.core.quantities import Count, Steps
 from scionlm.data.mixing.plan import Exhausted
-from scionlm.data.mixing.replay import ReplayOrder
+from scionlm.data.mixing.replay import REPLAY_FRACTION, ReplayOrder
 from scionlm.data.mixing.reweight import RuleName
 from scionlm.data.mixing.windows import PackingName
 
@@ -68,7 +68,7 @@ class DataConfig(Section):
 class ReplayConfig(Section):
     """Earlier data in a share of every batch, taken from the share of the new."""
 
-    fraction: float = Field(default=0.05, ge=0, lt=1)
+    fraction: float = Field(default=REPLAY_FRACTION, ge=0, lt=1)
     """Share of the sequences; with 0 nothing is replayed."""
     run: str | None = None
     """Run folder whose data are replayed, by its consumption ledger."""

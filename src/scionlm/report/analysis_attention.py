@@ -15,12 +15,11 @@ from scionlm.report.analysis_read import (
     numbers,
     of,
     rows,
-    section,
     short,
     small_figure,
 )
 from scionlm.report.heatmap import HeatMap, Tone, heat_map
-from scionlm.report.html import Content, Markup, RowGroup, name_of, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, name_of, section, table, tag
 from scionlm.report.svg import Caption, responsive
 from scionlm.report.values import integer, text
 from scionlm.report.wording import NONE, exact, index_ranges, nats, percent, quantity

@@ -5,8 +5,8 @@ from typing import Any
 
 from scionlm.report.analysis_attention import chart_of
 from scionlm.report.analysis_chart import LayerChart, Line
-from scionlm.report.analysis_read import Look, figure, finite, known, rows, section
-from scionlm.report.html import Content, Markup, RowGroup, clip, name_of, table, tag
+from scionlm.report.analysis_read import Look, figure, finite, known, rows
+from scionlm.report.html import Content, Markup, RowGroup, clip, name_of, section, table, tag
 from scionlm.report.svg import MAX_LAYERS
 from scionlm.report.values import integer, mapping, text
 from scionlm.report.wording import NONE, count, exact, nats, percent

@@ -7,9 +7,9 @@ from typing import Any
 
 from scionlm.report.analysis_attention import map_of
 from scionlm.report.analysis_layers import MAX_CRITERIA, NAMES, criteria
-from scionlm.report.analysis_read import Look, figure, matrix, named_indices, of, rows, section, short
+from scionlm.report.analysis_read import Look, figure, matrix, named_indices, of, rows, short
 from scionlm.report.heatmap import HeatMap, Tone, heat_map
-from scionlm.report.html import Content, Markup, RowGroup, clip, name_of, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, clip, name_of, section, table, tag
 from scionlm.report.svg import Caption, responsive
 from scionlm.report.values import integer, text
 from scionlm.report.wording import NONE, exact, index_ranges, nats

@@ -14,12 +14,11 @@ from scionlm.report.analysis_read import (
     numbers,
     of,
     rows,
-    section,
     short,
     small_figure,
 )
 from scionlm.report.heatmap import HeatMap, Tone
-from scionlm.report.html import Content, Markup, RowGroup, clip, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, clip, section, table, tag
 from scionlm.report.values import integer, mapping, text
 from scionlm.report.wording import NONE, nats, quantity
 

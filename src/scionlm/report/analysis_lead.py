@@ -39,10 +39,11 @@ def _heads(look: Look, joined: bool) -> str:
     if not ratio:
         return f", and none of its {count:,} heads is of rank 1" if count > 1 else ", and its head is not of rank 1"
     ratios = look.column("rank1_head_ratio")
-    half, whole = len(ratios) // 2, sum(known(ratios))
-    first = sum(known(ratios[:half])) / whole if whole > 0 and half else 0.5
-    place = {first >= _MOST: "first", first <= 1 - _MOST: "second"}.get(True)
-    share = first if place == "first" else 1 - first
+    half, whole = len(ratios) // 2, sum(known(ratios))  # of an odd number of layers the middle one is in neither
+    halves = {"first": ratios[:half], "second": ratios[len(ratios) - half :]}
+    shares = {name: sum(known(part)) / whole if whole > 0 else 0.0 for name, part in halves.items()}
+    place, share = max(shares.items(), key=lambda one: one[1])
+    place = place if share >= _MOST else None
     said = f", {percent(share)} of these in the {place} half of the layers" if place else ""
     return f", {'and' if joined else 'but'} {percent(ratio)} of its {count:,} heads are of rank 1{said}"
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scionlm.report.analysis_read import Look, finite, of, section
-from scionlm.report.html import Content, Markup, clip, facts, join, name_of, tag
+from scionlm.report.analysis_read import Look, finite, of
+from scionlm.report.html import Content, Markup, clip, facts, join, name_of, section, tag
 from scionlm.report.values import integer, mapping, text
 from scionlm.report.wording import count, duration, exact
 

@@ -129,11 +129,6 @@ def known(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def section(ident: str, title: str, *body: Content) -> Markup:
-    """Return a section of the page."""
-    return tag("section", tag("h2", title, id=ident), *body, aria_labelledby=ident)
-
-
 def figure(title: str, picture: Content, note: Content = None) -> Markup:
     """Return a drawing with its title above and a note below it, on a card."""
     below = tag("figcaption", note, class_="note") if note is not None else None

@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Sequence
 
 from scionlm.report.analysis_beside import beside_charts, places_in
-from scionlm.report.analysis_read import MAX_ROWS, Look, of, section
+from scionlm.report.analysis_read import MAX_ROWS, Look, of
 from scionlm.report.collect import Run
-from scionlm.report.html import Content, Markup, RowGroup, clip, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, clip, section, table, tag
 from scionlm.report.values import mapping, text
 from scionlm.report.wording import exact, index_ranges, nats, signed
 
@@ -126,7 +126,7 @@ def _cells(before: float | None, after: float | None) -> tuple[str, str, str]:
 
 def attention_command(run: Run) -> Markup | None:
     """Return the command that would make the analysis that is missing; None where there is one, or none can be."""
-    source = text(run.config, "source") or (run.source.name if run.source else None)
+    source = text(run.config, "source") or ("RUN/reference/model" if run.config.get("reference") else None)
     if not run.finished or source is None or run.inherit.init == "random" or _looks(run) is not None:
         return None
     data = text(mapping(run.manifest.get("data")), "dir") or text(mapping(run.config.get("data")), "dir")

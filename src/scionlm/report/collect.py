@@ -15,7 +15,7 @@ error of its own: a page drawn from the rest of the folder would mislead.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import yaml
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.records import read_json, read_jsonl
 from scionlm.report.curves import Curves, read_curves
+from scionlm.report.growth_read import folder_of_result, own_lines
 from scionlm.report.mixture_read import Mixing, read_mixing
 from scionlm.report.values import integer, mapping, number, text
 
@@ -138,12 +139,12 @@ class Run:
 
     `upstream` names those of its domains that the model knew before, as far as is known; `scores` are the records of
     source, child and control that hold `tasks` and `items`; `analysis` is one that sets the child beside its source,
-    empty where there is none, and `analysis_name` the folder in which it is, or could be.
+    empty where there is none, and `analysis_name` the folder in which it is, or could be; `tokens_before` are those of
+    rounds of growth that the child's own weights have not been through.
     """
 
     folder: str
     recipe: str | None
-    name: str
     status: Status
     source: Source | None
     inherit: Inherit
@@ -164,6 +165,7 @@ class Run:
     mixing: Mixing = field(default_factory=Mixing)
     analysis: Mapping[str, Any] = field(default_factory=dict)
     analysis_name: str = _ANALYSES[0]
+    tokens_before: float = 0.0
 
     @property
     def continues(self) -> bool:
@@ -192,15 +194,17 @@ def read_run(folder: Path) -> Run:
     result = _read_optional(folder / "result.json")
     control_result = mapping(result.get("control")) or _read_optional(folder / "control" / "result.json")
     control_curves = _read_metrics(folder / "control" / "metrics.jsonl")
-    child = _trained(result, _read_metrics(_metrics_of(folder)))
+    growth = _read_optional(folder / "rounds.json")
+    lines, tokens_before = own_lines(_lines_of(_metrics_of(folder)), growth, config)
+    child = _trained(result, read_curves(lines))
     manifest = _read_optional(folder / "manifest.json")
     analysis_name, analysis = _read_analysis(folder)
     has_control = bool(control_result) or bool(control_curves.train or control_curves.domains)
+    status = _status(_read_optional(folder / "status.json"))
     return Run(
         folder=folder.resolve().name,
         recipe=text(result, "recipe") or text(config, "recipe"),
-        name=text(result, "name") or text(config, "name") or folder.resolve().name,
-        status=_status(_read_optional(folder / "status.json")),
+        status=status,
         source=_source(mapping(result.get("source")) or _read_optional(folder / "source.json"), config),
         inherit=_inherit(mapping(result.get("inherit")), config),
         shape=mapping(result.get("model")),
@@ -210,9 +214,11 @@ def read_run(folder: Path) -> Run:
         manifest=manifest,
         config=config,
         config_text=config_text,
-        finished=bool(result),
+        # A child's result is there before its control is trained.
+        finished=bool(result) and status.state in ("done", "unknown"),
         plan=_read_optional(folder / "plan.json"),
-        growth=_read_optional(folder / "rounds.json"),
+        growth=growth,
+        tokens_before=tokens_before,
         pruning=_read_pruning(folder / "prune", mapping(result.get("prune")), config),
         upstream=_names(result.get("upstream", manifest.get("upstream_domains"))),
         forgetting=mapping(result.get("forgetting")),
@@ -221,7 +227,7 @@ def read_run(folder: Path) -> Run:
             "source": mapping(result.get("source")),
             "control": mapping(result.get("control")),
         },
-        mixing=read_mixing(_metrics_of(folder).parent),
+        mixing=read_mixing(folder_of_result(folder, growth) or _metrics_of(folder).parent),
         analysis=analysis,
         analysis_name=analysis_name,
     )
@@ -264,7 +270,11 @@ def _read_optional(path: Path) -> Mapping[str, Any]:
 
 
 def _read_metrics(path: Path) -> Curves:
-    return read_curves(read_jsonl(path) if path.is_file() else [])
+    return read_curves(_lines_of(path))
+
+
+def _lines_of(path: Path) -> Sequence[Mapping[str, Any]]:
+    return read_jsonl(path) if path.is_file() else []
 
 
 def read_config(path: Path) -> tuple[Mapping[str, Any], str]:

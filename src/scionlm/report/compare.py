@@ -35,7 +35,9 @@ def compared(
     if not rows:
         raise UsageError("nothing to compare: name run folders, sweeps or models")
     given = scores or {}
-    return join([replace(row, scores={**row.scores, **given.get(row.name, {})}) for row in rows])
+    # What was not asked of it now, an empty record, does not take away what it has.
+    anew = {name: {key: value for key, value in record.items() if value} for name, record in given.items()}
+    return join([replace(row, scores={**row.scores, **anew.get(row.name, {})}) for row in rows])
 
 
 def scored_models(items: Sequence[Path], models: Sequence[tuple[str, Record]] = ()) -> dict[str, str]:

@@ -33,6 +33,11 @@ class Track:
     members: Sequence[Judged]
     tone: str
 
+    @property
+    def lines(self) -> Sequence[Judged]:
+        """Those of its members that have points to draw."""
+        return [one for one in self.members if _points(one)]
+
 
 def tracks(comparison: Comparison) -> list[Track]:
     """Return what is drawn as lines, from the lowest loss on, controls last; unfinished runs behind finished ones."""
@@ -45,7 +50,7 @@ def tracks(comparison: Comparison) -> list[Track]:
     return plain + [Track(name, members, "control") for name, members in controls[:4]]
 
 
-def num_tracks(comparison: Comparison) -> int:
+def num_lines(comparison: Comparison) -> int:
     """Return how many lines there could be."""
     return sum(1 for one in comparison.rows if one.reason is None and _points(one))
 

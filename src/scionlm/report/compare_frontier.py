@@ -274,9 +274,15 @@ def _recommended(candidates: Sequence[Point], non_dominated: Sequence[Point]) ->
     best = candidates[0]
     if best.net.mean <= 0:
         return None, ()  # the source is the better choice
-    close = [one for one in candidates if best.net.mean - one.net.mean <= (best.net.std or 0) + (one.net.std or 0)]
+    close = [one for one in candidates if one.net.mean > 0 and _untold(one, best)]
     chosen = min((one for one in close if one in non_dominated), key=lambda one: one.forgetting.mean)
-    return chosen, tuple(one for one in close if one.forgetting.mean > chosen.forgetting.mean)
+    tied = (one for one in candidates if one is not chosen and _untold(one, chosen))
+    return chosen, tuple(one for one in tied if one.forgetting.mean > chosen.forgetting.mean)
+
+
+def _untold(one: Point, other: Point) -> bool:
+    """Return whether the spread of seeds is as large as the difference of two nets."""
+    return abs(one.net.mean - other.net.mean) <= (one.net.std or 0) + (other.net.std or 0)
 
 
 def balance_record(balance: Balance | None) -> dict[str, float | None]:

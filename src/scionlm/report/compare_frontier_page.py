@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from scionlm.report.compare_frontier import Frontier, Point, Value
-from scionlm.report.compare_frontier_plot import MAX_POINTS, frontier_chart
-from scionlm.report.html import Content, Markup, RowGroup, join, name_of, table, tag
+from scionlm.report.compare_frontier_plot import frontier_chart
+from scionlm.report.html import Content, Markup, RowGroup, join, name_of, section, table, tag
 from scionlm.report.wording import NONE, nats, signed
 
 _MAX_NAMES, _MAX_ROWS = 6, 100
@@ -15,17 +15,15 @@ def frontier_section(frontier: Frontier | None) -> Markup | None:
     if frontier is None:
         return None
     picture, away = frontier_chart(frontier)
-    left_out = len(frontier.points) - MAX_POINTS
-    more = f" Of {len(frontier.points)} points {MAX_POINTS} are drawn." if left_out > 0 else ""
     note = (
         "Both axes count from where a run began: up is learned, right is forgotten, so the upper left is best. Dotted "
         "lines join what has the same net, learned less forgotten. Numbers are those of the table; a point that is "
         "too close to others has none."
     )
-    figure = tag("figure", picture, tag("figcaption", note + more + away, class_="note"), class_="card")
+    figure = tag("figure", picture, tag("figcaption", note + away, class_="note"), class_="card")
     body = join(tag("p", _measured(frontier)), figure, _table(frontier), tag("p", _rule(frontier), class_="note"))
     title = "What each learned, and what it forgot"
-    return tag("section", tag("h2", title, id="frontier"), body, aria_labelledby="frontier")
+    return section("frontier", title, body)
 
 
 def _measured(frontier: Frontier) -> list[Content]:
@@ -40,7 +38,8 @@ def _measured(frontier: Frontier) -> list[Content]:
     if any("branch" in point.settings for point in frontier.candidates):
         branches = ". One that branches off a checkpoint counts from the finished source too, so that all compare"
         said.append(branches)
-    return [*said, ". Each is measured from its own source, a baseline from the first. " if several else "."]
+    own = ". Each is measured from its own source, a baseline without one from the first. "
+    return [*said, own if several else "."]
 
 
 def _listed(names: Sequence[str]) -> list[Content]:

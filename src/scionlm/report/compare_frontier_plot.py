@@ -15,7 +15,7 @@ from scionlm.report.placing import Box, Spot, place_labels
 from scionlm.report.svg import LABEL, SMALL, Caption, drawing, halo, label, line, responsive
 from scionlm.report.wording import nats, signed
 
-MAX_POINTS = 40
+_POINTS = 40
 _NAME = 28
 _RADIUS, _RING = 5.0, 9.0
 # What is further away than so many times what the best are from each other and from the start would press them
@@ -40,7 +40,7 @@ class _Frame:
 
 
 def frontier_chart(frontier: Frontier) -> tuple[Markup, str]:
-    """Return the drawing, and what lies outside of its frame in words."""
+    """Return the drawing, and in words what is not in it."""
     shown, away = _inside(frontier)
     numbers = {point.rows: k for k, point in enumerate(frontier.points, 1)}
     described = "; ".join(
@@ -49,7 +49,9 @@ def frontier_chart(frontier: Frontier) -> tuple[Markup, str]:
     caption = Caption("frontier-plot", "Forgetting and adaptation", f"Points, nats forgotten and gained: {described}.")
     picture = responsive(caption, lambda named, width: _draw(named, width, frontier, shown, numbers))
     told = [f"{clip(p.name, 60)} (forgets {_plain(p.forgetting)}, gains {_plain(p.adaptation)})" for p in away]
-    return picture, f" Outside of the frame: {', '.join(told)}." if told else ""
+    every = len(frontier.points)
+    cut = f" Of {every} points {len(shown)} are drawn." if len(shown) + len(away) < every else ""
+    return picture, cut + (f" Outside of the frame: {', '.join(told)}." if told else "")
 
 
 def _plain(value: Value) -> str:
@@ -66,7 +68,7 @@ def _inside(frontier: Frontier) -> tuple[list[Point], list[Point]]:
     area = _area(near)
     chosen = [p for p in frontier.points if p in near or (p.baseline and _is_near(p, area, _FAR_BASELINE))]
     # Of too many those that matter go first.
-    order = sorted(chosen, key=lambda p: (p != frontier.recommended, p not in core, p.baseline))[:MAX_POINTS]
+    order = sorted(chosen, key=lambda p: (p != frontier.recommended, p not in core, p.baseline))[:_POINTS]
     return order, [point for point in frontier.points if point not in chosen]
 
 

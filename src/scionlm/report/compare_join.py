@@ -142,7 +142,8 @@ def join(rows: Sequence[Row]) -> Comparison:
     ordered = sorted(judged, key=lambda one: (one.reason is not None, one.mean is None, one.mean or 0.0))
     sources = Counter(one.source.key for one in ordered if one.source and one.reason is None)
     by_key = {one.source.key: one.source for one in reversed(ordered) if one.source and one.reason is None}
-    groups = _groups([one for one in ordered if one.ranked])
+    # Not by loss: of two runs of one seed the better would always come into the same group.
+    groups = _groups([one for one in judged if one.ranked])
     members = [(group.name, [one.row for one in group.members]) for group in groups]
     return Comparison(
         rows=ordered,
@@ -178,7 +179,7 @@ def _first_source(row: Row, rows: Sequence[Row]) -> Base | None:
     while at.source_path is not None:
         model = at.source_path
         parent = next((one for one in rows if one.kind == "run" and _is_result(model, one)), None)
-        if parent is None or parent.name in seen:
+        if parent is None or parent.name in seen or parent.setup.difference(row.setup) is not None:
             break
         at = parent
         seen.add(at.name)
@@ -205,7 +206,7 @@ def _controls(one: Judged, judged: Sequence[Judged]) -> list[Judged]:
     """Return the control of a run: its own, else one of the same shape, tokens and seed, else those of other seeds."""
     row = one.row
     sound = [o for o in judged if o.row.is_control and o.row.done and o.row.losses and o.reason is None]
-    own = [other for other in sound if other.row.kind == "control" and other.row.folder == row.folder]
+    own = [other for other in sound if row.folder in other.row.control_of]
     alike = [o for o in sound if row.shape and dict(o.row.shape) == dict(row.shape) and o.row.tokens == row.tokens]
     return own or [other for other in alike if other.row.seed == row.seed][:1] or alike
 
@@ -224,9 +225,19 @@ def _groups(judged: Sequence[Judged]) -> list[Group]:
             found.append([one])
         else:
             group.append(one)
-    groups = sorted((_group(members) for members in found), key=lambda group: group.mean)
+    groups = _named(sorted((_group(members) for members in found), key=lambda group: group.mean))
     trained = [group for group in groups if group.first.kind != "model"] or groups
     return [replace(group, best=group is trained[0], behind=_behind(group, trained[0])) for group in groups]
+
+
+def _named(groups: Sequence[Group]) -> list[Group]:
+    """Return groups with names of their own: runs of other settings may have the same."""
+    seen: Counter[str] = Counter()
+    found: list[Group] = []
+    for group in groups:
+        seen[group.name] += 1
+        found.append(replace(group, name=f"{group.name} ({seen[group.name]})") if seen[group.name] > 1 else group)
+    return found
 
 
 def _behind(group: Group, best: Group) -> Behind | None:

@@ -1,13 +1,13 @@
 """The page of a comparison: what won, the final losses, the losses over tokens, and every run in one table."""
 
-from scionlm.report.compare_charts import dot_chart, loss_chart, num_tracks, operations_matter, tracks
+from scionlm.report.compare_charts import dot_chart, loss_chart, num_lines, operations_matter, tracks
 from scionlm.report.compare_frontier_page import frontier_section
 from scionlm.report.compare_join import Comparison
 from scionlm.report.compare_pareto import pareto_chart
 from scionlm.report.compare_table import MAX_DOMAINS, Line, header, lines
 from scionlm.report.compare_tasks_page import task_sections
 from scionlm.report.compare_words import Name, Sentence, behind_words, headline, measured, pruned_words, verdict
-from scionlm.report.html import Content, Markup, RowGroup, clip, facts, join, name_of, page, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, clip, facts, join, name_of, page, section, table, tag
 from scionlm.report.page import sprout
 from scionlm.report.wording import count, exact
 
@@ -49,10 +49,6 @@ def _marked(sentence: Sentence) -> list[Content]:
     return [strong(part) if isinstance(part, Name) else part for part in sentence]
 
 
-def _section(ident: str, title: str, *body: Content) -> Markup:
-    return tag("section", tag("h2", title, id=ident), *body, aria_labelledby=ident)
-
-
 def _final(comparison: Comparison) -> Markup | None:
     picture, away = dot_chart(comparison)
     if picture is None:
@@ -60,15 +56,14 @@ def _final(comparison: Comparison) -> Markup | None:
     seeds = any(group.std is not None for group in comparison.groups)
     spread = " Large: the mean over seeds, with one standard deviation; small: each seed." if seeds else ""
     note = tag("figcaption", measured(comparison) + spread + away, class_="note")
-    return _section("result", "Final losses", tag("figure", picture, note, class_="card"))
+    return section("result", "Final losses", tag("figure", picture, note, class_="card"))
 
 
 def _losses(comparison: Comparison) -> Markup:
     if not tracks(comparison):
-        return _section("curves", "Loss over tokens", tag("p", "No losses were recorded during training."))
+        return section("curves", "Loss over tokens", tag("p", "No losses were recorded during training."))
     picture, cut = loss_chart(comparison)
-    drawn = sum(len(track.members) for track in tracks(comparison))
-    left_out = num_tracks(comparison) - drawn
+    left_out = num_lines(comparison) - sum(len(track.lines) for track in tracks(comparison))
     note = "Held-out loss as the plain mean over the domains. Entries stand in the order of the final loss."
     note += (
         " Thin lines of one color are the seeds of one run."
@@ -77,7 +72,7 @@ def _losses(comparison: Comparison) -> Markup:
     )
     note += " A line of one that was pruned begins behind the tokens of its pruning." if _behind(comparison) else ""
     note += f" {left_out} more lines would not be told apart; their numbers are in the table." if left_out else ""
-    return _section(
+    return section(
         "curves",
         "Loss over tokens",
         tag("figure", picture, tag("figcaption", note + cut, class_="note"), class_="card"),
@@ -105,7 +100,7 @@ def _sizes(comparison: Comparison) -> Markup | None:
         for picture, note in pictures
         if picture is not None
     ]
-    return _section("sizes", "Loss against size and speed", figures) if figures else None
+    return section("sizes", "Loss against size and speed", figures) if figures else None
 
 
 def _behind(comparison: Comparison) -> bool:
@@ -128,7 +123,7 @@ def _table(comparison: Comparison) -> Markup:
         pruned_words(comparison),
         class_="note",
     )
-    return _section("runs", "Every run", table("run-table", caption, columns, [RowGroup(None, rows)]), more, gap)
+    return section("runs", "Every run", table("run-table", caption, columns, [RowGroup(None, rows)]), more, gap)
 
 
 def _title(line: Line) -> Markup:
@@ -163,4 +158,4 @@ def _facts(comparison: Comparison) -> Markup:
         tag("div", tag("h3", "Held-out tokens by domain"), facts(counts)) if counts else None,
         class_="columns",
     )
-    return _section("facts", "What is compared", tag("p", measured(comparison)), columns)
+    return section("facts", "What is compared", tag("p", measured(comparison)), columns)

@@ -39,7 +39,7 @@ def sized(comparison: Comparison, by_time: bool = False) -> list[Sized]:
     """
     times = _milliseconds(comparison)
     of_sources = _milliseconds(comparison, sources=True)
-    given = {group.first.folder.name for group in comparison.groups if group.first.kind == "model"}
+    given = {str(group.first.folder) for group in comparison.groups if group.first.kind == "model"}
     found: list[Sized] = []
     for group in comparison.groups:
         cost = times.get(group.first.name) if by_time else group.first.num_parameters

@@ -18,10 +18,11 @@ from scionlm.report.values import integer, mapping, number, text
 
 _RUN_FILES = ("config.yaml", "status.json", "result.json", "metrics.jsonl")
 _RUNS = "runs"
+_PRUNING = "pruning"  # a stage whose text is not measured
 _DIVERGED = 3  # the exit code
 _MAX_POINTS = 80  # of a line: enough for every turn at the width of a page, for many lines
 # What of a recipe says nothing about what is measured, beside the seed; and paths, for which hashes stand.
-_UNTOLD = ("seed", "checkpoint", "track", "control")
+_UNTOLD = ("seed", "checkpoint", "track", "control", "evaluate")
 _UNTOLD_TRAIN = ("parallel", "micro_batch_size", "compile")
 
 
@@ -83,6 +84,7 @@ class Row:
         settings: What it may hang on what it forgets, in words.
         scores: What holds its `tasks`, `items`, `suites` and `inference`, as far as they are there.
         source_scores: The same of its source.
+        control_of: Of a control, the folders of the runs whose own control it is; equal ones are one row.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Row:
     settings: Mapping[str, str] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
     source_scores: Mapping[str, Any] = field(default_factory=dict)
+    control_of: tuple[Path, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -189,7 +192,7 @@ def read_rows(folders: Sequence[Path], models: Sequence[Record] = ()) -> list[Ro
         rows.append(child)
         if run.control is not None:
             rows.append(_control(run, run.control, child))
-    rows = [row for k, row in enumerate(rows) if row.kind != "control" or not _repeats(row, rows, k)]
+    rows = _each_control_once(rows)
     for record in models:
         rows.append(_model(record, [row.name for row in rows]))
     return rows
@@ -214,7 +217,7 @@ def _row(run: Run, child: Trained, folder: Path, name: str) -> Row:
     spent = mapping(run.growth.get("total")) if run.finished else {}  # of all rounds of growth, not of the last alone
     spent = spent or training
     tokens, parameters = _finite(spent, "tokens"), _finite(run.shape, "num_parameters")
-    before = run.pruning.tokens if run.pruning is not None else 0.0
+    before = run.pruning.tokens if run.pruning is not None else run.tokens_before
     return Row(
         name=name,
         kind="run",
@@ -234,7 +237,7 @@ def _row(run: Run, child: Trained, folder: Path, name: str) -> Row:
         setup=_setup(run, child.after),
         curve=_curve(child, before),
         pruned=method_of(run, run.pruning) or None if run.pruning is not None else None,
-        pruning_tokens=before,
+        pruning_tokens=before if run.pruning is not None else 0.0,
         base=_base(run),
         source_path=text(run.config, "source"),
         signature=_signature(run, folder),
@@ -286,9 +289,17 @@ def _setup(run: Run, after: Losses) -> Setup:
     return Setup(
         domains,
         tuple(sorted((name, int(count or 0)) for name, count in counts.items())) if sound else None,
-        text(mapping(run.manifest.get("data")), "fingerprint"),
+        _held_out(run.manifest),
         integer(mapping(run.config.get("data")), "seq_len"),
     )
+
+
+def _held_out(manifest: Mapping[str, Any]) -> str | None:
+    """Return the fingerprints of all data folders whose held-out text is measured, upstream and later stages too."""
+    stages = mapping(manifest.get("stages"))
+    found = [text(mapping(manifest.get(key)), "fingerprint") for key in ("data", "upstream")]
+    found += [text(mapping(stage), "data") for name, stage in stages.items() if name != _PRUNING]
+    return " + ".join(dict.fromkeys(one for one in found if one)) or None
 
 
 def _base(run: Run) -> Base | None:
@@ -341,14 +352,24 @@ def _control(run: Run, control: Trained, child: Row) -> Row:
     )
 
 
-def _repeats(row: Row, rows: Sequence[Row], place: int) -> bool:
-    """Return whether another row is the same control: the same shape, seed, tokens and losses."""
+def _each_control_once(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows without controls that another row is too; that one says whose it is."""
+    owners: dict[int, list[Path]] = {}
+    for k, row in enumerate(rows):
+        if row.kind == "control":
+            owners.setdefault(_same_control(row, rows, k), []).append(row.folder)
+    kept = [(k, row) for k, row in enumerate(rows) if row.kind != "control" or k in owners]
+    return [replace(row, control_of=tuple(owners.get(k, ()))) for k, row in kept]
+
+
+def _same_control(row: Row, rows: Sequence[Row], place: int) -> int:
+    """Return the place of the row that is the same control: the same shape, seed, tokens and losses; else its own."""
 
     def facts(one: Row) -> tuple[object, ...]:
         return dict(one.shape), one.seed, one.tokens, dict(one.losses), one.setup
 
-    earlier = [one for k, one in enumerate(rows) if one.is_control and (k < place or one.kind == "run") and k != place]
-    return row.done and any(facts(one) == facts(row) for one in earlier)
+    earlier = (k for k, one in enumerate(rows) if one.is_control and (k < place or one.kind == "run") and k != place)
+    return next((k for k in earlier if facts(rows[k]) == facts(row)), place) if row.done else place
 
 
 def _free(name: str, taken: Sequence[str]) -> str:

@@ -55,16 +55,15 @@ def lines(comparison: Comparison) -> list[Line]:
     domains = comparison.domains[:MAX_DOMAINS]
     frontier = comparison.frontier
     found = [_source(base, domains, comparison) for base in comparison.sources]
+    apart: dict[int, str] = {}
     for group in comparison.groups:
+        if group.behind:
+            apart[len(found)] = _apart(group.behind)
         found += _group(group, domains, frontier)
     found += [_row(one, domains, "other", frontier) for one in comparison.rows if not one.ranked]
-    apart = {group.name: _apart(group.behind) for group in comparison.groups if group.behind}
     if not apart:
         return found
-    behind = [apart.get(line.name, NONE) if line.kind == "group" else NONE for line in found]
-    return [
-        replace(line, cells=[line.cells[0], each, *line.cells[1:]]) for line, each in zip(found, behind, strict=True)
-    ]
+    return [replace(line, cells=[line.cells[0], apart.get(k, NONE), *line.cells[1:]]) for k, line in enumerate(found)]
 
 
 def _apart(behind: Behind) -> str:

@@ -98,12 +98,14 @@ def compared_tasks(records: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Tas
             if (share := number(found, "chance")) is not None:
                 chance[task] = share
     scores = [_scores(mapping(one.get("tasks")), tasks) for _, _, one in known]
-    shared = [task for task in tasks if all(task in each for each in scores if each)]
+    # What may win decides which tasks count: a source may have been asked others than its children.
+    judged = [each for each, (_, kind, _) in zip(scores, known, strict=True) if each and kind != "source"] or scores
+    shared = [task for task in tasks if all(task in each for each in judged if each)]
     # What is no share of items has another scale, and may be better where it is lower: it has a column, and no vote.
-    voting = [t for t in shared if t not in lower and all(0 <= each[t].value <= 1 for each in scores if each)]
+    voting = [t for t in shared if t not in lower and all(0 <= each[t].value <= 1 for each in scores if t in each)]
     alike = _alike([mapping(one.get("items")) for _, _, one in known], voting)
     means = [
-        sum(each[task].value for task in voting) / len(voting) if each and voting and same else None
+        sum(each[t].value for t in voting) / len(voting) if voting and same and set(voting) <= each.keys() else None
         for each, same in zip(scores, alike, strict=True)
     ]
     ranked = [k for k, mean in enumerate(means) if mean is not None]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from scionlm.report.compare_tasks import Apart, Score, Scored, TaskComparison
-from scionlm.report.html import Content, Markup, RowGroup, name_of, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, name_of, section, table, tag
 from scionlm.report.markdown import safe
 from scionlm.report.published import PublishedRow, published
 from scionlm.report.values import mapping, number, text
@@ -18,10 +18,6 @@ def task_sections(found: TaskComparison | None) -> list[Markup]:
     if found is None:
         return []
     return [one for one in (_scores(found), *_suites(found), _speed(found)) if one is not None]
-
-
-def _section(ident: str, title: str, *body: Content) -> Markup:
-    return tag("section", tag("h2", title, id=ident), *body, aria_labelledby=ident)
 
 
 def _columns(found: TaskComparison) -> list[str]:
@@ -41,7 +37,7 @@ def _scores(found: TaskComparison) -> Markup | None:
     more = f" {left_out} more tasks are in compare.json." if left_out > 0 else ""
     caption = "Scores with their standard errors over items; higher is better, where no \u2193 says otherwise"
     body = table("tasks-table", caption, titles, [RowGroup(None, cells)])
-    return _section("tasks", "Tasks", body, tag("p", _told(found), more, class_="note"))
+    return section("tasks", "Tasks", body, tag("p", _told(found), more, class_="note"))
 
 
 def _told(found: TaskComparison) -> str:
@@ -118,7 +114,7 @@ def _suites(found: TaskComparison) -> list[Markup]:
         if unlike:
             groups, words = groups[:1], f"Not as published ({', '.join(unlike)}): no published rows stand beside it. "
         sections.append(
-            _section(
+            section(
                 f"suite-{name}",
                 f"Suite {name}",
                 table(f"suite-{name}-table", "Scores in per cent", head, groups),
@@ -154,7 +150,7 @@ def _speed(found: TaskComparison) -> Markup | None:
     )
     groups = [RowGroup(None, list(cells))]
     body = table("speed-table", "Inference", head, groups)
-    return _section("speed", "What they cost to run", body, tag("p", words, class_="note"))
+    return section("speed", "What they cost to run", body, tag("p", words, class_="note"))
 
 
 def _cost(one: Scored) -> list[Content]:

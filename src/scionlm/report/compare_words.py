@@ -26,7 +26,8 @@ def headline(comparison: Comparison) -> Sentence:
         return ["None of these has final losses that compare yet."]
     best = groups[0]
     over = f"mean over {len(comparison.domains)} domains" if len(comparison.domains) != 1 else "of the one domain"
-    parts: list[str] = [Name(best.name), f" has the lowest held-out loss: {nats(best.mean, 3)} nats ({over})"]
+    among = ["Of the runs, "] if len(groups) < len(comparison.groups) else []
+    parts: list[str] = [*among, Name(best.name), f" has the lowest held-out loss: {nats(best.mean, 3)} nats ({over})"]
     if len(groups) > 1:
         parts += [f", {nats(groups[1].mean - best.mean, 3)} below ", Name(groups[1].name), ", the next best"]
     if best.gap is not None:

@@ -8,15 +8,16 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from scionlm.report.values import number
 
 _TRAIN, _RATE = "train/nll_nats", "optim/lr"
 _PARTS = ("loss_nats", "divergence_nats", "z_loss_nats", "hidden_error_ratio")
-_MARKS = ("train/skipped_updates", "train/spike_sigmas")
+_SKIPPED, _SPIKE = "train/skipped_updates", "train/spike_sigmas"
 _PREFIX, _SUFFIX = "eval/", "/nll_nats"
 _GATES = re.compile(r"prune/(\w+)_(open_share|target_share)")
+_Drawn = TypeVar("_Drawn")
 _MOVED = re.compile(r"reweight/(.+)/(weight|nll_nats|reference_nats)", re.DOTALL)
 
 
@@ -33,9 +34,9 @@ class Point:
 class Curves:
     """Training loss, held-out loss by domain, and the mean of the domains where all of them were measured.
 
-    Also how the weights of domains moved, the learning rate by step, the steps at which something went wrong, what the
-    training loss is made of beside cross-entropy, and of masks the share of units that is expected to be open
-    (`open_share`) or asked for (`target_share`), by axis.
+    Also how the weights of domains moved, the learning rate by step, the steps whose update was left out or whose loss
+    leapt, what the training loss is made of beside cross-entropy, and of masks the share of units that is expected to
+    be open (`open_share`) or asked for (`target_share`), by axis.
     """
 
     train: tuple[Point, ...] = ()
@@ -45,7 +46,8 @@ class Curves:
     last_tokens: float | None = None
     moves: Mapping[str, tuple["Move", ...]] = field(default_factory=dict)
     lr: tuple[tuple[float, float], ...] = ()
-    marks: tuple[int, ...] = ()
+    skipped: tuple[int, ...] = ()
+    spikes: tuple[int, ...] = ()
     parts: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
     gates: Mapping[str, Mapping[str, tuple[Point, ...]]] = field(default_factory=dict)
 
@@ -67,7 +69,7 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
     domains: dict[str, dict[int, Point]] = {}
     moves: dict[str, dict[int, Move]] = {}
     rates: dict[int, float] = {}
-    marks: set[int] = set()
+    noted: dict[str, set[int]] = {_SKIPPED: set(), _SPIKE: set()}
     parts: dict[str, dict[int, Point]] = {}
     gates: dict[str, dict[str, dict[int, Point]]] = {}
     last: tuple[int, float] | None = None
@@ -84,8 +86,8 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
         for name in _PARTS:
             if f"train/{name}" in line:
                 parts.setdefault(name, {})[place[0]] = Point(*place, _loss(line, f"train/{name}"))
-        if any(key in line for key in _MARKS):
-            marks.add(place[0])
+        for key in noted.keys() & line.keys():
+            noted[key].add(place[0])
         for key in line:
             if key.startswith(_PREFIX) and key.endswith(_SUFFIX) and len(key) > len(_PREFIX + _SUFFIX):
                 domain = key[len(_PREFIX) : -len(_SUFFIX)]
@@ -104,7 +106,8 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
         last_tokens=last[1] if last else None,
         moves={name: tuple(points[step] for step in sorted(points)) for name, points in moves.items()},
         lr=tuple((float(step), rates[step]) for step in sorted(rates)),
-        marks=tuple(sorted(marks)),
+        skipped=tuple(sorted(noted[_SKIPPED])),
+        spikes=tuple(sorted(noted[_SPIKE])),
         parts={name: _ordered(points) for name, points in parts.items()},
         gates={axis: {what: _ordered(points) for what, points in found.items()} for axis, found in gates.items()},
     )
@@ -151,7 +154,7 @@ def averaged(points: Sequence[Point], limit: int) -> tuple[Point, ...]:
     return tuple(Point(g[-1].step, g[-1].tokens, sum(p.nll for p in g) / len(g)) for g in groups)
 
 
-def thinned(points: Sequence[Point], limit: int) -> tuple[Point, ...]:
+def thinned(points: Sequence[_Drawn], limit: int) -> tuple[_Drawn, ...]:
     """Return at most `limit` of the points, evenly spread, the first and the last among them."""
     if len(points) <= limit:
         return tuple(points)

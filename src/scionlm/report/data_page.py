@@ -14,7 +14,7 @@ from typing import Any
 from scionlm.core.files import write_text_atomic
 from scionlm.core.records import read_json
 from scionlm.report.barchart import Histogram, Share, bin_name, histogram, share_bars, shared_span
-from scionlm.report.html import Content, Markup, RowGroup, clip, facts, join, name_of, page, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, clip, facts, join, name_of, page, section, table, tag
 from scionlm.report.svg import Caption, responsive
 from scionlm.report.values import mapping, number, text
 from scionlm.report.wording import NONE, NOT_RECORDED, count, exact, nats, percent, size
@@ -115,10 +115,6 @@ def data_page(record: Mapping[str, Any], name: str) -> str:
     return str(page(f"{clip(name, 80)} \u2013 Scion data", _header(record, name, len(domains), whole), main, footer))
 
 
-def _section(ident: str, title: str, *body: Content) -> Markup:
-    return tag("section", tag("h2", title, id=ident), *body, aria_labelledby=ident)
-
-
 def _of(number_of: int, noun: str) -> str:
     return f"{number_of:,} {noun}{'' if number_of == 1 else 's'}"
 
@@ -158,7 +154,7 @@ def _glance(domains: Sequence[_Domain], whole: _Domain) -> Markup:
         (f"{len(domains):,}", "domain" if len(domains) == 1 else "domains"),
     )
     tiles = tag("dl", [tag("div", tag("dt", what), tag("dd", shown)) for shown, what in pairs], class_="tiles")
-    return _section("glance", "At a glance", tiles, _share_figure(domains, tokens))
+    return section("glance", "At a glance", tiles, _share_figure(domains, tokens))
 
 
 def _share_figure(domains: Sequence[_Domain], tokens: int) -> Markup | None:
@@ -192,7 +188,7 @@ def _share(domain: _Domain, tokens: int) -> Share:
 def _domain_tables(record: Mapping[str, Any], domains: Sequence[_Domain], whole: _Domain) -> Markup:
     """What is kept and what was left out: two tables, as one of so many columns would not fit on the page."""
     if not domains:
-        return _section("domains", "Domains", tag("p", "No domain is recorded in statistics.json."))
+        return section("domains", "Domains", tag("p", "No domain is recorded in statistics.json."))
     read_row = partial(_read_row, searched=bool(mapping(record.get("dedupe"))))
     tables = (
         ("kept", "What is in the folder, largest domain first", _KEPT, _kept_row),
@@ -203,7 +199,7 @@ def _domain_tables(record: Mapping[str, Any], domains: Sequence[_Domain], whole:
         groups = [RowGroup(None, [[tag("b", cell) for cell in row(whole)]])] if len(domains) > 1 else []
         groups.append(RowGroup(None, [row(domain) for domain in domains]))
         drawn.append(table(f"{name}-table", caption, header, groups))
-    return _section("domains", "Domains", drawn, _glossary(record))
+    return section("domains", "Domains", drawn, _glossary(record))
 
 
 def _kept_row(domain: _Domain) -> list[Content]:
@@ -294,7 +290,7 @@ def _each_domain(domains: Sequence[_Domain], whole: _Domain) -> Markup | None:
     parts = [_domain_part(k, domain, whole.tokens, span) for k, domain in enumerate(domains[:_MAX_PARTS])]
     left_out = len(domains) - len(parts)
     more = f"{_of(left_out, 'smaller domain')}: see the tables." if left_out > 0 else None
-    return _section("each", "Domain by domain", tag("p", note, class_="note"), parts, more)
+    return section("each", "Domain by domain", tag("p", note, class_="note"), parts, more)
 
 
 def _domain_part(k: int, domain: _Domain, tokens: int, span: tuple[float, float]) -> Markup:
@@ -379,7 +375,7 @@ def _preparation(record: Mapping[str, Any]) -> Markup:
         *_dedupe_rules(record),
     ]
     columns = [tag("div", tag("h3", title), facts(pairs)) for title, pairs in (("Tokenizer", about), ("Rules", rules))]
-    return _section("preparation", "How it was prepared", tag("div", columns, class_="columns"))
+    return section("preparation", "How it was prepared", tag("div", columns, class_="columns"))
 
 
 def _dedupe_rules(record: Mapping[str, Any]) -> list[tuple[Content, Content]]:

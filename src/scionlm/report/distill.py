@@ -6,7 +6,8 @@ from typing import Any
 
 from scionlm.report.collect import Run
 from scionlm.report.curves import Point, averaged
-from scionlm.report.html import Content, Markup, RowGroup, facts, join, name_of, table, tag
+from scionlm.report.findings import last_seconds
+from scionlm.report.html import Content, Markup, RowGroup, facts, join, name_of, section, table, tag
 from scionlm.report.linechart import Chart, Series, line_chart
 from scionlm.report.svg import Caption, responsive
 from scionlm.report.values import mapping, number, text
@@ -21,7 +22,11 @@ _WORDS = {
     "cosine": "one minus the cosine",
 }
 # Parts of the loss in nats: key of the metric, name, color.
-_NATS = (("loss_nats", "loss", "child"), ("divergence_nats", "divergence", "source"), ("z_loss_nats", "z-loss", "soft"))
+_NATS = (
+    ("loss_nats", "loss", "child"),
+    ("divergence_nats", "divergence by temperature squared", "source"),
+    ("z_loss_nats", "z-loss", "soft"),
+)
 
 
 def distill_section(run: Run) -> Markup | None:
@@ -38,7 +43,7 @@ def distill_section(run: Run) -> Markup | None:
         _hidden_figure(parts.get("hidden_error_ratio", ())),
         _cost(run) if settings else None,
     )
-    return tag("section", tag("h2", title, id="distill"), body, aria_labelledby="distill")
+    return section("distill", title, body)
 
 
 def _words(run: Run, settings: Mapping[str, Any]) -> Markup:
@@ -46,6 +51,8 @@ def _words(run: Run, settings: Mapping[str, Any]) -> Markup:
     weight, heat, top = (number(settings, key) for key in ("weight", "temperature", "top_k"))
     hidden = mapping(settings.get("hidden"))
     moves = text(settings, "schedule")
+    learned = ["the divergence from the teacher's distribution of the next token"] if weight else []
+    learned += ["the error of its hidden states beside the teacher's"] if hidden else []
     pairs: list[tuple[Content, Content] | None] = [
         ("teacher", name_of(teacher)),
         ("weight", _number(weight) + (f", {moves} to {_ratio(settings)}" if moves not in (None, "constant") else "")),
@@ -59,8 +66,8 @@ def _words(run: Run, settings: Mapping[str, Any]) -> Markup:
     return join(
         tag(
             "p",
-            "Beside the text, the student learned from what a teacher makes of it: the loss is cross-entropy and the "
-            "divergence from the teacher's distribution of the next token, mixed by weight.",
+            "Beside the text, the student learned from what a teacher makes of it: the loss is cross-entropy and "
+            f"{' and '.join(learned)}, by weight.",
         ),
         facts([pair for pair in pairs if pair is not None]),
     )
@@ -107,7 +114,7 @@ def _line(points: Sequence[Point]) -> list[tuple[float, float]]:
 def _cost(run: Run) -> Markup | None:
     training, plan = run.child.training, run.plan
     distill = mapping(training.get("distill"))
-    seconds, whole = number(distill, "teacher_seconds"), number(training, "seconds")
+    seconds, whole = number(distill, "teacher_seconds"), last_seconds(run)
     models = number(plan, "models_trained") or 1
     planned = number(mapping(plan.get("seconds_by_part")), "teacher")
     rows: list[tuple[Content, ...]] = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from scionlm.report.collect import Losses, Run
 from scionlm.report.curves import Curves
-from scionlm.report.values import number
+from scionlm.report.values import mapping, number
 
 _Values = Mapping[str, float]
 
@@ -45,6 +45,13 @@ def speed(run: Run) -> float | None:
     if run.pruning is not None and tokens is not None and seconds:
         return tokens / seconds
     return number(training, "tokens_per_s")
+
+
+def last_seconds(run: Run) -> float | None:
+    """Return how long the phase took that teacher and checkpoints are recorded of: what was pruned has two."""
+    training = run.child.training
+    recovery = number(mapping(training.get("recovery")), "seconds")
+    return number(training, "seconds") if recovery is None else recovery
 
 
 def gap_closed(child: float | None, start: float | None, source: float | None) -> float | None:

@@ -6,7 +6,7 @@ from scionlm.report.collect import Run
 from scionlm.report.forgetting_charts import course_figure, first_steps
 from scionlm.report.forgetting_read import Forgetting, Side, forgetting_of, side_of
 from scionlm.report.forgetting_words import told
-from scionlm.report.html import Content, Markup, RowGroup, join, name_of, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, join, name_of, section, table, tag
 from scionlm.report.wording import NONE, nats, signed
 
 _MAX_DOMAINS = 20
@@ -25,7 +25,7 @@ def forgetting_section(run: Run) -> Markup | None:
         _stages(forgetting),
     )
     title = "What was learned, and what was forgotten"
-    return tag("section", tag("h2", title, id="forgetting"), body, aria_labelledby="forgetting")
+    return section("forgetting", title, body)
 
 
 def _losses(run: Run, forgetting: Forgetting) -> Markup:

@@ -111,7 +111,9 @@ def side_of(run: Run, domains: tuple[str, ...]) -> Side | None:
     if not domains:
         return None
     curves = run.child.curves
-    before = known(run.child.before) or first_losses(curves)
+    # Measured as what is exported is, in float32; the first evaluation is in the precision of training.
+    source = known(run.source.losses) if run.source is not None and not mapping(run.config.get("branch")) else {}
+    before = source if all(name in source for name in domains) else known(run.child.before) or first_losses(curves)
     after = known(run.child.after) or last_losses(curves)
     return Side(domains, mean_of(before, domains), mean_of(after, domains), _peak(mean_over(curves, domains)))
 

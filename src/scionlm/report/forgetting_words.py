@@ -178,8 +178,8 @@ def _way(run: Run, forgetting: Forgetting) -> list[Markup]:
             )
     replay = settings.get("replay")
     if replay is not None:
-        none = "No earlier text was replayed."
-        said.append(none if replay == "none" else f"Replayed was earlier text, as {replay} of every batch.")
+        none, by_stage = "No earlier text was replayed.", ", by stage" if ", " in replay else ""
+        said.append(none if replay == "none" else f"Earlier text was replayed{by_stage}: {replay} of every batch.")
     return [join(tag("p", " ".join(said), class_="note"))] if said else []
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scionlm.report.collect import Run
-from scionlm.report.html import Content, Markup, RowGroup, join, name_of, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, join, name_of, section, table, tag
 from scionlm.report.linechart import Chart, Reference, Series, line_chart
 from scionlm.report.svg import MAX_LAYERS, Caption, box, drawing, label, responsive
 from scionlm.report.values import mapping, number, text
@@ -22,7 +22,7 @@ def growth_section(run: Run) -> Markup | None:
     if not run.growth or not mapping(run.config.get("grow")):
         return None
     body = join(_words(run, rounds, reference), _figure(rounds, reference), _origins(rounds), _table(run, rounds))
-    return tag("section", tag("h2", "Growth, round by round", id="growth"), body, aria_labelledby="growth")
+    return section("growth", "Growth, round by round", body)
 
 
 def _rounds(growth: _Record) -> list[_Record]:

@@ -135,6 +135,11 @@ def facts(pairs: Iterable[tuple[Content, Content]]) -> Markup:
     )
 
 
+def section(ident: str, title: str, *body: Content) -> Markup:
+    """Return a part of the page under a heading, which others find by `ident`."""
+    return tag("section", tag("h2", title, id=ident), *body, aria_labelledby=ident)
+
+
 def page(title: str, header: Content, main: Content, footer: Content) -> Markup:
     """Return the whole document: language, policy, style, and the three landmarks."""
     head = tag(

@@ -27,7 +27,7 @@ def safe(value: str) -> str:
 
 def run_markdown(run: Run) -> str:
     """Return what came of a run as Markdown."""
-    title = f"## {safe(clip(run.name, 80))}"
+    title = f"## {safe(clip(run.folder, 80))}"
     told = [_words(one) for one in (banner(run), headline(run, find(run))) if one is not None]
     parts = (title, *told, _losses(run), _tasks(read_tasks(run.scores)), _cost(run))
     return "\n\n".join(part for part in parts if part) + "\n"

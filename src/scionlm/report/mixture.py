@@ -6,7 +6,7 @@ Weights that followed the losses are in `weights`, with what moved them.
 from collections.abc import Iterable, Sequence
 
 from scionlm.report.collect import Run
-from scionlm.report.html import Content, Markup, RowGroup, clip, join, name_of, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, clip, join, name_of, section, table, tag
 from scionlm.report.mixture_read import Mixing, Taken
 from scionlm.report.weights import share_charts, share_words
 from scionlm.report.wording import exact
@@ -25,7 +25,7 @@ def mixture_section(run: Run) -> Markup | None:
         share_charts("share", "Share of one domain", lines, [at for at, _ in mixing.stages[1:]]),
         _table(mixing),
     )
-    return tag("section", tag("h2", "Mixture of the domains", id="mixture"), body, aria_labelledby="mixture")
+    return section("mixture", "Mixture of the domains", body)
 
 
 def _named(domain: str) -> str:

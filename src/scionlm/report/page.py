@@ -35,7 +35,7 @@ def run_page(run: Run) -> str:
     pill = tag("span", clip(state, 40), class_=f"state {_STATES.get(state, 'unknown')}")
     header = join(
         tag("div", sprout(), tag("span", "Scion run report"), _recipe(run), pill, class_="eyebrow"),
-        tag("h1", name_of(run.name)),
+        tag("h1", name_of(run.folder)),
         headline(run, finding),
     )
     main = join(
@@ -60,7 +60,7 @@ def run_page(run: Run) -> str:
     version = run.manifest.get("scion_version")
     by = f"Drawn from the files in the folder {clip(run.folder, 80)}"
     made = f"{by}, a run of Scion {clip(str(version), 40)}." if version else f"{by}."
-    return str(page(f"{clip(run.name, 80)} \u2013 Scion", header, main, tag("p", made)))
+    return str(page(f"{clip(run.folder, 80)} \u2013 Scion", header, main, tag("p", made)))
 
 
 def _recipe(run: Run) -> Markup | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from scionlm.report.collect import Pruning, Run, losses_in
 from scionlm.report.findings import known
-from scionlm.report.html import Content, Markup, RowGroup, clip, facts, join, name_of, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, clip, facts, join, name_of, section, table, tag
 from scionlm.report.pruning_charts import course_figure, finish_of, loss_figure
 from scionlm.report.pruning_map import kept_figure, kept_table
 from scionlm.report.pruning_read import (
@@ -58,7 +58,7 @@ def pruning_section(run: Run) -> Markup | None:
         kept_table(run, pruning),
         _checks(pruning),
     )
-    return tag("section", tag("h2", "Pruning", id="pruning"), body, aria_labelledby="pruning")
+    return section("pruning", "Pruning", body)
 
 
 def _words(run: Run, pruning: Pruning) -> Markup:

@@ -1,23 +1,24 @@
 """The learning rate as planned and as it was, what was planned beside what was spent, and what went wrong."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scionlm.report.collect import Run
-from scionlm.report.findings import speed
-from scionlm.report.html import Content, Markup, RowGroup, clip, join, name_of, table, tag
+from scionlm.report.curves import Curves, thinned
+from scionlm.report.findings import last_seconds, speed
+from scionlm.report.html import Content, Markup, RowGroup, clip, join, name_of, section, table, tag
 from scionlm.report.linechart import Chart, Series, line_chart
 from scionlm.report.svg import Caption, responsive
 from scionlm.report.values import mapping, number, text
 from scionlm.report.wording import NONE, duration, exact, quantity, scientific, size
 
-_POINTS, _STAGES = 300, 20
+_POINTS, _STAGES, _MARKS = 300, 20, 20
 
 
 def schedule_section(run: Run) -> Markup | None:
     """Return how the learning rate moved and what the run took; None where neither a plan nor a rate was written."""
-    planned, taken = _planned(run), _thinned(run.child.curves.lr)
+    planned, taken = _planned(run), thinned(run.child.curves.lr, _POINTS)
     if not planned and not taken:
         return None
     series = [Series("planned", planned, "source", thin=True)] if planned else []
@@ -27,9 +28,7 @@ def schedule_section(run: Run) -> Markup | None:
     picture = responsive(caption, lambda named, width: line_chart(named, width, 300 if width > 600 else 260, chart))
     figure = tag("figure", picture, tag("figcaption", _note(run), class_="note"), class_="card")
     body = join(figure, _events(run), _spent(run))
-    return tag(
-        "section", tag("h2", "Learning rate and cost", id="rate-and-cost"), body, aria_labelledby="rate-and-cost"
-    )
+    return section("rate-and-cost", "Learning rate and cost", body)
 
 
 def _stages(run: Run) -> list[Any]:
@@ -44,17 +43,11 @@ def _planned(run: Run) -> list[tuple[float, float]]:
         for pair in curve if isinstance(curve, list) else []:
             if isinstance(pair, list) and len(pair) == 2 and all(_is_finite(value) for value in pair):
                 points.append((float(pair[0]), float(pair[1])))
-    return _thinned(points)
+    return list(thinned(points, _POINTS))
 
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    if len(points) <= _POINTS:
-        return list(points)
-    return [points[round(k * (len(points) - 1) / (_POINTS - 1))] for k in range(_POINTS)]
 
 
 def _described(series: Sequence[Series]) -> str:
@@ -71,17 +64,28 @@ def _note(run: Run) -> Content:
 
 
 def _events(run: Run) -> Markup | None:
-    training = run.child.training
-    skipped, spikes = number(training, "skipped_updates"), number(training, "loss_spikes")
-    lines: list[str] = []
-    if skipped:
-        lines.append(f"{exact(skipped)} update(s) were left out because their loss or gradient was not finite.")
-    if spikes:
-        lines.append(f"The loss leapt {exact(spikes)} time(s) far above its recent course.")
-    if run.child.curves.marks:
-        steps = ", ".join(f"{step:,}" for step in run.child.curves.marks[:20])
-        lines.append(f"At step {steps}.")
+    """Return what went wrong: of a run that is not done, or has diverged, the metrics alone know."""
+    training, lines = run.child.training, list[str]()
+    for number_of, course in enumerate(run.pruning.stretches if run.pruning is not None else ()):
+        where = "While pruning: " if number_of == 0 else f"While pruning, part {number_of + 1}: "
+        lines += [where + words for words in _went_wrong(course, None, None)]
+    known = (number(training, "skipped_updates"), number(training, "loss_spikes"))
+    lines += _went_wrong(run.child.curves, *known)
     return tag("p", " ".join(lines)) if lines else None
+
+
+def _went_wrong(course: Curves, skipped: float | None, spikes: float | None) -> Iterable[str]:
+    if skipped := max(skipped or 0, len(course.skipped)):
+        steps = _steps(course.skipped)
+        yield f"{exact(skipped)} update(s) were left out because their loss or gradient was not finite{steps}."
+    if spikes := max(spikes or 0, len(course.spikes)):
+        yield f"The loss leapt {exact(spikes)} time(s) far above its recent course{_steps(course.spikes)}."
+
+
+def _steps(found: Sequence[int]) -> str:
+    shown = ", ".join(f"{step:,}" for step in found[:_MARKS])
+    more = f" and {len(found) - _MARKS:,} more" if len(found) > _MARKS else ""
+    return f" (step {shown}{more})" if found else ""
 
 
 def _spent(run: Run) -> Markup | None:
@@ -147,11 +151,12 @@ def _mfu(run: Run) -> float | None:
     training = run.child.training
     peak = number(mapping(training.get("peak_flops")), "flops_per_s")
     flops, seconds = number(training, "flops"), number(training, "seconds")
-    return flops / seconds / peak if peak and flops and seconds else None
+    devices = number(training, "devices") or 1.0  # the peak is one's, the operations are those of all
+    return flops / seconds / peak / devices if peak and flops and seconds else None
 
 
 def _saving(run: Run) -> float | None:
-    saving, seconds = number(run.child.training, "checkpoint_seconds"), number(run.child.training, "seconds")
+    saving, seconds = number(run.child.training, "checkpoint_seconds"), last_seconds(run)
     return saving / (saving + seconds) if saving is not None and seconds else None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from scionlm.report.attention import attention_command
 from scionlm.report.collect import Loss, Losses, Run
 from scionlm.report.findings import find, known, speed
-from scionlm.report.html import Content, Markup, RowGroup, clip, facts, name_of, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, clip, facts, name_of, section, table, tag
 from scionlm.report.svg import MAX_LAYERS, Caption, layer_strip, responsive
 from scionlm.report.values import mapping, number, text
 from scionlm.report.wording import (
@@ -23,6 +23,7 @@ from scionlm.report.wording import (
 
 # What a page holds at most; the whole is always in the files of the run. Together they keep a page below 500 kB.
 _MAX_DOMAINS, _MAX_SAMPLES, _MAX_SAMPLE, _MAX_CONFIG, _MAX_COMMAND = 40, 8, 1_000, 12_000, 2_000
+_MAX_CHANGES = 8
 
 _SHAPE = (
     ("parameters", "num_parameters"),
@@ -34,10 +35,6 @@ _SHAPE = (
     ("head size", "head_dim"),
     ("vocabulary", "vocab_size"),
 )
-
-
-def _section(ident: str, title: str, *body: Content) -> Markup:
-    return tag("section", tag("h2", title, id=ident), *body, aria_labelledby=ident)
 
 
 def origin_section(run: Run) -> Markup:
@@ -64,11 +61,13 @@ def origin_section(run: Run) -> Markup:
         ),
         class_="columns",
     )
-    return _section("origin", "What was made from what", _origin_words(run), _strip(run), boxes)
+    return section("origin", "What was made from what", _origin_words(run), _strip(run), boxes)
 
 
 def _origin_words(run: Run) -> Markup:
     inherit = run.inherit
+    if run.source is None and run.recipe != "scratch":
+        return tag("p", f"What it was made from is {NOT_RECORDED} yet.")
     if run.source is None:
         return tag("p", "This model has no source: it was trained from random weights.")
     if inherit.init == "random":
@@ -112,7 +111,7 @@ def loss_section(run: Run) -> Markup:
     names = list({**run.child.after, **run.child.before, **(run.source.losses if run.source else {})})
     if not names:
         unfinished = "No final losses: they are measured on the exported model when a run is done."
-        return _section("losses", "Losses by domain", tag("p", unfinished))
+        return section("losses", "Losses by domain", tag("p", unfinished))
     groups = [RowGroup(name_of(name), list(_domain_rows(run, name))) for name in names[:_MAX_DOMAINS]]
     if len(known(run.child.after)) > 1:
         groups.insert(0, _mean_group(run))
@@ -120,7 +119,7 @@ def loss_section(run: Run) -> Markup:
     left_out = len(names) - _MAX_DOMAINS
     note = f"{left_out} more domains are in result.json." if left_out > 0 else None
     losses = table("loss-table", "Held-out losses; lower is better", header, groups)
-    return _section(
+    return section(
         "losses", "Losses by domain", _measured(run), losses, tag("p", note, class_="note") if note else None
     )
 
@@ -180,14 +179,14 @@ def _mean_group(run: Run) -> RowGroup:
 def sample_section(run: Run) -> Markup | None:
     """Return what each model writes after the same prompts, side by side."""
     if not run.samples:
-        return None if run.finished else _section("samples", "Samples", tag("p", "No samples yet."))
+        return None if run.finished else section("samples", "Samples", tag("p", "No samples yet."))
     shown = run.samples[:_MAX_SAMPLES]
     left_out = len(run.samples) - len(shown)
     note = (
         "The same prompt continued by each model. Samples show the style of a model; the losses above show its quality."
     )
     more = f" {left_out} more prompts are in result.json." if left_out else ""
-    return _section(
+    return section(
         "samples",
         "Samples",
         tag("p", note + more, class_="note"),
@@ -229,7 +228,7 @@ def machine_section(run: Run) -> Markup:
         ("Origin", _origin_facts(run)),
     )
     columns = [tag("div", tag("h3", title), facts(pairs)) for title, pairs in groups]
-    return _section(
+    return section(
         "facts",
         "How it was made",
         tag("div", columns, class_="columns"),
@@ -284,7 +283,17 @@ def _machine_facts(run: Run) -> list[tuple[Content, Content]]:
         ("Scion", _named(run.manifest.get("scion_version"))),
         ("git commit", _code(str(run.manifest.get("git_commit") or NOT_RECORDED)[:12])),
         *((name_of(name, 30), _named(version, 30)) for name, version in list(versions.items())[:12]),
+        *(("went on with", change) for change in _changes(run)),
     ]
+
+
+def _changes(run: Run) -> Iterable[Markup]:
+    """Return what was another when the run went on later: versions, commit, device."""
+    found = run.manifest.get("changes")
+    for change in found[:_MAX_CHANGES] if isinstance(found, list) else []:
+        changed = mapping(change).get("changed")
+        words = ", ".join(str(one) for one in changed) if isinstance(changed, list) else NOT_RECORDED
+        yield tag("bdi", clip(f"{words} ({text(mapping(change), 'at') or NOT_RECORDED})", 400))
 
 
 def _origin_facts(run: Run) -> list[tuple[Content, Content]]:
@@ -337,8 +346,8 @@ def _commands(run: Run) -> list[Content]:
 def settings_section(run: Run) -> Markup:
     """Return the resolved recipe, folded away."""
     if not run.config_text.strip():
-        return _section("settings", "Settings", tag("p", "The settings are not here (no config.yaml)."))
+        return section("settings", "Settings", tag("p", "The settings are not here (no config.yaml)."))
     cut = len(run.config_text) > _MAX_CONFIG
     note = tag("p", "Only its beginning; the whole is in config.yaml.", class_="note") if cut else None
     whole = tag("pre", tag("code", clip(run.config_text, _MAX_CONFIG)), tabindex="0")
-    return _section("settings", "Settings", tag("details", tag("summary", "All settings (config.yaml)"), whole, note))
+    return section("settings", "Settings", tag("details", tag("summary", "All settings (config.yaml)"), whole, note))

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from scionlm.data.mixing.replay import REPLAY_FRACTION
 from scionlm.report.collect import Run
 from scionlm.report.values import mapping, number, text
 from scionlm.report.wording import percent
 
 SEED = re.compile(r"-seed(\d+)$")
 _MAX_STAGES = 20
-_PERCENT = 0.005
 
 
 def settings_of(run: Run) -> Mapping[str, str]:
@@ -56,10 +56,9 @@ def _of_stage(top: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterable[tupl
     name, warmup = text(schedule, "name"), _length(schedule.get("warmup"))
     if "replay" in stage or "replay" in top:
         replay = {**mapping(top.get("replay")), **mapping(stage.get("replay"))}
-        share = number(replay, "fraction") if stage.get("replay", replay) is not None else 0.0
-        if not replay:
-            yield "replay", "none"
-        elif share is not None and math.isfinite(share):
+        asked = bool(replay) and stage.get("replay", replay) is not None
+        share = number({"fraction": REPLAY_FRACTION, **replay}, "fraction") if asked else 0.0
+        if share is not None and math.isfinite(share):
             yield "replay", share_words(share) if share else "none"
     if warmup is not None:
         yield "warm-up", warmup

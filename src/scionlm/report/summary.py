@@ -49,7 +49,7 @@ def _what(run: Run) -> Content:
     noun = "model" if run.source is None or run.inherit.init == "random" else "child"
     begin = f"{a} {', '.join(sizes)} {noun}" if sizes else f"{a} {noun}"
     if run.source is None:
-        return [begin, ", begun from random weights"]
+        return [begin, ", begun from random weights" if run.recipe == "scratch" else ""]
     link = " of the kind of " if noun == "model" else " of "
     of = [f"{run.source.num_layers} layers"] if run.source.num_layers is not None else []
     of += [f"{count(run.source.num_parameters)} parameters"] if run.source.num_parameters is not None else []
@@ -151,22 +151,32 @@ def banner(run: Run) -> Markup | None:
 
 def _progress(run: Run) -> Content:
     """Step, exit code and message, as far as there are any."""
-    status, planned = run.status, mapping(run.config.get("train"))
-    step = status.step if status.step is not None else run.child.curves.last_step
+    status = run.status
+    # Metrics go on to where it stopped; what status.json has is the last checkpoint's.
+    step = status.step if run.child.curves.last_step is None else run.child.curves.last_step
     parts: list[Content] = []
     if run.pruning is not None and not run.pruning.is_done:
         so_far = sum(one.last_step or 0 for one in run.pruning.stretches)
         parts.append(f"Pruning, step {so_far:,}. " if so_far else "Pruning has not come to its first step. ")
         step = None
     if step is not None:
-        total = number(planned, "steps")
-        parts.append(f"Step {step:,}{f' of {total:,.0f}' if total is not None and math.isfinite(total) else ''}. ")
+        total, rounds = _steps_to_take(run), run.growth.get("rounds")
+        words = f"Step {step:,}{f' of {total:,.0f}' if total is not None else ''}. "
+        parts.append(f"Round {len(rounds) + 1}, s{words[1:]}" if isinstance(rounds, list) else words)
     if status.exit_code is not None and status.state != "running":
         meaning = _EXIT_CODES.get(status.exit_code)
         parts.append(f"Exit code {status.exit_code}{f': {meaning}' if meaning else ''}. ")
     if status.message:
         parts += ["Message: ", tag("bdi", clip(status.message, 600))]
     return parts or None
+
+
+def _steps_to_take(run: Run) -> float | None:
+    """Return the steps of all stages, as planned; of rounds of growth those of one."""
+    stages = run.plan.get("stages")
+    planned = [number(mapping(one), "steps") for one in stages] if isinstance(stages, list) else []
+    known = [one for one in planned or [number(mapping(run.config.get("train")), "steps")] if one is not None]
+    return sum(known) if len(known) == max(len(planned), 1) and math.isfinite(sum(known)) else None
 
 
 def result_section(run: Run, finding: Finding) -> Markup:

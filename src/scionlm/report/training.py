@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from scionlm.report.collect import Run, Trained
 from scionlm.report.curves import Point, averaged, thinned
 from scionlm.report.findings import known
-from scionlm.report.html import Content, Markup, RowGroup, join, name_of, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, join, name_of, section, table, tag
 from scionlm.report.linechart import Chart, Reference, Series, line_chart, value_range
 from scionlm.report.svg import Caption, responsive
 from scionlm.report.wording import NONE, exact, nats
@@ -26,7 +26,7 @@ def curve_section(run: Run) -> Markup:
     else:
         body = [_main_figure(run), _multiples(run), _numbers(run)]
     title = "Loss over training" if run.pruning is None else "Loss over the recovery"
-    return tag("section", tag("h2", title, id="curves"), body, aria_labelledby="curves")
+    return section("curves", title, body)
 
 
 def _line(points: Sequence[Point]) -> _Line:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from scionlm.report.collect import Run
 from scionlm.report.curves import Move
-from scionlm.report.html import Markup, RowGroup, join, name_of, table, tag
+from scionlm.report.html import Markup, RowGroup, join, name_of, section, table, tag
 from scionlm.report.linechart import Chart, Series, line_chart, value_range
 from scionlm.report.svg import Caption
 from scionlm.report.wording import NONE, exact, nats
@@ -20,13 +20,13 @@ def weight_section(run: Run) -> Markup | None:
         return None
     lines = {name: [(move.tokens, move.weight) for move in each] for name, each in moves.items()}
     note = (
-        "The share of each domain in what is trained on, over tokens, all on the same scale. It follows the held-out "
+        "The share of each domain in the new text, over tokens, all on the same scale. It follows the held-out "
         "loss of the domain beside its reference: the rule is in the settings below."
     )
     rows = [RowGroup(name_of(name), list(_rows(moves[name]))) for name in moves]
     numbers = table("weights", "Weights and what moved them", ("step", "weight", "nats", "reference", "excess"), rows)
     body = join(tag("p", note, class_="note"), share_charts("weight", "Weight of one domain", lines), numbers)
-    return tag("section", tag("h2", "Weights of the domains", id="moves"), body, aria_labelledby="moves")
+    return section("moves", "Weights of the domains", body)
 
 
 def share_charts(

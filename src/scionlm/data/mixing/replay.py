@@ -18,6 +18,8 @@ from scionlm.data.mixing.permute import permuted
 from scionlm.data.mixing.plan import REPLAYED, Sample
 
 ReplayOrder = Literal["original", "offset", "reshuffled"]
+REPLAY_FRACTION = 0.05
+"""The share of the slots where a recipe that replays names none."""
 
 
 class LedgerReplay:
