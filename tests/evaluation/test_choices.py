@@ -5,6 +5,9 @@ import random
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from factories import MODEL_IDS, MODELS, VOCAB_SIZE, text, tiny_model
@@ -153,3 +156,52 @@ def test_ranks_take_turns_and_agree():
         score(model, requests, 128, batch_size=4, ranks=ranks)
     merged = {index: nll for part in computed for index, nll, _ in part}
     assert [merged[n] for n in range(len(requests))] == pytest.approx([one.nll for one in expected])
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation"),
+    [("for x in values:", "\n        total += x"), ("It ends.", "\n\nIt begins"), ("one two", " three"), ("a ", "b")],
+)
+def test_what_merges_with_the_context_is_not_lost(context, continuation):
+    """Of a tokenizer that joins a sign and the line break behind it, as those of Qwen and Llama 3 do."""
+    vocabulary = {character: number for number, character in enumerate(sorted(set(context + continuation + ":\n.")))}
+    merges = [(":", "\n"), (".", "\n")]
+    tokenizer = Tokenizer(BPE(vocabulary | {"".join(one): 90 + k for k, one in enumerate(merges)}, merges))
+    request = encode_pair(tokenizer, context, continuation)
+    assert request.context + request.continuation == tuple(tokenizer.encode(context + continuation).ids)
+    words = {number: piece for piece, number in tokenizer.get_vocab().items()}
+    before = "".join(words[one] for one in request.context)
+    assert before
+    assert context.rstrip().startswith(before)
+    merged = context.rstrip()[-1] in ":." and continuation[0] == "\n"
+    assert (before == context.rstrip()) != merged
+
+
+def test_special_tokens_are_added_nowhere_but_where_the_data_has_them():
+    tokenizer = Tokenizer(BPE({"a": 0, "b": 1, "<s>": 2}, []))
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+    assert encode_pair(tokenizer, "a", "b") == Request((0,), (1,))
+    assert encode_pair(tokenizer, "a", "b", bos_id=2) == Request((2, 0), (1,))
+
+
+def test_memory_that_does_not_do_halves_one_context_s_rows_too(monkeypatch):
+    import scionlm.evaluation.choices as module
+
+    model, real, sizes = tiny_model(), module._pass, []
+    context = tuple(range(1, 31))
+    requests = [Request(context, (n, 7)) for n in range(8)]
+
+    def scarce(model, groups, is_shared):
+        rows = sum(map(len, groups))
+        if rows > 3:
+            raise torch.OutOfMemoryError
+        sizes.append(rows)
+        return real(model, groups, is_shared)
+
+    expected = [by_hand(model, request)[0] for request in requests]
+    monkeypatch.setattr(module, "_pass", scarce)
+    assert [one.nll for one in score(model, requests, 128)] == pytest.approx(expected, abs=1e-4)
+    assert sizes == [2, 2, 2, 2]
+    sizes.clear()
+    score(model, requests, 128, batch_size=3)
+    assert sizes == [3, 3, 2]

@@ -1,5 +1,6 @@
 """Random weights as papers draw them: spreads by role, seeds, and the loss that they begin with."""
 
+import json
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from factories import MODEL_IDS, MODELS, tiny_config
 from scionlm.families import ModelShape, family_of
 from scionlm.families.initialization import standard_deviations
-from scionlm.families.models import random_model
+from scionlm.families.models import empty_model, random_model
 from scionlm.families.shape import expected_tensors
 
 PAPERS = ("tinyllama", "gpt_neox")
@@ -81,3 +82,13 @@ def test_the_loss_begins_at_the_entropy_of_guessing_and_half_the_variance_of_the
     error = 5 * math.sqrt(variance / ids[:, 1:].numel())
     assert loss == pytest.approx(math.log(vocab) + variance / 2, abs=error)
     assert error < 0.06  # tells 0.2 from nothing
+
+
+def test_a_configuration_stays_as_it_was_given():
+    """transformers fills in what nested sections leave out, in place."""
+    config = tiny_config().to_dict() | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    config.pop("rope_parameters", None)
+    before = json.dumps(config, sort_keys=True)
+    random_model(config, 0)
+    empty_model(config, torch.float32)
+    assert json.dumps(config, sort_keys=True) == before

@@ -332,3 +332,36 @@ def test_an_origin_of_a_newer_format_is_refused_by_name(folder):
     (folder / "scion_origin.json").write_text(json.dumps({"format_version": 2, "license": "x"}))
     with pytest.raises(DataError, match=r"scion_origin\.json has format_version 2"):
         open_folder(folder)
+
+
+def test_code_that_transformers_has_by_now_is_not_needed_and_never_runs(folder, capsys):
+    canary = folder / "canary"
+    (folder / "modeling_llama.py").write_text(f"open({str(canary)!r}, 'w')\nclass LlamaForCausalLM: pass\n")
+    named = "modeling_llama.LlamaForCausalLM"
+    names = {"AutoConfig": "o/r--configuration_llama.LlamaConfig", "AutoModelForCausalLM": named}
+    change_json(folder / "config.json", auto_map=names)
+    opened = open_folder(folder)
+    assert "auto_map" not in opened.config
+    assert "is not run" in capsys.readouterr().err
+    load_hf_model(opened)
+    assert not canary.exists()
+    change_json(folder / "config.json", auto_map={"AutoModelForCausalLM": named})
+    with pytest.raises(DataError, match="auto_map"):
+        open_folder(folder)
+
+
+def test_masks_in_old_files_are_no_weights(folder):
+    weights = load_file(folder / "model.safetensors")
+    old = {"h.0.attn.masked_bias": torch.tensor(-1e4), "layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file(weights | old, folder / "model.safetensors", metadata={"format": "pt"})
+    load_hf_model(open_folder(folder))
+
+
+def test_a_model_with_another_configuration_has_another_fingerprint(folder):
+    before = open_folder(folder)
+    found = before.config_fingerprint(), before.fingerprint()
+    change_json(folder / "config.json", rope_theta=123.0)
+    after = open_folder(folder)
+    assert before.weights_fingerprint() == after.weights_fingerprint()
+    assert found[0] != after.config_fingerprint()
+    assert found[1] != after.fingerprint()

@@ -112,7 +112,8 @@ AttentionMaskInterface.register(_NAME, eager_mask)
 def attention_seen(model: PreTrainedModel, see: See) -> Iterator[None]:
     """Show `see` the attention of every layer that runs while the block does."""
     kernel = model.config._attn_implementation or "sdpa"
-    own = kernel if kernel in ("eager", "sdpa") else "sdpa"
+    standard = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"  # which takes a cap on scores too
+    own = kernel if kernel in ("eager", "sdpa") else standard
     model.set_attn_implementation(_NAME)
     _seers.append((own, see))
     try:

@@ -61,9 +61,13 @@ def max_length(config: Any) -> int:
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, bos_id: int | None = None) -> Request:
-    """Return a context and its continuation as tokens, split where lm-eval splits them.
+    """Return a context and its continuation as tokens, split where they part in the text that both make.
 
-    Both are encoded as one text; white space at the end of the context counts to the continuation.
+    Both are encoded as one text; white space at the end of the context counts to the continuation, and so does a token
+    that has some of both. No special tokens are added, as in the data.
+
+    Differs: lm-eval counts the context's own tokens off the whole; where its last one has merged with what follows,
+        the model then reads a text that lacks a piece.
 
     Args:
         tokenizer: The tokenizer.
@@ -71,10 +75,13 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, bos_id: i
         continuation: Text that follows directly.
         bos_id: Token that the data has before each document; None where it has none.
     """
-    kept = context.rstrip()
-    whole, before = tokenizer.encode(context + continuation).ids, tokenizer.encode(kept).ids
-    first = [] if bos_id is None or before[:1] == [bos_id] else [bos_id]
-    return Request(tuple(first + before), tuple(whole[len(before) :]))
+    whole, before = (
+        tokenizer.encode(text, add_special_tokens=False).ids for text in (context + continuation, context.rstrip())
+    )
+    parts = next((n for n, (one, other) in enumerate(zip(whole, before, strict=False)) if one != other), len(before))
+    first = [] if bos_id is None else [bos_id]
+    parts = max(parts, 1 - len(first))  # something has to come before what is predicted
+    return Request(tuple(first + whole[:parts]), tuple(whole[parts:]))
 
 
 @torch.no_grad()
@@ -159,6 +166,8 @@ def _batches(
     """Return groups in batches, those with the longest texts first: what memory cannot hold shows at once."""
     batches: list[list[list[Ids]]] = []
     length = rows = prefix = 0
+    if limits.rows:
+        groups = [group[k : k + limits.rows] for group in groups for k in range(0, len(group), limits.rows)]
     for group in sorted(groups, key=lambda some: (-max(map(len, some)), -_common(some, longest), some)):
         most, least = max(map(len, group)), _common(group, longest)
         if batches:
@@ -180,14 +189,17 @@ _Scored = list[tuple[int, float, bool]]  # request, nll, greedy
 
 
 def _forward(model: PreTrainedModel, groups: list[list[_Row]], is_shared: bool) -> _Scored:
-    """Return the scores of a batch, in two halves where memory does not do."""
+    """Return the scores of a batch, in two halves where memory does not do; the rows of one group are halved too."""
     try:
         return _pass(model, groups, is_shared)
     except torch.OutOfMemoryError:
-        if len(groups) == 1:
+        if len(groups) == 1 and len(groups[0]) == 1:
             raise
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
+    if len(groups) == 1:
+        middle = len(groups[0]) // 2
+        groups = [groups[0][:middle], groups[0][middle:]]
     middle = len(groups) // 2
     return _forward(model, groups[:middle], is_shared) + _forward(model, groups[middle:], is_shared)
 

@@ -17,10 +17,11 @@ _TEMPERATURE, _TOP_K = 0.8, 40
 
 
 def prompt_of(data: DataFolder, domain: str) -> list[int]:
-    """Return the first tokens of a domain's first held-out document."""
+    """Return the first tokens of a domain's first held-out document, behind what the data has before each."""
     stream = data.stream(domain, "held_out")
     document = next(stream.documents())
-    return stream.read(document.start, min(_PROMPT_TOKENS, document.end - document.start)).tolist()
+    begin = [] if data.tokenizer.bos_id is None else [data.tokenizer.bos_id]
+    return begin + stream.read(document.start, min(_PROMPT_TOKENS, document.end - document.start)).tolist()
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from scionlm.evaluation.passages import Item, Passages, items_hash, require_item
 from scionlm.evaluation.task_record import TaskResults, item_record
 from scionlm.parallel.ranks import ALONE, Ranks
 
-VERSION = 2
+VERSION = 3
 """Of how items are made and scored; scores of different versions are not comparable."""
 NUM_ITEMS = 100
 """Items of each task."""

@@ -1,5 +1,6 @@
 """transformers models out of configurations and weights: empty, random, assembled."""
 
+import copy
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def empty_model(config: dict[str, Any], dtype: torch.dtype, attn_implementation:
 
     try:
         with quiet_transformers(), no_init_weights():
-            hf_config = AutoConfig.for_model(**config)
+            hf_config = AutoConfig.for_model(**copy.deepcopy(config))  # transformers fills in nested sections in place
             return AutoModelForCausalLM.from_config(
                 hf_config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
             ).eval()
@@ -46,7 +47,7 @@ def random_model(
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**config), dtype=dtype, trust_remote_code=False
+            AutoConfig.for_model(**copy.deepcopy(config)), dtype=dtype, trust_remote_code=False
         ).eval()
 
 

@@ -187,7 +187,8 @@ class _Request:
         """What decides the numbers."""
         domains = list(dict.fromkeys(self.sample.domains))
         text = {"data": self.data["fingerprint"], "domains": domains}
-        return {"model": self.model["weights_sha256"], **text, **self.options.decisive()}
+        model = {"model": self.model["weights_sha256"], "config": self.model["config_sha256"]}
+        return {**model, **text, **self.options.decisive()}
 
 
 def _open_request(name: str, data: str, options: AnalyzeOptions, allow_pickle: bool) -> _Request:
@@ -207,6 +208,7 @@ def _open_request(name: str, data: str, options: AnalyzeOptions, allow_pickle: b
         "revision": folder.revision,
         "license": folder.license,
         "weights_sha256": folder.weights_fingerprint(),
+        "config_sha256": folder.config_fingerprint(),
         "origins": origins(folder),
     }
     text = {"path": str(opened.path), "fingerprint": opened.fingerprint, "split": options.split}

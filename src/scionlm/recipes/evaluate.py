@@ -127,6 +127,7 @@ def _identity(folder: ModelFolder, data: DataFolder | None, options: EvaluateOpt
     return {
         "revision": folder.revision,
         "sha256": folder.weights_fingerprint(),
+        "config_sha256": folder.config_fingerprint(),
         "data": None if data is None else data.fingerprint,
         "versions": versions("lm_eval"),
         "device": device,

@@ -115,7 +115,7 @@ def has_greedy(record: Record, layers: int) -> bool:
 
 
 def read_analysis(folder: str, source: ModelFolder) -> Record:
-    """Return a finished analysis after a look at whether it can be of the source; `require_same_weights` makes sure.
+    """Return a finished analysis after a look at whether it can be of the source; `require_same_model` makes sure.
 
     Raises:
         UsageError: There is none, or it is of a model of another shape.
@@ -136,14 +136,26 @@ def read_analysis(folder: str, source: ModelFolder) -> Record:
     return record
 
 
-def require_same_weights(record: Record, folder: str, source: ModelFolder, sha256: str) -> None:
-    """Refuse an analysis of other weights.
+def require_same_model(record: Record, folder: str, source: ModelFolder, sha256: str) -> None:
+    """Refuse an analysis of other weights, or of the same with another configuration where it says which it had.
+
+    Args:
+        record: The analysis.
+        folder: Where it is.
+        source: The model it has to be of.
+        sha256: Of its weights.
 
     Raises:
-        UsageError: They are not the source's.
+        UsageError: It is of another.
     """
-    if record["model"].get("weights_sha256") != sha256:
+    if not is_of(record, source, sha256):
         raise _of_another(folder, str(record["model"]["name"]), source)
+
+
+def is_of(record: Record, source: ModelFolder, sha256: str) -> bool:
+    """Return whether an analysis is of a model, whose weights have the hash `sha256`."""
+    model, config = record["model"], source.config_fingerprint()
+    return model.get("weights_sha256") == sha256 and model.get("config_sha256", config) == config
 
 
 def _of_another(folder: str, name: str, source: ModelFolder) -> UsageError:

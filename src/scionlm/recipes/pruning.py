@@ -80,7 +80,7 @@ class Pruning:
         where = text.data, text.sampling.domains, self.folder
 
         def measure() -> str:
-            sha256 = setting.source.weights_fingerprint()
+            sha256 = setting.source.fingerprint()
             importance_scores(rule, setting.source, sha256, *where)
             return sha256
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,7 @@ class Scorer:
 
         from scionlm.analysis.importance import activation_scores, taylor_scores
         from scionlm.data import DataFolder
+        from scionlm.parallel.runtime import start_runtime
         from scionlm.recipes.inputs import check_tokenizer
         from scionlm.sources import load_hf_model
 
@@ -74,7 +76,8 @@ class Scorer:
                 f"data {data.path}: no domain has the {length} tokens of one window to measure importance on"
             )
         batches = [torch.stack(taken[i : i + _BATCH]) for i in range(0, len(taken), _BATCH)]
-        model = load_hf_model(self._source, torch.float32)
+        model: Any = load_hf_model(self._source, torch.float32)
+        model.to(start_runtime("fp32").device)  # before a run has its own: all threads, or the GPU
         collect = activation_scores if rule == "activation" else taylor_scores
         with Progress(f"measuring importance by {rule}", len(taken) * length) as progress:
             return collect(model, batches, progress.update)

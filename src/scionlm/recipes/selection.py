@@ -22,8 +22,9 @@ from scionlm.recipes.measured import (
     choose_layers,
     half_of,
     has_greedy,
+    is_of,
     read_analysis,
-    require_same_weights,
+    require_same_model,
 )
 from scionlm.sources import ModelFolder
 from scionlm.surgery.depth import plan_depth
@@ -116,7 +117,7 @@ class _Measure:
         inherit = self._recipe.inherits
         if inherit.analysis:
             record = read_analysis(inherit.analysis, self._source)
-            require_same_weights(record, inherit.analysis, self._source, self._sha256)
+            require_same_model(record, inherit.analysis, self._source, self._sha256)
             return record
         total, where = ModelShape.of(self._source.config).num_hidden_layers, self._folder / ANALYSIS
         layers = _number(inherit, total) or half_of(total)
@@ -141,9 +142,9 @@ class _Measure:
 
     def _is_own(self, record: Record) -> bool:
         """Return whether an analysis in the run folder is of this source and text; else the store says what differs."""
-        of = (record["model"]["weights_sha256"], record["data"]["fingerprint"], record["seed"])
-        names = {each["name"] for each in record["domains"]}
-        return of == (self._sha256, self._data.fingerprint, self._recipe.seed) and names == set(self._domains)
+        text = record["data"]["fingerprint"], record["seed"], {each["name"] for each in record["domains"]}
+        mine = self._data.fingerprint, self._recipe.seed, set(self._domains)
+        return text == mine and is_of(record, self._source, self._sha256)
 
     def _sample(self) -> tuple[int, int]:
         """Return the usual length and number of sequences, less where text or context are too short for them."""
@@ -157,7 +158,9 @@ class _Measure:
 
     def _scores(self) -> Scores:
         rule = self._recipe.inherits.importance
-        return importance_scores(rule, self._source, self._sha256, self._data, self._domains, self._folder)
+        return importance_scores(
+            rule, self._source, self._source.fingerprint(), self._data, self._domains, self._folder
+        )
 
 
 def importance_scores(
@@ -175,7 +178,7 @@ def importance_scores(
     Args:
         rule: `magnitude`, `activation` (with `layers`: block influence) or `taylor`.
         source: The model.
-        sha256: Of its weights.
+        sha256: Of all that decides what it says.
         data: The text that they are measured on.
         domains: Which of its domains.
         folder: The run folder.

@@ -147,6 +147,7 @@ def _offline(
         raise UsageError("suite offline asks about the held-out part of a data folder; give --data")
     data = next(iter(inputs.places.values()))[0]
     tokenizer = load_tokenizer(data.tokenizer_folder)
+    tokenizer.encode_special_tokens = True  # as when the data was made: words that look like a special token are words
     passages = make_passages(inputs.places, tokenizer, inputs.options.limit or NUM_ITEMS, inputs.seed)
     number = sum(len(item.choices) for items in passages.tasks.values() for item in items)
     found = offline_scores(

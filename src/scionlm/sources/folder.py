@@ -6,6 +6,7 @@ printed note, and asks on a terminal whether to run the folder's own code. Here 
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from scionlm.core.errors import DataError
 from scionlm.core.files import storage_error
+from scionlm.core.log import warn
 from scionlm.core.records import check_version
 from scionlm.core.tensors import TensorEntry, read_header
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MAX_JSON = 64 * 2**20
+# What old files hold beside weights: causal masks and rotary frequencies, which are computed.
+_BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|(^|\.)rotary_emb\.inv_freq$")
 LICENSE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
@@ -84,6 +88,10 @@ class ModelFolder:
             digest.update(f"{file.name}\0{sha256_file(file)}\n".encode())
         return digest.hexdigest()
 
+    def config_fingerprint(self) -> str:
+        """Return a SHA-256 over the configuration."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+
     def fingerprint(self) -> str:
         """Return a SHA-256 over all that decides what the model says: weights, configuration and tokenizer."""
         from scionlm.core.files import sha256_file
@@ -123,13 +131,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     config = read_json_object(path)
-    if "auto_map" in config:
+    if "auto_map" in config and not _is_known(config):
         raise DataError(f"{path}: the model needs its own code (auto_map); Scion runs no code from a model folder")
+    if config.pop("auto_map", None):
+        warn(f"{path}: transformers has {config['model_type']} models itself; the code that auto_map names is not run")
     if config.get("quantization_config"):
         raise DataError(f"{path}: the weights are quantized (quantization_config); use the unquantized model")
     if not isinstance(config.get("model_type"), str):
         raise DataError(f"{path}: model_type is missing")
     return config
+
+
+def _is_known(config: dict[str, Any]) -> bool:
+    """Return whether the classes that `auto_map` names are by now transformers' own for this type, as Phi-3's are."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind, named = config.get("model_type"), config["auto_map"]
+    if not isinstance(kind, str) or not isinstance(named, dict):
+        return False
+    own = {
+        "AutoConfig": CONFIG_MAPPING_NAMES.get(kind),
+        "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind),
+    }
+    return all(name is not None and str(named.get(key)).rpartition(".")[2] == name for key, name in own.items())
 
 
 def weight_map(folder: Path) -> dict[str, str] | None:
@@ -288,6 +313,8 @@ def load_hf_model(
         raise DataError(f"{folder.path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(map(str, report.get(kind) or ()))
+        if kind == "unexpected_keys":
+            keys = [key for key in keys if not _BUFFERS.search(key)]
         if keys:
             raise DataError(f"{folder.path}: {kind.replace('_', ' ')}: {', '.join(keys[:3])} ({len(keys)} in all)")
     return model.eval()
