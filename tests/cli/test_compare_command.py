@@ -141,3 +141,10 @@ def test_scores_are_measured_on_request_and_kept(swept, tmp_path, tiny_folder, d
     monkeypatch.setattr("scionlm.recipes.compared_scores.evaluate_model", None)  # not asked again
     assert scion(capsys, *command)[0] == 0
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["tasks"] == tasks
+
+
+@pytest.mark.parametrize("flag", ["--limit 3", "--num-fewshot 0", "--allow-task-code"])
+def test_what_is_said_of_tasks_needs_some(flag, capsys, tmp_path):
+    code = cli.run(["compare", "a", "b", "-o", str(tmp_path / "out"), *flag.split()])
+    assert code == 2
+    assert f"{flag.split()[0]} is for tasks" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import pytest
 
+from scionlm.cli.main import explain
 from scionlm.core import errors
 
 
@@ -26,3 +27,13 @@ def test_no_two_kinds_share_a_code():
     kinds = [kind for kind in found if kind.__base__ in (Exception, errors.ScionError)]
     assert len({kind.exit_code for kind in kinds}) == len(kinds) == 6
     assert all(kind.exit_code == kind.__base__.exit_code for kind in found if kind not in kinds)  # special cases
+
+
+def test_memory_that_a_gpu_has_not_is_no_fault_of_ours():
+    class OutOfMemoryError(RuntimeError):
+        """As torch names it."""
+
+    assert errors.exit_code_of(OutOfMemoryError("CUDA out of memory")) == errors.exit_code_of(MemoryError()) == 74
+    message, code = explain(OutOfMemoryError("CUDA out of memory"))
+    assert (code, "train.micro_batch_size" in message) == (74, True)
+    assert explain(RuntimeError("other"))[1] == 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,14 @@ def test_a_line_that_finds_the_disk_full_waits_and_is_an_error_where_it_must_be_
     finally:
         with contextlib.suppress(OSError, StorageError):  # what could not be written is tried once more
             writer.close()
+
+
+def test_what_a_checkpoint_builds_on_is_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+    writer = JsonlWriter(tmp_path / "lines.jsonl", "metrics")
+    monkeypatch.setattr(os, "fsync", synced.append)
+    writer.write({"step": 1})
+    assert not synced, "not every line is waited for"
+    writer.flush(sync=True)
+    assert len(synced) == 1
+    writer.close()

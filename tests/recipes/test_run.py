@@ -1,6 +1,8 @@
 """Whole runs on a tiny model: what ends up in the run folder, and what may not change."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,13 +10,19 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from scionlm import api
+from scionlm.cli import main as cli
 from scionlm.core.errors import DataError, StoppedError, UsageError
 from scionlm.core.records import read_json, read_jsonl
 from scionlm.evaluation.loss import domain_losses, model_token_nll
+from scionlm.recipes import child as child_module
 from scionlm.recipes import training as training_module
-from scionlm.recipes.presets import load_recipe
+from scionlm.recipes.child import control_recipe
+from scionlm.recipes.presets import load_recipe, preset_names
 from scionlm.recipes.run import run_recipe, settle_recipe
+from scionlm.sources import open_folder
 from scionlm.train import step as step_module
+from whole_runs import quicken
 
 SETTINGS = {
     "data.mixture": {"alpha": 0.6, "beta": 0.4},
@@ -26,6 +34,11 @@ SETTINGS = {
     "optimizer.lr": 3e-3,
     "evaluate.tokens_per_domain": 200,
 }
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    quicken(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -360,3 +373,44 @@ def test_a_bf16_source_stays_bf16(settings, tmp_path, tiny_folder):
     assert found.config.tie_word_embeddings
     with safe_open(tmp_path / "run/model/model.safetensors", "pt") as file:  # what is tied is written once
         assert "lm_head.weight" not in file.keys()  # noqa: SIM118
+
+
+def test_a_control_is_not_averaged_with_its_random_weights(settings, tmp_path):
+    average = {"average.method": "start", "average.share": 0.5, "control": True}
+    recipe = load_recipe("inheritune-mini", settings | average)
+    assert control_recipe(recipe, open_folder(Path(settings["source"]))).average is None
+    kept = load_recipe("inheritune-mini", settings | {"average.method": "uniform", "control": True})
+    assert control_recipe(kept, open_folder(Path(settings["source"]))).average is not None
+
+
+@pytest.mark.parametrize("changes", [{"train.tokens": 24 * 4 * 20}, {"export.dtype": "bfloat16"}])
+def test_a_model_that_was_exported_is_not_taken_for_one_of_other_settings(settings, tmp_path, monkeypatch, changes):
+    """Stopped between its export and its result, and begun again with what `--allow-change` allows."""
+    out = tmp_path / "run"
+
+    def stopped(*arguments, **keywords):
+        raise StoppedError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(child_module, "_result_of", stopped)
+        with pytest.raises(StoppedError):
+            run_recipe(load_recipe("inheritune-mini", settings | {"control": False}), out)
+    assert (out / "model").exists()
+    other = load_recipe("inheritune-mini", settings | {"control": False} | changes)
+    before = (out / "config.yaml").read_text()
+    with pytest.raises(UsageError, match="was written after 10 steps in"):
+        run_recipe(other, out, allow_change=True)
+    assert (out / "config.yaml").read_text() == before
+    shutil.rmtree(out / "model")
+    result = run_recipe(other, out, allow_change=True)
+    assert result["training"]["steps"] == other.total_steps
+
+
+def test_presets_with_dots_in_their_names_have_folders_of_their_own(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(api, "run", lambda recipe, overrides, out, allow_change: asked.append(out) or 1 / 0)
+    names = [name for name in preset_names() if "." in name]
+    assert len(names) > 2
+    for name in [*names, "mine.yaml", "folder/config.yaml"]:
+        cli.run(["run", name])
+    assert asked == [Path("runs") / name for name in [*names, "mine"]] + [Path("folder")]

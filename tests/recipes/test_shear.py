@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -9,20 +10,20 @@ from safetensors.torch import load_file
 
 from factories import VOCAB_SIZE, model_folder
 from features import MOVING
-from scionlm.core.errors import UsageError
+from scionlm.core.errors import StoppedError, UsageError
 from scionlm.core.records import read_json, read_jsonl
 from scionlm.families import ModelShape, family_of
 from scionlm.families.registry import FAMILIES
+from scionlm.recipes import pruned as pruned_module
 from scionlm.recipes import pruning, shear_steps
 from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.presets import load_recipe
+from scionlm.recipes.pruned import moved_shares
 from scionlm.recipes.run import run_recipe
-from scionlm.recipes.shear import moved_shares
 from scionlm.sources import open_folder
 from scionlm.train.checkpoint import find_checkpoint
 from scionlm.train.gates import concrete
 from whole_runs import SETTINGS, Watch, metrics_of, quicken, run_stopped, timeless, weights_of
-from worlds import World
 
 TARGET = {
     "num_hidden_layers": 3,
@@ -232,12 +233,6 @@ def test_every_family_is_pruned_and_trained(model_type, shear, tmp_path):
     assert any("masked source" in check for check in result["prune"]["checks"])
 
 
-@pytest.fixture(scope="module")
-def pair():
-    with World(2) as world:
-        yield world
-
-
 def test_two_ranks_score_what_one_process_scores(shear, pair, tmp_path):
     prune = {"method": "scores", "steps": 4}
     run_recipe(shear(prune), tmp_path / "alone")
@@ -348,3 +343,71 @@ def test_the_recipe_reads_back_as_it_was(changes, shear):
     again = type(recipe).model_validate(json.loads(json.dumps(recipe.model_dump(mode="json"))))
     assert again == recipe
     assert again.pruning_stage == recipe.pruning_stage
+
+
+@pytest.mark.parametrize(
+    ("prune", "scales", "message"),
+    [
+        (MASKS, {"4": 0.5}, "a model of 3 layers has no 4"),
+        (MASKS, {"0-1,1": 0.5}, "names layer 1 twice"),
+        ({"method": "scores", "steps": 4}, {"nose": 0.5}, "has no 'nose'"),
+    ],
+)
+def test_rates_of_layers_that_the_recovery_has_not_are_refused_before_pruning(prune, scales, message, shear, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        run_recipe(shear(prune, optimizer__lr_scales=scales), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_recovery_needs_no_checkpoint_of_the_pruning_once_it_has_its_own(shear, tmp_path, monkeypatch):
+    recipe = shear(MASKS, checkpoint__every=1, reweight=MOVING)
+    run_recipe(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        watch = Watch(patch, [8])  # the second step of the recovery
+        with pytest.raises(StoppedError):
+            run_recipe(recipe, tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts/prune/checkpoints")
+    run_recipe(recipe, tmp_path / "parts")
+    assert len(watch.batches) == 8
+    assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
+
+
+def test_a_pruned_models_result_is_whole_while_its_control_is_trained(shear, tmp_path, monkeypatch):
+    recipe = shear(MASKS, control=True)
+    with monkeypatch.context() as patch:
+        Watch(patch, [12])  # 6 of pruning, 4 of recovery, the second of the control
+        with pytest.raises(StoppedError):
+            run_recipe(recipe, tmp_path / "run")
+    result = read_json(tmp_path / "run/result.json")
+    assert "control" not in result
+    assert result["training"]["steps"] == 10
+    assert result["prune"]["method"] == "masks"
+    whole = run_recipe(recipe, tmp_path / "run")
+    assert whole["control"]["training"]["steps"] == 10
+    assert timeless({k: v for k, v in whole.items() if k not in ("control", "samples")}) == timeless(
+        {k: v for k, v in result.items() if k != "samples"}
+    )
+
+
+def test_steps_of_pruning_that_are_too_short_for_their_schedule_are_refused(shear, tmp_path):
+    prune = {"method": "scores", "steps": 10, "schedule": {"warmup": 6}}
+    with pytest.raises(UsageError, match=r"prune\.iterations: step 1 has \d+ optimizer steps"):
+        run_recipe(shear(prune), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_domains_go_from_one_step_of_pruning_to_the_next(shear, tmp_path, monkeypatch):
+    begins = []
+    stretch = pruned_module.with_weights
+
+    def noted(inputs, weights):
+        begins.append(weights)
+        return stretch(inputs, weights)
+
+    monkeypatch.setattr(pruned_module, "with_weights", noted)
+    run_recipe(shear({"method": "scores", "steps": 12}, reweight=MOVING | {"every": 1}), tmp_path / "run")
+    steps = sorted((tmp_path / "run/prune").glob("step-*"))
+    assert len(steps) > 1
+    ended = [find_checkpoint(step).state["reweight"]["weights"] for step in steps]
+    assert begins[: len(steps)] == [None, *ended[:-1]]
+    assert len({json.dumps(one, sort_keys=True) for one in ended}) == len(ended)

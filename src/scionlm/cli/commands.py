@@ -268,7 +268,8 @@ def run(
     from scionlm.parallel.ranks import tells_the_user
 
     path = Path(recipe)
-    folder = out or (path.parent if path.name == "config.yaml" else Path("runs") / path.stem)
+    name = path.stem if path.suffix in (".yaml", ".yml") else path.name  # presets have dots in their names
+    folder = out or (path.parent if path.name == "config.yaml" else Path("runs") / name)
     result = api.run(recipe, overrides or [], out=folder, allow_change=allow_change)
     if tells_the_user():
         print_comparison(result, folder) if result["recipe"] == "sweep" else print_run(result, folder)

@@ -9,12 +9,14 @@ from rich.table import Table
 
 from scionlm.cli.evaluate import task_names
 from scionlm.cli.tables import add_row, new_table, show_table
+from scionlm.core.errors import UsageError
 from scionlm.core.log import format_count, format_seconds
 
 if TYPE_CHECKING:
     from scionlm.recipes.evaluate import EvaluateOptions
 
 _MAX_TASKS = 5
+_OF_TASKS = {"--limit": "limit", "--num-fewshot": "num_fewshot", "--allow-task-code": "allow_task_code"}
 _MAX_DOMAINS = 4  # more columns do not fit into a terminal; compare.md has them all
 
 _Record = dict[str, Any]
@@ -51,10 +53,17 @@ def scores_asked(tasks: str | None, how: _Record) -> "EvaluateOptions | None":
     Args:
         tasks: Names, with commas between them.
         how: Other fields of `EvaluateOptions`.
+
+    Raises:
+        UsageError: Something is said of tasks, and there are none.
     """
     names = task_names(tasks)
-    if not (names or how["suites"] or how["tasks_dir"] or how["speed"]):
-        return None
+    if not (names or how["suites"] or how["tasks_dir"]):
+        unused = [flag for flag, key in _OF_TASKS.items() if how[key] is not None and how[key] is not False]
+        if unused:
+            raise UsageError(f"{unused[0]} is for tasks; give --tasks, --suite or --tasks-dir")
+        if not how["speed"]:
+            return None
     from scionlm.recipes.evaluate import EvaluateOptions
 
     return EvaluateOptions(losses=False, tasks=names, **how)

@@ -9,7 +9,7 @@ from types import FrameType
 import typer
 
 from scionlm.cli.commands import app
-from scionlm.core.errors import ScionError, StoppedError
+from scionlm.core.errors import ScionError, StoppedError, is_out_of_memory
 
 
 def main() -> None:
@@ -38,7 +38,9 @@ def run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         message, code = explain(error)
-        if not getattr(error, "told", False):
+        if type(error).__name__ == "NoArgsIsHelpError":  # `scion` alone: its message is the help
+            print(error, file=sys.stderr)
+        elif not getattr(error, "told", False):
             stopped = code == StoppedError.exit_code  # as asked for: that is no error
             print(message if stopped else f"error: {message}", file=sys.stderr)
         return code
@@ -69,7 +71,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
         known = storage_error(error, Path(error.filename or "the output"))
         return str(known), known.exit_code
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         sizes = "train.micro_batch_size or data.seq_len of a run, --num-sequences, --seq-len or --batch-size elsewhere"
         return f"out of memory; lower {sizes}", 74
     text = " ".join(str(error).split())[:300]

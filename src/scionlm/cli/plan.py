@@ -61,11 +61,22 @@ def _print_memory(found: dict[str, Any]) -> None:
     if "memory_measured_bytes" in found:
         add_row(memory, "measured", format_bytes(found["memory_measured_bytes"]))
     show_table(memory)
+    _warn_of_memory(found)
+
+
+def _warn_of_memory(found: dict[str, Any]) -> None:
+    """Say where a device has too little for a step, or for the source while that is evaluated."""
     there = found["device_memory_bytes"]
     if there and found["memory_bytes_per_device"] > _TIGHT * there:
         print(
             f"warning: {found['device']} has {format_bytes(there)}; lower train.micro_batch_size or data.seq_len, or "
             "keep fewer layers"
+        )
+    source = found["source_memory_bytes"]
+    if there and source > _TIGHT * there:
+        print(
+            f"warning: {found['device']} has {format_bytes(there)}; the source takes {format_bytes(source)} of each "
+            "while its losses are measured, in float32; train.parallel=fsdp shares it among devices"
         )
 
 
@@ -154,7 +165,7 @@ def print_sweep_plan(found: dict[str, Any]) -> None:
         "run", "seed", "parameters", "tokens", "FLOPs", "memory", "time",
     )  # fmt: skip
     for run in runs:
-        times = f" x {run['models_trained']}" if run["models_trained"] > 1 else ""
+        times = f" x {run['models_trained']}" if run["models_trained"] > 1 and "rounds" not in run else ""
         memory = format_bytes(run["memory_bytes_per_device"])
         add_row(
             table, run["name"], run["seed"], format_count(run["num_parameters"]), format_count(run["num_tokens"]),
@@ -166,9 +177,11 @@ def print_sweep_plan(found: dict[str, Any]) -> None:
     )  # fmt: skip
     show_table(table)
     print(f"device hours: {_price(found)}")
-    several = any(run["models_trained"] > 1 for run in runs)
-    note = ". x 2: a control or pruning is trained too; time counts all" if several else ""
-    print(f"all: sums; of parameters and memory the largest{note}")
+    several = any(run["models_trained"] > 1 and "rounds" not in run for run in runs)
+    note = ". x 2: a control is trained too" if several else ""
+    aside = ". Controls are in the time alone" if any(run["models_trained"] > 1 for run in runs) else ""
+    print(f"all: sums; of parameters and memory the largest{note}{aside}")
+    _warn_of_memory(max(runs, key=lambda run: run["memory_bytes_per_device"]))
 
 
 def _layout(layout: dict[str, Any]) -> str:

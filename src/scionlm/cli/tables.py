@@ -195,10 +195,11 @@ def print_run(result: dict[str, Any], out: Path) -> None:
         print(_beside_control(result["name"], {name: _mean(domains) for name, domains in rows}, control["num_seeds"]))
     measuring = training.get("evaluation_seconds")
     if measuring and training["seconds"]:
-        tokens = next(iter(result["domains"].values()))["num_tokens"]
+        counts = sorted({loss["num_tokens"] for loss in result["domains"].values()})
+        tokens = " to ".join(f"{count:,}" for count in (*counts[:1], *counts[1:][-1:]))
         share = 100 * measuring / (measuring + training["seconds"])
         print(
-            f"held-out losses are of {tokens:,} tokens a domain; measuring them on the way took "
+            f"held-out losses are of {tokens} tokens a domain; measuring them on the way took "
             f"{format_seconds(measuring)}, {share:.0f} % of the time"
         )
     print(f"model:  {out / 'model'}\nreport: {out / 'report.html'}")

@@ -54,10 +54,15 @@ class StoppedError(ScionError):
     exit_code = 75
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, of the machine or of a GPU, by the name of torch's error: core knows no torch."""
+    return isinstance(error, MemoryError) or "OutOfMemoryError" in {kind.__name__ for kind in type(error).__mro__}
+
+
 def exit_code_of(error: BaseException) -> int:
     """Return the code that the process ends with for an error."""
     if isinstance(error, ScionError):
         return error.exit_code
-    if isinstance(error, OSError | MemoryError):
+    if isinstance(error, OSError) or is_out_of_memory(error):
         return StorageError.exit_code
     return 130 if isinstance(error, KeyboardInterrupt) else 1

@@ -5,6 +5,7 @@ Every document bears `format_version`; a reader refuses a newer one by name inst
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -142,8 +143,8 @@ class JsonlWriter:
                 warn(f"{error}; its lines wait in memory")
             self._warned = True
 
-    def flush(self) -> None:
-        """Write what waits.
+    def flush(self, sync: bool = False) -> None:
+        """Write what waits; with `sync` it is on the disk afterwards, and not only on its way there.
 
         Raises:
             StorageError: There is still no room.
@@ -153,6 +154,8 @@ class JsonlWriter:
         try:
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]  # what a full disk took of it is there
+            if sync:
+                os.fsync(self._file.fileno())
         except OSError as error:
             raise storage_error(error, self._path) from error
 

@@ -36,16 +36,17 @@ def branching(setting: Setting) -> Beginning:
     return begin
 
 
-def growing(checkpoint: Checkpoint, names: Mapping[str, str], keep_optimizer: bool) -> Beginning:
+def growing(trained: Path, names: Mapping[str, str], keep_optimizer: bool) -> Beginning:
     """Return how a grown model begins that goes on with a trained one: behind it in the data.
 
     Args:
-        checkpoint: The trained model's last.
+        trained: The trained model's run folder, whose last checkpoint it begins with.
         names: Weight of the grown model to the trained one's that it was, for all that were trained.
         keep_optimizer: Whether these keep the optimizer's state.
     """
 
     def begin(learner: Learner, position: Position) -> None:
+        checkpoint = find_checkpoint(trained)
         if keep_optimizer:
             learner.optimizer.load(Renamed(checkpoint.saved("optimizer"), names), some=True)
         position.cursors = cursors_at(checkpoint)
@@ -55,10 +56,9 @@ def growing(checkpoint: Checkpoint, names: Mapping[str, str], keep_optimizer: bo
 
 def behind(folder: Path) -> Beginning:
     """Return how a model begins that goes on in the data where another run, of its folder, has stopped."""
-    checkpoint = find_checkpoint(folder)
 
     def begin(learner: Learner, position: Position) -> None:
-        position.cursors = cursors_at(checkpoint)
+        position.cursors = cursors_at(find_checkpoint(folder))  # not before: a run that goes on does without
 
     return begin
 

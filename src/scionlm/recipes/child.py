@@ -3,12 +3,14 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from scionlm.core.errors import UsageError
 from scionlm.core.log import say
 from scionlm.core.records import Record, read_json, read_jsonl
 from scionlm.evaluation.loss import model_token_nll
@@ -18,8 +20,9 @@ from scionlm.recipes.config import Recipe
 from scionlm.recipes.result import add_control, best_losses, describe, write_card
 from scionlm.recipes.setting import Setting, losses_of, measured_once, open_model, samples_of
 from scionlm.recipes.tasks import tasks_of
-from scionlm.recipes.training import Beginning, open_metrics, train_model
+from scionlm.recipes.training import Beginning, export_type, open_metrics, train_model
 from scionlm.sources import ModelFolder, open_folder
+from scionlm.sources.folder import stored_dtype
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.target import target_config
 
@@ -89,7 +92,7 @@ def train_one(
     """
 
     def train_and_measure() -> Record:
-        if not setting.ranks.on_main((out / "model").exists):
+        if not setting.ranks.on_main(partial(_is_trained, setting, out)):
             train_model(setting, make or make_model, out, name, begin)
         exported = open_model(setting, open_folder(out / "model"), torch.float32)
         domains = losses_of(setting, model_token_nll(exported), f"evaluating {name}")
@@ -102,6 +105,24 @@ def train_one(
     return setting.kept(out / "result.json", train_and_measure)
 
 
+def _is_trained(setting: Setting, out: Path) -> bool:
+    """Return whether a model is there already.
+
+    Raises:
+        UsageError: It was made by another number of steps, or in another type, than are asked for now.
+    """
+    if not (out / "model").exists():
+        return False
+    steps, dtype = read_json(out / "training.json")["steps"], stored_dtype(out / "model")
+    asked = (setting.recipe.total_steps, export_type(setting.recipe, setting.source))
+    if (steps, dtype) != asked:
+        raise UsageError(
+            f"{out / 'model'} was written after {steps} steps in {dtype}, not after {asked[0]} in {asked[1]}; "
+            "remove it to go on from the last checkpoint, or use the settings it was made with"
+        )
+    return True
+
+
 def _result_of(
     setting: Setting, out: Path, source: Record, name: str, domains: Record, samples: list[Record], tasks: Record
 ) -> Record:
@@ -112,7 +133,8 @@ def _result_of(
     training = read_json(out / "training.json")
     if not evaluations or evaluations[-1]["step"] != training["steps"]:
         with contextlib.closing(open_metrics(setting, out)) as metrics:
-            metrics.write({"step": training["steps"], "tokens": training["tokens"]} | final_line)
+            tokens = max((line["tokens"] for line in lines if "tokens" in line), default=training["tokens"])
+            metrics.write({"step": training["steps"], "tokens": tokens} | final_line)
         evaluations.append({"step": training["steps"]} | final_line)
     result = describe(setting, name, source, training)
     result["before"] = training["before"]
@@ -149,10 +171,10 @@ def train_control(setting: Setting, out: Path, source: Record, result: Record, b
 def control_recipe(recipe: Recipe, source: ModelFolder) -> Recipe:
     """Return the recipe of a model's control: of its own it has the shape alone, and is trained in the same way."""
     others: dict[str, Any] = {"control": False, "prune": None, "target": None, "grow": None}
+    if recipe.average is not None and recipe.average.method == "start":
+        others["average"] = None  # half of random weights is no model
     if recipe.recipe == "continual":
         others["model"] = source.config
-        if recipe.average is not None and recipe.average.method == "start":
-            others["average"] = None
     else:
         others |= {"recipe": "inheritune", "inherit": recipe.inherits.model_copy(update={"init": "random"})}
     return recipe.model_copy(update=others)

@@ -168,8 +168,7 @@ class Recipe(Section):
         if self.has_teacher and not timed:
             _ = self.teacher_schedule
         if (stage := self.pruning_stage) is not None:
-            check_stages([stage])
-            self._check_pruning(stage)
+            self.check_pruning(stage)
         if self.control and self.from_random:
             raise ValueError("control: true compares with random initialization, but this begins with it already")
         if self.control and self.branch:
@@ -248,8 +247,14 @@ class Recipe(Section):
                 "reweight"
             )
 
-    def _check_pruning(self, stage: Stage) -> None:
+    def check_pruning(self, stage: Stage) -> None:
+        """Check that what goes on while a source is pruned fits into its steps.
+
+        Raises:
+            ValueError: It does not.
+        """
         assert self.prune is not None
+        check_stages([stage])
         steps, batch = stage.total_steps, stage.train.global_batch_tokens
         if self.prune.method == "masks":
             self.prune.check_gates(self.fidelity, steps, batch)  # pyright: ignore[reportArgumentType]

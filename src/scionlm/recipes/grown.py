@@ -65,8 +65,7 @@ class Grown:
         """What it goes on with beside weights; None where it begins anew."""
         if self.growth is None or self.before is None:
             return None
-        checkpoint = find_checkpoint(self.before.folder)
-        return growing(checkpoint, self._trained_names(), _grow(self.setting).optimizer_state == "keep")
+        return growing(self.before.folder, self._trained_names(), _grow(self.setting).optimizer_state == "keep")
 
     def _trained_names(self) -> dict[str, str]:
         """Return each weight that was trained before, by its name here; copies of a layer begin without a past."""

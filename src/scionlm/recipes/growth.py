@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from scionlm.core.errors import DataError
-from scionlm.core.files import staged_folder
+from scionlm.core.files import remove_leftovers, staged_folder
 from scionlm.core.log import say, warn
 from scionlm.core.records import Record, read_json, read_jsonl, write_json, write_jsonl
 from scionlm.evaluation.loss import DomainLoss, model_token_nll
@@ -200,20 +200,37 @@ def _bring_up(chosen: Grown, out: Path, rounds: Sequence[Record], behind: Sequen
     result = read_json(chosen.folder / "result.json")
     spent = {key: sum(record[key] for record in behind) for key in (*_COSTS, "steps")}
     result |= {"rounds": len(rounds), "growth": read_json(out / "rounds.json")}
-    result["training"] |= spent
+    result["training"] |= spent | _beside(out, behind, result["training"])
+    earlier = sum(record["steps"] for record in behind[:-1])  # steps are counted through all that it went through
+    result["best"] = {name: best | {"step": best["step"] + earlier} for name, best in result["best"].items()}
     if not (out / "model").exists():
+        remove_leftovers(out, "model.")
         with staged_folder(out / "model") as stage:
             shutil.copytree(chosen.folder / "model", stage, dirs_exist_ok=True)
             write_card(chosen.setting, stage, result)
     lines: list[Record] = []
     steps = tokens = 0
     for record in rounds:
-        for line in read_jsonl(out / "rounds" / f"round-{record['round']:02d}" / "metrics.jsonl"):
+        for line in read_jsonl(_round_folder(out, record) / "metrics.jsonl"):
             at = {key: line[key] + before for key, before in (("step", steps), ("tokens", tokens)) if key in line}
             lines.append(line | at | {"round": record["round"]})
         steps, tokens = steps + record["steps"], tokens + record["tokens"]
     write_jsonl(out / "metrics.jsonl", "metrics", lines)
     return result
+
+
+def _beside(out: Path, behind: Sequence[Record], training: Record) -> Record:
+    """Return what saving and the teacher took in all the rounds that a child's weights went through."""
+    every = [read_json(_round_folder(out, record) / "result.json")["training"] for record in behind]
+    found: Record = {"checkpoint_seconds": sum(one["checkpoint_seconds"] for one in every)}
+    if training["distill"]:
+        taught = {key: sum(one["distill"][key] for one in every) for key in ("teacher_seconds", "teacher_steps")}
+        found |= {"distill": training["distill"] | taught}
+    return found
+
+
+def _round_folder(out: Path, record: Record) -> Path:
+    return out / "rounds" / f"round-{record['round']:02d}"
 
 
 def _control_setting(setting: Setting, steps: int) -> Setting:

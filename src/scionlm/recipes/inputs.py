@@ -13,6 +13,7 @@ from scionlm.families import ModelShape, family_of
 from scionlm.families.shape import context_length, learned_positions
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_distill import SOURCE
+from scionlm.recipes.lr_scales import check_scales
 from scionlm.recipes.order import Sampling, check_supply, replayed_data, sampling_of
 from scionlm.recipes.origin import check_model, open_source, with_data
 from scionlm.recipes.references import given_references
@@ -104,6 +105,7 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
         check_text(recipe, model)
     plan = plan_of(recipe, source)
     check_growth(recipe, plan, source)
+    check_scales(recipe, source, plan)
     taught_layers = match_layers(recipe, source, teacher, plan)
     require_trackers(recipe.track)
     branched = None

@@ -198,12 +198,29 @@ def check_supply(stages: Sequence[tuple[Stage, Sampling]]) -> None:
                     f"data.max_epochs allows {allowed:g}; add text, lower its share, or set data.exhausted to "
                     "repeat or redistribute"
                 )
+        _check_redistributed(stage, sampling, plan, wanted)
         if stage.replay:
             supply = plan.replay.num_samples if plan.replay else _own_samples(stages, stage.replay.stage or "")
             _check_replay(stage, slots, supply)
         for name, padding in plan.padding().items():
             if padding > _MUCH_PADDING:
                 warn(f"{100 * padding:.0f} % of domain {name!r} is padding: its documents leave gaps")
+
+
+def _check_redistributed(
+    stage: Stage, sampling: Sampling, plan: SamplePlan, wanted: Mapping[tuple[str, str], float]
+) -> None:
+    """Refuse a demand that is more than all domains have between them, where one takes the place of another."""
+    limits = sampling.order.max_epochs or {}
+    if stage.data.exhausted != "redistribute" or any(limits.get(name) is None for name in sampling.domains):
+        return
+    supply = sum(int(limits[name] * plan.num_windows(name)) for name in sampling.domains)
+    demand = sum(wanted[sampling.windows_id, name] for name in sampling.domains)
+    if demand > supply + 1e-3:
+        raise DataError(
+            f"stage {stage.name} wants {demand:,.0f} windows by its end, all domains together have {supply:,} within "
+            "data.max_epochs; add text, raise it, or lower the budget"
+        )
 
 
 def _own_samples(stages: Sequence[tuple[Stage, Sampling]], name: str) -> int:

@@ -78,7 +78,11 @@ def plan_recipe(
     planned = plan_run(recipe, source.config, plan, found, teaching, world, per_node, timed)
     whole = None if recipe.recipe == "scratch" else count_parameters(family_of(source.config), source.config)["total"]
     rounds = len(round_shapes(recipe, plan)) if goes_on(recipe) else 1
-    planned |= {"source_parameters": whole, "epochs": epochs_of(recipe, rounds)}
+    planned |= {
+        "source_parameters": whole,
+        "source_memory_bytes": 4 * (whole or 0) // planned["layout"]["shards"],  # which is evaluated in float32
+        "epochs": epochs_of(recipe, rounds),
+    }
     planned["advice"] = advice(recipe, target, planned)
     return with_budgets(recipe, planned) | ({"candidates": [asdict(each) for each in shapes]} if shapes else {})
 
@@ -128,7 +132,10 @@ def plan_run(
     if recipe.control:
         times = len(rounds) if goes_on(recipe) else 1  # what the child's weights see
         parts[CONTROL] = _longer(rounds[-1], times)
-    return add_rounds(first | {"models_trained": 1}, rounds[-1], parts)
+    # A reference may be the largest; what the result has is the last round's.
+    largest = max(parts.values(), key=lambda part: part["memory_bytes_per_device"])
+    result = add_rounds(first | {"models_trained": 1}, largest, parts)
+    return result | {key: rounds[-1][key] for key in ("num_parameters", "parameters_by_part")}
 
 
 def _plan_shear(

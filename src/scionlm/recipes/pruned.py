@@ -9,6 +9,7 @@ RUN/prune/
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from scionlm.core.files import remove_leftovers, staged_folder
 from scionlm.core.log import say
 from scionlm.core.records import Record, read_json
+from scionlm.data import Mixture
 from scionlm.evaluation.loss import model_token_nll
 from scionlm.families import ModelShape, count_parameters, family_of
 from scionlm.families.models import assemble
@@ -65,10 +67,7 @@ class Pruned:
     @property
     def weights(self) -> dict[str, float] | None:
         """The weights of the domains that pruning ended with; None where they did not move."""
-        if self.trained is None:
-            return None
-        moved: Record = find_checkpoint(self.trained).state.get("reweight") or {}
-        return moved.get("weights")
+        return self.record.get("weights")
 
     def make_model(self, setting: Setting) -> PreTrainedModel:
         """Return it, in float32; on other ranks than the main one without its weights."""
@@ -105,7 +104,7 @@ def learn_masks(setting: Setting, out: Path) -> Pruned:
         training = setting.ranks.on_main(lambda: read_json(out / "training.json"))
         masks = setting.ranks.on_main(lambda: read_json(out / RECORD))
         found = {"axes": masks["axes"], "masked": training["masked"], "checks": masks["checks"]}
-        return _record(setting, out, plan_of_record(masks), training) | found
+        return _record(setting, out, plan_of_record(masks), training) | found | {"weights": _last_weights(out)}
 
     setting.ranks.on_main(lambda: out.mkdir(parents=True, exist_ok=True))
     record = setting.kept(out / "result.json", make)
@@ -129,6 +128,7 @@ def prune_by_scores(setting: Setting, out: Path, source: Record) -> Pruned:
     recipes = shrinking(setting.recipe, setting.source.config)
     folder, plan = setting.source, None
     steps: list[Record] = []
+    weights: dict[str, float] | None = None
     for number, step in enumerate(recipes, 1):
         # What is measured for a step is what the one before left.
         recipe = step if number == 1 else step.model_copy(update={"source": str(folder.path)})
@@ -138,7 +138,9 @@ def prune_by_scores(setting: Setting, out: Path, source: Record) -> Pruned:
         own = selected(recipe, folder, *where)
         plan = own if plan is None else compose(plan, own)
         before = out / f"step-{number - 1:02d}" if number > 1 else None
-        steps.append(_one_step(replace(setting, source=folder), recipe, own, here, source, before))
+        steps.append(_one_step(replace(setting, source=folder), recipe, own, here, source, before, weights))
+        if recipe.pruning_stage is not None and recipe.pruning_stage.reweight is not None:
+            weights = _last_weights(here)
         folder = open_folder(here / "model", f"step {number} of {setting.source.name}")
         say(f"pruning, step {number} of {len(recipes)}: {_shape_words(folder)}")
     assert plan is not None
@@ -146,19 +148,47 @@ def prune_by_scores(setting: Setting, out: Path, source: Record) -> Pruned:
     def make() -> Record:
         setting.ranks.on_main(lambda: _bring_up(out / f"step-{len(recipes):02d}" / "model", out / "model"))
         costs = {key: sum(step[key] for step in steps) for key in _NOTHING}
-        return _record(setting, out, plan, costs) | {"pruning_steps": steps}
+        return _record(setting, out, plan, costs) | {"pruning_steps": steps, "weights": weights}
 
+    trained = out / f"step-{len(recipes):02d}" if recipes[-1].pruning_stage else None
     record = setting.kept(out / "result.json", make)
-    trained = out / f"step-{len(recipes):02d}"
-    return Pruned(plan, out, record, trained if recipes[-1].pruning_stage else None)
+    return Pruned(plan, out, record, trained)
+
+
+def _last_weights(folder: Path) -> dict[str, float] | None:
+    """Return the weights of the domains that a stretch of training ended with; None where they did not move."""
+    moved: Record = find_checkpoint(folder).state.get("reweight") or {}
+    return moved.get("weights")
+
+
+def with_weights(inputs: StageInputs, weights: Mapping[str, float] | None) -> StageInputs:
+    """Return a stage that begins with the weights of domains that one before it ended with, where these moved."""
+    if weights is None:
+        return inputs
+    shares = moved_shares(inputs.sampling.mixture.shares, weights)
+    return replace(inputs, sampling=replace(inputs.sampling, mixture=Mixture(shares)))
+
+
+def moved_shares(shares: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    """Return shares of domains of which some get weights that moved before: what these have between them they keep."""
+    known = [name for name in shares if name in weights]
+    old, new = (sum(some[name] for name in known) for some in (shares, weights))
+    return {name: weights[name] * old / new if name in known and new else share for name, share in shares.items()}
 
 
 def _one_step(
-    setting: Setting, recipe: Recipe, plan: SurgeryPlan, out: Path, source: Record, before: Path | None
+    setting: Setting,
+    recipe: Recipe,
+    plan: SurgeryPlan,
+    out: Path,
+    source: Record,
+    before: Path | None,
+    weights: Mapping[str, float] | None,
 ) -> Record:
     """Cut a model and, where there is a budget, train what is left into `out`/model; return what it cost."""
     if recipe.pruning_stage is not None:
         alone = _stretch(setting, pruning_recipe(recipe), out, plan)
+        alone = replace(alone, stages=[with_weights(one, weights) for one in alone.stages])
         exported = alone.recipe.export.model_copy(update={"dtype": "float32"})
         alone = replace(alone, recipe=alone.recipe.model_copy(update={"export": exported}))
         begin = behind(before) if before is not None else None

@@ -194,6 +194,7 @@ def _work_of(recipe: Recipe) -> Work:
 def _carry_out(work: Work, inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks, allow_change: bool) -> Record:
     began = (out / "config.yaml").exists()
     kept = {path: path.read_bytes() for name in _RECORDS if (path := out / name).exists()}
+    before = _last_step(out)
     write_status(out, "running", 0, "")
     try:
         with naming_losses(ranks):
@@ -202,7 +203,7 @@ def _carry_out(work: Work, inputs: Inputs, out: Path, stop: StopRequest, ranks: 
         write_status(out, "stopped", error.exit_code, str(error))
         raise
     except UsageError as error:
-        if began:  # a request that is refused leaves the run as it was
+        if began and _last_step(out) == before:  # a request that is refused leaves the run as it was
             for path, data in kept.items():
                 write_bytes_atomic(path, data)
         else:
@@ -229,8 +230,9 @@ def write_status(out: Path, state: str, exit_code: int, message: str, step: int 
 def _last_step(out: Path) -> int:
     if (out / "result.json").exists():
         return int(read_json(out / "result.json")["training"]["steps"])
-    folders = [folder for place in (out, out / "prune") for folder in checkpoint_folders(place / "checkpoints")]
-    return max((step for step, _ in folders), default=0)
+    phases = (out, out / "prune", *out.glob("prune/step-*"), *out.glob("rounds/round-*"))  # each counts from zero
+    found = ([step for step, _ in checkpoint_folders(phase / "checkpoints")] for phase in phases)
+    return sum(max(steps, default=0) for steps in found)
 
 
 def settle_recipe(recipe: Recipe, out: Path, allow_change: bool) -> Recipe:

@@ -5,17 +5,15 @@ Differs: grouped key/value heads; the constraint is calibrated and the last step
     recovery may learn from the source, and it goes on in the data where pruning stopped.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from scionlm.core.records import Record, read_json, write_json
 from scionlm.core.signals import StopRequest
-from scionlm.data import Mixture
 from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.recipes.child import evaluate_source, train_control, train_one
 from scionlm.recipes.inputs import Inputs, match_layers
-from scionlm.recipes.pruned import PRUNE, Pruned, learn_masks, prune_by_scores
+from scionlm.recipes.pruned import PRUNE, Pruned, learn_masks, prune_by_scores, with_weights
 from scionlm.recipes.result import write_card
 from scionlm.recipes.rounds import CONTROL
 from scionlm.recipes.setting import Setting, settle, with_recipe
@@ -39,28 +37,19 @@ def run_shear(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE
     result = train_one(recovery, out, source, "child", pruned.make_model, pruned.begin)
     result = ranks.on_main(lambda: _with_pruning(result, pruned))
     ranks.on_main(lambda: write_card(recovery, out / "model", result))
-    if recipe.control:
-        result = train_control(_control(recovery, pruned), out / CONTROL, source, result, out)
     ranks.on_main(lambda: write_json(out / "result.json", result))
+    if recipe.control:  # which may take hours: until it is done the child's own result stands
+        result = train_control(_control(recovery, pruned), out / CONTROL, source, result, out)
+        ranks.on_main(lambda: write_json(out / "result.json", result))
     return ranks.on_main(lambda: read_json(out / "result.json"))
 
 
 def _recovering(setting: Setting, pruned: Pruned) -> Setting:
     """Return the setting of the recovery: of what is left, with the weights of domains that pruning ended with."""
     layers = match_layers(setting.recipe, setting.source, setting.teacher, pruned.plan)
-    stages = list(setting.stages)
-    if pruned.weights and stages[0].stage.reweight:
-        sampling = stages[0].sampling
-        mixture = Mixture(moved_shares(sampling.mixture.shares, pruned.weights))
-        stages[0] = replace(stages[0], sampling=replace(sampling, mixture=mixture))
+    first, *later = setting.stages
+    stages = [first if first.stage.reweight is None else with_weights(first, pruned.weights), *later]
     return replace(setting, plan=pruned.plan, taught_layers=layers, stages=stages)
-
-
-def moved_shares(shares: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """Return shares of domains of which some get weights that moved before: what these have between them they keep."""
-    known = [name for name in shares if name in weights]
-    old, new = (sum(some[name] for name in known) for some in (shares, weights))
-    return {name: weights[name] * old / new if name in known and new else share for name, share in shares.items()}
 
 
 def _with_pruning(result: Record, pruned: Pruned) -> Record:

@@ -148,5 +148,11 @@ def shrinking(recipe: Recipe, source: dict[str, Any]) -> list[Recipe]:
         update: dict[str, Any] = {"target": TargetConfig(**_sizes(smaller))}
         if stage is not None:
             update["prune"] = prune.model_copy(update={"steps": share, "tokens": None})
-        pieces.append(recipe.model_copy(update=update))
+        piece = recipe.model_copy(update=update)
+        if piece.pruning_stage is not None:
+            try:
+                piece.check_pruning(piece.pruning_stage)
+            except ValueError as error:
+                raise UsageError(f"prune.iterations: step {index + 1} has {share} optimizer steps; {error}") from error
+        pieces.append(piece)
     return pieces

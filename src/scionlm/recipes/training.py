@@ -25,6 +25,7 @@ from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_train import AverageConfig, OptimizerConfig
 from scionlm.recipes.distillation import open_distillation
 from scionlm.recipes.inputs import StageInputs
+from scionlm.recipes.lr_scales import scales_of
 from scionlm.recipes.order import Sampling, stage_folder
 from scionlm.recipes.planning import run_flops, teacher_flops
 from scionlm.recipes.pruning import Pruning
@@ -35,7 +36,6 @@ from scionlm.recipes.setting import Setting, losses_of
 from scionlm.schedules import describe
 from scionlm.sources import ModelFolder, load_hf_model
 from scionlm.sources.folder import stored_dtype
-from scionlm.surgery.depth import parse_keep
 from scionlm.surgery.export import save_model
 from scionlm.surgery.lineage import plan_origins
 from scionlm.surgery.plan import SurgeryPlan
@@ -322,20 +322,9 @@ def _open_stage(
 
 
 def optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:
-    """Return the constants of an optimizer.
-
-    Raises:
-        UsageError: It scales a layer twice.
-    """
-    scales: dict[int | str, float] = {}
-    for where, scale in config.lr_scales.items():
-        names: list[Any] = list(parse_keep(where)) if where[:1].isdigit() else [where]
-        for one in names:
-            if one in scales:
-                raise UsageError(f"optimizer.lr_scales names layer {one} twice")
-            scales[one] = scale
+    """Return the constants of an optimizer; see `scales_of`."""
     keys = ("name", "betas", "eps", "weight_decay", "decay", "momentum")
-    return OptimizerSettings(**{key: getattr(config, key) for key in keys}, lr_scales=scales)
+    return OptimizerSettings(**{key: getattr(config, key) for key in keys}, lr_scales=scales_of(config))
 
 
 def average_in(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, torch.Tensor] | None:

@@ -173,8 +173,8 @@ class Metrics:
         self._writer.rewind(step, keep)
 
     def flush(self) -> None:
-        """Write what waits; see `JsonlWriter.flush`."""
-        self._writer.flush()
+        """Bring what was written to the disk; see `JsonlWriter.flush`."""
+        self._writer.flush(sync=True)
 
     def close(self) -> None:
         """Close everything."""

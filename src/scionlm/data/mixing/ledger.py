@@ -45,8 +45,8 @@ class Ledger:
         )
 
     def flush(self) -> None:
-        """Write what waits for room on the disk; see `JsonlWriter.flush`."""
-        self._writer.flush()
+        """Bring what was written to the disk; see `JsonlWriter.flush`."""
+        self._writer.flush(sync=True)
 
     def close(self) -> None:
         """Close the file."""

@@ -161,7 +161,8 @@ class Pruner:
         found: dict[str, float] = {}
         every = self.gates.kept()
         for axis in self.gates.axes:
-            target = 1 - float(self.constraint.target(axis, self._step).mean())
+            # What the last update was made towards.
+            target = 1 - float(self.constraint.target(axis, max(self._step - 1, 0)).mean())
             facts = axis_facts(self.gates, axis, self.settings, every[axis.name]) | {"target_share": target}
             facts |= {
                 "linear_multiplier": float(self.constraint.linear[axis.name].mean()),
