@@ -15,6 +15,7 @@ from features import FEATURES
 from scionlm.data import DataFolder, Mixture, Order, SamplePlan, load_corpora, prepare
 from scionlm.recipes.run import run_recipe
 from whole_runs import quicken, recipe_of
+from worlds import World
 
 
 def pytest_collection_finish(session):
@@ -59,6 +60,13 @@ def earlier(tmp_path_factory, tiny_folder, data_folder):
         quicken(patch.setattr)
         run_recipe(recipe_of(tiny_folder, data_folder.path, schedule=schedule, checkpoint__every=3), out)
     return out
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """Two processes that make runs together."""
+    with World(2) as world:
+        yield world
 
 
 @pytest.fixture

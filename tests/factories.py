@@ -1,5 +1,6 @@
 """Tiny models, tokenizers and texts, made on the spot: no network, no downloads."""
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -97,7 +98,22 @@ def tiny_config(model_type: str = "llama", **changes: Any) -> PreTrainedConfig:
 
 
 def tiny_model(model_type: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """Return a tiny model with random weights; biases and norm gains are random too, so that losing one shows."""
+    """Return a tiny model with random weights; biases and norm gains are random too, so that losing one shows.
+
+    The same one is made once: later calls get copies, and torch's dice as they were after the first.
+    """
+    key = (model_type, seed, json.dumps(changes, sort_keys=True, default=str))
+    if key not in _models:
+        _models[key] = _random_model(model_type, seed, changes), torch.get_rng_state()
+    model, dice = _models[key]
+    torch.set_rng_state(dice)
+    return copy.deepcopy(model)
+
+
+_models: dict[tuple[str, int, str], tuple[PreTrainedModel, torch.Tensor]] = {}
+
+
+def _random_model(model_type: str, seed: int, changes: dict[str, Any]) -> PreTrainedModel:
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).eval()
     with torch.no_grad():

@@ -1,8 +1,13 @@
-"""What goes wrong on one rank of a world, by name: a function of (patch, whether it is this rank); see `World.run`."""
+"""What goes wrong on one rank of a world, by name: a function of (patch, whether it is this rank); see `World.run`.
+
+`done` counts how often it has: a harm that never comes proves nothing.
+"""
 
 import errno
 import itertools
+import math
 import os
+from collections import Counter
 from typing import Any
 
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -13,6 +18,9 @@ from scionlm.recipes import child, reweighting
 from scionlm.recipes import setting as setting_module
 from scionlm.train import checkpoint
 from scionlm.train import saver as saver_module
+from scionlm.train.objective import Objective
+
+done = Counter[str]()
 
 
 def ends_early(patch: Any, mine: bool) -> None:
@@ -43,6 +51,7 @@ def _full(patch: Any, mine: bool, place: Any, name: str, times: float) -> None:
 
     def full(*arguments: Any) -> Any:
         if next(calls) < times:
+            done["harm"] += 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*arguments)
 
@@ -86,6 +95,20 @@ def fault(patch: Any, mine: bool) -> None:
     _failing(patch, mine, KeyError("alpha"))
 
 
+def not_finite(patch: Any, mine: bool) -> None:
+    """Let the loss of a rank's third pass be no number."""
+    calls, real = itertools.count(), Objective._losses
+
+    def losses(*arguments: Any) -> Any:
+        loss, *rest = real(*arguments)
+        if mine and next(calls) == 2:
+            done["harm"] += 1
+            loss = loss * math.nan
+        return loss, *rest
+
+    patch.setattr(Objective, "_losses", losses)
+
+
 def own_opinion(patch: Any, mine: bool) -> None:
     """Let a rank measure, decide and read other weights of the domains than the main one."""
     if not mine:
@@ -93,6 +116,7 @@ def own_opinion(patch: Any, mine: bool) -> None:
     losses_of, reweight = reweighting.losses_of, reweighting.reweight
 
     def off(*arguments: Any, **keywords: Any) -> Any:
+        done["harm"] += 1
         losses = losses_of(*arguments, **keywords)
         return {name: loss | {"nll": loss["nll"] + number} for number, (name, loss) in enumerate(losses.items())}
 

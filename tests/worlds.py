@@ -140,6 +140,7 @@ def _serve_one(order: dict[str, Any]) -> dict[str, Any]:
     mesh_of.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch.setattr)
+        harms.done.clear()
         if order["harm"]:
             getattr(harms, order["harm"])(patch, order["mine"])
         watch = Watch(patch, [order["stop_at"]] if order["stop_at"] else [])
@@ -154,7 +155,7 @@ def _serve_one(order: dict[str, Any]) -> dict[str, Any]:
             answer = {"error": type(error).__name__, "message": str(error), "broken": broken, "told": told}
         rows = [[row.hex() for row in batch] for batch in watch.rows()]
         samples = [[tuple(sample) for sample in step] for step in watch.samples]
-        return answer | {"rows": rows, "samples": samples}
+        return answer | {"rows": rows, "samples": samples, "harmed": harms.done["harm"]}
 
 
 def _serve() -> None:

@@ -340,6 +340,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bits(tiny_folder, data_
     assert not list((tmp_path / "killed").rglob("*.tmp"))
 
 
+@pytest.mark.slow  # tests/surgery/test_write.py has it in a fork, of a tiny model
 def test_terminated_while_it_writes_inherit_leaves_nothing(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "scionlm", "inherit", "smollm2-135m", "--layers", "25", "-o", str(tmp_path / "out")],
@@ -383,3 +384,11 @@ def test_under_torchrun_one_rank_prints_the_table(capsys, tmp_path, tiny_folder,
     corpora = corpora_file(tmp_path, tiny_folder)
     monkeypatch.setenv("RANK", "1")
     assert in_process(capsys, "prepare", corpora, "-o", tmp_path / "data")[:2] == (0, "")
+
+
+def test_scion_alone_prints_its_help_and_no_error(capsys):
+    code, _, err = in_process(capsys)
+    assert code == 2
+    assert "Usage: scion" in err
+    assert "error:" not in err
+    assert "see scion --help" not in err

@@ -402,9 +402,12 @@ def files(tmp_path):
     (tmp_path / "empty").mkdir()
 
 
-@pytest.mark.parametrize(("flags", "code", "words"), WRONG, ids=[case[0] or "nothing" for case in WRONG])
-@pytest.mark.parametrize("end", ["-o out", "--dry-run"])
-def test_a_wrong_request_has_its_code_and_message_and_leaves_nothing(scion, files, tmp_path, flags, code, words, end):
+@pytest.mark.parametrize(
+    ("end", "flags", "code", "words"),
+    [("-o out", *case) for case in WRONG] + [("--dry-run", *case) for case in WRONG[::12]],
+    ids=[case[0] or "nothing" for case in WRONG] + [f"{case[0] or 'nothing'}, dry" for case in WRONG[::12]],
+)
+def test_a_wrong_request_has_its_code_and_message_and_leaves_nothing(scion, files, tmp_path, end, flags, code, words):
     before = sorted(tmp_path.rglob("*"))
     started = time.monotonic()
     found, out, err = scion(f"inherit tiny {flags} {end}")

@@ -130,6 +130,7 @@ main()
 """
 
 
+@pytest.mark.slow  # what it says and ends with is test_worlds' too; here torchrun has started it
 def test_a_rank_that_fails_by_itself_is_heard(make, tmp_path):
     path, program = tmp_path / "recipe.yaml", tmp_path / "harmed.py"
     path.write_text(dump_yaml(make(train__parallel="ddp").model_dump(mode="json")), encoding="utf-8")

@@ -14,7 +14,12 @@ from scionlm.recipes.bill import disk_bytes, epochs_of, with_price
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
-from whole_runs import recipe_of
+from whole_runs import quicken, recipe_of
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    quicken(monkeypatch.setattr)
 
 
 def test_passes_are_those_that_training_makes(tmp_path, tiny_folder, data_folder):

@@ -9,7 +9,9 @@ from scionlm.core.records import read_json
 resolving = importlib.import_module("scionlm.sources.resolve")  # the package exports a function of that name
 demo_module = importlib.import_module("scionlm.recipes.demo")
 
-SMALL = {"train.tokens": 2048, "evaluate.tokens_per_domain": 512, "evaluate.every": 0.9}
+SMALL = {
+    "train.tokens": 512, "train.global_batch_tokens": 256, "evaluate.tokens_per_domain": 128, "evaluate.every": 0.9,
+}  # fmt: skip
 
 
 def test_the_demo_runs_on_the_real_model_and_says_so(tmp_path):

@@ -10,6 +10,12 @@ from scionlm.core.errors import DataError, UsageError
 from scionlm.core.records import read_json
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
+from whole_runs import quicken
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    quicken(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.reference import reference_recipe
 from scionlm.recipes.run import run_recipe
 from whole_runs import SETTINGS, quicken
-from worlds import World
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 128}  # fmt: skip
@@ -176,11 +175,10 @@ def test_a_run_begins_with_them_and_says_so(scratch, tmp_path, monkeypatch):
     assert "shape" not in json.loads((tmp_path / "run/model/config.json").read_text())
 
 
-def test_the_first_weights_are_the_same_on_two_devices(scratch, tmp_path):
+def test_the_first_weights_are_the_same_on_two_devices(scratch, pair, tmp_path):
     recipe = scratch({"shape": "tinyllama-1.1b"} | TINY, train__steps=1)
     alone = run_recipe(recipe, tmp_path / "alone")
-    with World(2) as pair:
-        answers = pair.run(recipe, tmp_path / "pair")
+    answers = pair.run(recipe, tmp_path / "pair")
     assert [answer["error"] for answer in answers] == [None, None]
     both = read_json(tmp_path / "pair/result.json")
     for name, loss in alone["before"].items():

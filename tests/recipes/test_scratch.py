@@ -18,7 +18,6 @@ from scionlm.recipes.run import run_recipe
 from scionlm.report import render_report
 from scionlm.schedules import Sizes, build_schedule
 from whole_runs import SETTINGS, Watch, column, metrics_of, quicken, run_stopped, timeless, weights_of
-from worlds import World
 
 MODEL = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -247,10 +246,9 @@ def test_references_that_cannot_be_are_refused(changes, message, heir, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_two_ranks_train_a_reference_and_its_child(heir, tmp_path):
+def test_two_ranks_train_a_reference_and_its_child(heir, pair, tmp_path):
     run_recipe(heir(), tmp_path / "alone")
-    with World(2) as pair:
-        answers = pair.run(heir(train__parallel="fsdp"), tmp_path / "pair")
+    answers = pair.run(heir(train__parallel="fsdp"), tmp_path / "pair")
     assert [answer["error"] for answer in answers] == [None, None]
     for part in ("", "reference"):
         mine, theirs = (read_json(tmp_path / out / part / "result.json")["domains"] for out in ("pair", "alone"))

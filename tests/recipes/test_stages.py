@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from factories import corpora_file, text
 from scionlm.core.config import dump_yaml, parse_yaml, validate
-from scionlm.core.errors import UsageError
+from scionlm.core.errors import DataError, UsageError
 from scionlm.core.records import read_json, read_jsonl
 from scionlm.data import DataFolder, load_corpora, prepare
 from scionlm.data.mixing.plan import REPLAYED
 from scionlm.data.mixing.windows import IGNORE
 from scionlm.recipes import order as order_module
 from scionlm.recipes.config import Recipe
+from scionlm.recipes.inputs import open_inputs
 from scionlm.recipes.run import run_recipe
 from whole_runs import SEQ_LEN, Watch, column, consumed_of, quicken, recipe_of, weights_of
 
@@ -605,3 +606,12 @@ def test_a_branch_whose_rate_leaps_says_so(make, tmp_path, capsys):
     assert "jumps" not in capsys.readouterr().err
     run_recipe(make(train__steps=1, schedule=leap, branch=branch), tmp_path / "leap")
     assert "jumps from 0.0003 at the checkpoint to 0.003" in capsys.readouterr().err
+
+
+def test_a_budget_beyond_all_domains_together_is_refused_beforehand(make, tmp_path):
+    """Where one domain takes the place of another, all of them can still end."""
+    limits = {"data__max_epochs": 0.1, "data__exhausted": "redistribute"}
+    with pytest.raises(DataError, match=r"stage main wants .* windows by its end, all domains together have"):
+        run_recipe(make(train__steps=500, **limits), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    open_inputs(make(train__steps=2, **limits), tmp_path / "run")

@@ -11,6 +11,12 @@ from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
 from scionlm.recipes.timing import resolve_times
+from whole_runs import quicken
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    quicken(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -89,8 +89,14 @@ def test_the_first_n_layers_are_the_logit_lens_bitwise(source, layers):
     assert torch.equal(model(IDS).logits, target(IDS).logits)
 
 
-@pytest.mark.parametrize("keep", [[0, 2, 4], [1, 2], [4]])
-def test_any_layers_prove_themselves(source, keep):
+def test_any_layers_prove_themselves(source):
+    _, proof = build(source, plan_depth(5, keep=[0, 2, 4]))
+    assert len(proof.checks) == 4
+
+
+@VARIANTS_ARE_SLOW
+@pytest.mark.parametrize("keep", [[1, 2], [4]])
+def test_any_other_layers_prove_themselves(source, keep):
     _, proof = build(source, plan_depth(5, keep=keep))
     assert len(proof.checks) == 4
 

@@ -30,11 +30,17 @@ from scionlm.train.learner import Position
 from scionlm.train.loop import Session, fit, take_up
 from scionlm.train.metrics import Metrics, open_tracker
 from scionlm.train.saver import Saver
+from whole_runs import quicken
 
 PROMISED = {
     "step", "tokens", "train/nll_nats", "optim/lr", "optim/grad_norm", "speed/tokens_per_s", "speed/data_share",
     "memory/peak_bytes", "time/elapsed_s",
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    quicken(monkeypatch.setattr)
 
 
 class FakeTracker:
