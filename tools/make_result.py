@@ -7,6 +7,8 @@ compare.json   final losses of every run, and of all seeds of one together, as `
 metrics.csv    every held-out measurement on the way: run, seed, step, tokens, nats by domain
 losses.svg     the final means, a dot a seed
 index.md       is written by hand but for the table between two comments, a line for all seeds of a run
+
+With --keep runs that the result has already and that are not made again stay in it: of one seed, on the same text.
 """
 
 import argparse
@@ -37,14 +39,33 @@ def measurements(folder: Path, domains: list[str]) -> Iterator[list[Any]]:
             yield [record["step"], record["tokens"], *(f"{loss:.4f}" for loss in losses)]
 
 
-def write_metrics(path: Path, found: dict[str, Any]) -> None:
-    """Write what was measured of all runs as CSV."""
+def write_metrics(path: Path, found: dict[str, Any], kept: list[list[str]]) -> None:
+    """Write what was measured of all runs as CSV, `kept` lines of earlier ones among it."""
+    lines = [
+        [row["name"], row["seed"], *measured]
+        for row in found["rows"]
+        for measured in measurements(Path(row["folder"]), found["domains"])
+    ]
     with path.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["run", "seed", "step", "tokens", *found["domains"]])
-        for row in sorted(found["rows"], key=lambda row: row["name"]):
-            for measured in measurements(Path(row["folder"]), found["domains"]):
-                rows.writerow([row["name"], row["seed"], *measured])
+        rows.writerows(sorted([*lines, *kept], key=lambda line: line[0]))
+
+
+_SAME = ("domains", "num_tokens_by_domain", "seq_len", "data_fingerprint")
+
+
+def with_earlier(found: dict[str, Any], earlier: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Return a comparison with the runs of an earlier one that it has not, and their names."""
+    if any(found[key] != earlier[key] for key in _SAME) or any(group["n"] > 1 for group in earlier["groups"]):
+        raise SystemExit("the earlier runs are of other text, or of several seeds: make all of them again")
+    names = {row["name"] for row in found["rows"]}
+    rows = [row for row in earlier["rows"] if row["name"] not in names]
+    groups = [group | {"best": False} for group in earlier["groups"] if group["name"] not in names]
+    groups = sorted([*found["groups"], *groups], key=lambda group: group["mean"])
+    groups = [group | {"best": group is groups[0]} for group in groups]
+    rows_ = sorted([*found["rows"], *rows], key=lambda row: row["mean"])
+    return found | {"rows": rows_, "groups": groups, "summary": []}, {row["name"] for row in rows}
 
 
 def draw(path: Path, found: dict[str, Any]) -> None:
@@ -115,13 +136,21 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="+")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--keep", action="store_true", help="keep runs that are there and not made again")
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
+    earlier = json.loads((out / "compare.json").read_text()) if arguments.keep else None
     found = write_comparison(arguments.run, out)
     for page in ("compare.html", "compare.md"):
         (out / page).unlink()
-    write_metrics(out / "metrics.csv", found)
+    lines: list[list[str]] = []
+    measured = found
+    if earlier is not None:
+        found, names = with_earlier(found, earlier)
+        with (out / "metrics.csv").open() as file:
+            lines = [line for line in csv.reader(file) if line[0] in names]
+    write_metrics(out / "metrics.csv", measured, lines)
     draw(out / "losses.svg", found)
     index = out / "index.md"
     before, _, after = index.read_text().partition(BEGIN) if index.exists() else ("", "", "")

@@ -5,7 +5,8 @@
 A criterion's forecast of a run is the sum of its scores of the layers that the run left out: the higher, the worse it
 should end. Each criterion, and the loss right after surgery, is set beside the held-out loss at the end by Spearman's
 correlation over all runs, with the share of random orders that do as well; and by how far the run that it ranks first
-ends behind the best. Written are scores.csv, a line a run, and the table of index.md between two comments.
+ends behind the best. Written are scores.csv, a line a run, and the table of index.md between two comments. Runs that
+scores.csv has already and that are not given stay in it, with the analysis that is given.
 """
 
 import argparse
@@ -26,6 +27,14 @@ _ORDERS = 100_000
 def mean_of(domains: dict[str, Any], names: list[str]) -> float:
     """Return the mean loss over domains."""
     return float(np.mean([domains[name]["nll"] for name in names]))
+
+
+def earlier(path: Path) -> list[dict[str, str]]:
+    """Return the lines of a scores.csv; none where there is none."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 def luck_of(forecast: np.ndarray, ended: np.ndarray, found: float) -> float:
@@ -51,18 +60,24 @@ def main() -> None:
     domains = list(next(iter(results.values()))["domains"])
 
     kept = {name: result["inherit"]["keep"] for name, result in results.items()}
+    before = {name: mean_of(result["before"], domains) for name, result in results.items()}
+    ends = {name: mean_of(result["domains"], domains) for name, result in results.items()}
+    for row in earlier(arguments.out / "scores.csv"):
+        if row["run"] not in kept:
+            kept[row["run"]] = [int(layer) for layer in row["keep"].split()]
+            before[row["run"]], ends[row["run"]] = float(row[BEFORE]), float(row["ended"])
     forecasts = {
         criterion: np.array([values.sum() - values[keep].sum() for keep in kept.values()])
         for criterion, values in scores.items()
     }
-    forecasts[BEFORE] = np.array([mean_of(result["before"], domains) for result in results.values()])
-    ended = np.array([mean_of(result["domains"], domains) for result in results.values()])
+    forecasts[BEFORE] = np.array(list(before.values()))
+    ended = np.array([ends[name] for name in kept])
 
     with (arguments.out / "scores.csv").open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["run", "keep", "ended", *forecasts])
         for i in np.argsort(ended):
-            name = list(results)[i]
+            name = list(kept)[i]
             keep = " ".join(map(str, kept[name]))
             rows.writerow([name, keep, f"{ended[i]:.4f}", *(f"{values[i]:.6g}" for values in forecasts.values())])
 
@@ -73,7 +88,7 @@ def main() -> None:
         first = int(np.argmin(forecasts[name]))
         luck = luck_of(forecasts[name], ended, found[name])
         behind = ended[first] - ended.min()
-        lines.append(f"| {name} | {found[name]:+.2f} | {luck:.1%} | {list(results)[first]} | {behind:.3f} |")
+        lines.append(f"| {name} | {found[name]:+.2f} | {luck:.1%} | {list(kept)[first]} | {behind:.3f} |")
     index = arguments.out / "index.md"
     before, _, after = index.read_text().partition(BEGIN)
     index.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after.rpartition(END)[2])
