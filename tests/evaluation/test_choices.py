@@ -205,3 +205,16 @@ def test_memory_that_does_not_do_halves_one_context_s_rows_too(monkeypatch):
     sizes.clear()
     score(model, requests, 128, batch_size=3)
     assert sizes == [3, 3, 2]
+
+
+def test_memory_that_does_not_do_halves_nothing_where_devices_share_the_weights(monkeypatch):
+    """The others would wait for a pass that does not come."""
+    import scionlm.evaluation.choices as module
+
+    def scarce(*arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(module, "_pass", scarce)
+    monkeypatch.setattr(module, "lies_in_parts", lambda model: True)
+    with pytest.raises(torch.OutOfMemoryError):
+        score(tiny_model(), requests_of(2), 128)

@@ -379,7 +379,7 @@ def test_the_terminal_says_how_was_pruned_and_whether_masks_settled(run, capsys)
     print_run(json.loads((folder / "result.json").read_text()), folder)
     said = capsys.readouterr().out
     for shown in (
-        "big, pruned to 1.712M of 7.377M parameters, 512k tokens in", "demo right after pruning",
+        "big, pruned to 1.712M of 7.377M parameters, 512k tokens in", "child right after pruning",
         "pruned to layers 2 of 3, hidden_size 128 of 256", "pruning took 102.4k of 512k tokens, 1m 01s",
         "masks had not settled: ffn 2.0 % dead, 0.8 % off target; layers 0.2 % dead, not finite off target",
     ):  # fmt: skip
@@ -393,3 +393,22 @@ def test_the_terminal_lists_the_steps_of_scores(run, capsys):
     said = capsys.readouterr().out
     assert re.search(r"step 1 +2 +192 +344 +4/2 +1\.712M +51\.2k", said)
     assert "masks had not settled" not in said
+
+
+def test_weights_and_parts_of_the_loss_that_moved_while_pruning_are_drawn_beside_those_of_the_recovery(run):
+    def lines(weight):
+        for step in (1, 2, 3):
+            at = {"step": step, "tokens": 1024 * step, "train/nll_nats": 4.0, "train/loss_nats": 3.0}
+            moved = {f"reweight/{name}/weight": weight + step / 100 for name in ("prose", "code")}
+            yield at | {"train/divergence_nats": 0.5} | moved
+
+    folder = run(by_masks(), metrics=list(lines(0.1)))
+    write_metrics(folder / "metrics.jsonl", list(lines(0.6)))
+    page = render_report(folder)
+    for said in (
+        '<h3 class="sub">While pruning</h3>', '<h3 class="sub">In the recovery</h3>',
+        "Parts of the training loss: while pruning",
+        "Parts of the training loss: in the recovery", "13.0 %", "63.0 %",
+    ):  # fmt: skip
+        assert said in page, said
+    assert len(set(re.findall(r'id="([^"]+)"', page))) == len(re.findall(r'id="([^"]+)"', page))

@@ -1,6 +1,7 @@
 """The page of a run whose weights moved."""
 
 import json
+from types import SimpleNamespace
 
 from scionlm.report.curves import read_curves
 from scionlm.report.weights import weight_section
@@ -18,12 +19,7 @@ def lines(updates: int):
 
 
 def run_with(curves):
-    class Run:
-        class child:
-            pass
-
-    Run.child.curves = curves
-    return Run
+    return SimpleNamespace(phases=[("", curves)])
 
 
 def test_every_move_is_in_the_table_and_nothing_acts():

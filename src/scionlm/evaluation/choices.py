@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from scionlm.core.errors import BrokenModelError, DataError
+from scionlm.parallel.placing import lies_in_parts
 from scionlm.parallel.ranks import ALONE, Ranks
 
 _LOGIT_BYTES = 2**28  # how much the logits of one forward pass may take
@@ -194,6 +195,8 @@ def _forward(model: PreTrainedModel, groups: list[list[_Row]], is_shared: bool) 
         return _pass(model, groups, is_shared)
     except torch.OutOfMemoryError:
         if len(groups) == 1 and len(groups[0]) == 1:
+            raise
+        if lies_in_parts(model):  # the others would not make two passes of this one
             raise
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()

@@ -30,6 +30,7 @@ from scionlm.evaluation.choices import Request, score
 from scionlm.evaluation.suites import OFFLINE, SuiteTask, suites
 from scionlm.evaluation.task_folders import check_task_folder
 from scionlm.evaluation.task_record import TaskResults, item_record
+from scionlm.parallel.placing import lies_in_parts
 from scionlm.parallel.ranks import ALONE, Ranks
 
 _GENERATED = {"cuda": "auto", "cpu": 8}  # texts written at once
@@ -279,7 +280,12 @@ def _wrapped(
                 sums[owner] += value
             return sums
 
-    size = options.batch_size or _GENERATED.get(model.device.type, 8)
+        def _model_generate(self, *arguments: Any, **settings: Any) -> Any:
+            return super()._model_generate(*arguments, **settings | ({"synced_gpus": True} if shared else {}))
+
+    # lm-eval would try sizes on each device by itself.
+    shared, kind = lies_in_parts(model), model.device.type
+    size = options.batch_size or (_GENERATED["cpu"] if shared else _GENERATED.get(kind, _GENERATED["cpu"]))
     return Scored(pretrained=model, tokenizer=tokenizer, batch_size=size)
 
 

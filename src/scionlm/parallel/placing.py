@@ -32,6 +32,11 @@ def mesh_of(kind: str, world: int, shards: int) -> DeviceMesh:
     return init_device_mesh(kind, (world // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 
+def lies_in_parts(model: nn.Module) -> bool:
+    """Return whether devices hold parts of a model: then every pass needs all of them, each as often as the others."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def place(
     root: nn.Module,
     units: Sequence[nn.Module],

@@ -173,6 +173,15 @@ class Run:
         return self.recipe == "continual"
 
     @property
+    def phases(self) -> list[tuple[str, Curves]]:
+        """The course of each phase of training, in order, with its name; one that is all there is has none."""
+        if self.pruning is None:
+            return [("", self.child.curves)]
+        parts = self.pruning.stretches
+        names = ["While pruning"] if len(parts) == 1 else [f"While pruning, step {k + 1}" for k in range(len(parts))]
+        return [*zip(names, parts, strict=True), ("In the recovery", self.child.curves)]
+
+    @property
     def start(self) -> str:
         """What the child was before it was trained as what it is, in words."""
         return "before training" if self.pruning is None else "right after pruning"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scionlm.report.collect import Run
-from scionlm.report.curves import Point, averaged
+from scionlm.report.curves import Curves, Point, averaged
 from scionlm.report.findings import last_seconds
 from scionlm.report.html import Content, Markup, RowGroup, facts, join, name_of, section, table, tag
 from scionlm.report.linechart import Chart, Series, line_chart
@@ -31,16 +31,15 @@ _NATS = (
 
 def distill_section(run: Run) -> Markup | None:
     """Return what a teacher gave and took, and the parts of the loss; None where the loss is cross-entropy alone."""
-    settings, parts = mapping(run.config.get("distill")), run.child.curves.parts
+    settings, phases = mapping(run.config.get("distill")), [one for one in run.phases if one[1].parts]
     if not (number(settings, "weight") or settings.get("hidden")):
         settings = {}  # then nobody was asked
-    if not settings and not parts:
+    if not settings and not phases:
         return None
     title = "Learning from the teacher" if settings else "Parts of the loss"
     body = join(
         _words(run, settings) if settings else None,
-        _nats_figure(run.child.curves.train, parts),
-        _hidden_figure(parts.get("hidden_error_ratio", ())),
+        *(_phase(k, name, course) for k, (name, course) in enumerate(phases)),
         _cost(run) if settings else None,
     )
     return section("distill", title, body)
@@ -81,20 +80,28 @@ def _ratio(settings: Mapping[str, Any]) -> str:
     return f"{_number(number(settings, 'final_ratio'))} of it"
 
 
-def _nats_figure(train: Sequence[Point], parts: Mapping[str, Sequence[Point]]) -> Markup | None:
+def _phase(number_of: int, name: str, course: Curves) -> Markup:
+    """Return the drawings of one phase of training."""
+    mark, behind = f"-{number_of}" if number_of else "", f": {name[:1].lower()}{name[1:]}" if name else ""
+    nats = _nats_figure(course.train, course.parts, mark, behind)
+    return join(nats, _hidden_figure(course.parts.get("hidden_error_ratio", ()), mark, behind))
+
+
+def _nats_figure(train: Sequence[Point], parts: Mapping[str, Sequence[Point]], mark: str, behind: str) -> Markup | None:
     series = [Series("cross-entropy", _line(train), "control", end="cross-entropy")] if train else []
     series += [Series(name, _line(parts[key]), tone, end=name) for key, name, tone in _NATS if parts.get(key)]
     if len(series) < 2:
         return None
-    return _figure(series, "parts", "Parts of the training loss", "nats per token", "The loss is what is trained on.")
+    title, note = f"Parts of the training loss{behind}", "The loss is what is trained on."
+    return _figure(series, f"parts{mark}", title, "nats per token", note)
 
 
-def _hidden_figure(points: Sequence[Point]) -> Markup | None:
+def _hidden_figure(points: Sequence[Point], mark: str, behind: str) -> Markup | None:
     if not points:
         return None
     series = [Series("hidden states", _line(points), "child", end="error")]
     note = "0 where the student's layers give what the teacher's do."
-    return _figure(series, "hidden", "Error of the hidden states", "error", note)
+    return _figure(series, f"hidden{mark}", f"Error of the hidden states{behind}", "error", note)
 
 
 def _figure(series: Sequence[Series], ident: str, title: str, y_label: str, note: str) -> Markup:

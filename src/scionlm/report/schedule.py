@@ -66,9 +66,8 @@ def _note(run: Run) -> Content:
 def _events(run: Run) -> Markup | None:
     """Return what went wrong: of a run that is not done, or has diverged, the metrics alone know."""
     training, lines = run.child.training, list[str]()
-    for number_of, course in enumerate(run.pruning.stretches if run.pruning is not None else ()):
-        where = "While pruning: " if number_of == 0 else f"While pruning, part {number_of + 1}: "
-        lines += [where + words for words in _went_wrong(course, None, None)]
+    for name, course in run.phases[:-1]:
+        lines += [f"{name}: {words}" for words in _went_wrong(course, None, None)]
     known = (number(training, "skipped_updates"), number(training, "loss_spikes"))
     lines += _went_wrong(run.child.curves, *known)
     return tag("p", " ".join(lines)) if lines else None

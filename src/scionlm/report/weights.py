@@ -14,19 +14,26 @@ _CHARTS, _ROWS = 16, 20
 
 
 def weight_section(run: Run) -> Markup | None:
-    """Return how the weights moved; None where they stayed."""
-    moves = run.child.curves.moves
-    if not moves:
+    """Return how the weights moved in each phase; None where they stayed."""
+    phases = [(name, course.moves) for name, course in run.phases if course.moves]
+    if not phases:
         return None
-    lines = {name: [(move.tokens, move.weight) for move in each] for name, each in moves.items()}
     note = (
         "The share of each domain in the new text, over tokens, all on the same scale. It follows the held-out "
         "loss of the domain beside its reference: the rule is in the settings below."
     )
-    rows = [RowGroup(name_of(name), list(_rows(moves[name]))) for name in moves]
-    numbers = table("weights", "Weights and what moved them", ("step", "weight", "nats", "reference", "excess"), rows)
-    body = join(tag("p", note, class_="note"), share_charts("weight", "Weight of one domain", lines), numbers)
+    body = join(tag("p", note, class_="note"), *(_phase(k, name, moves) for k, (name, moves) in enumerate(phases)))
     return section("moves", "Weights of the domains", body)
+
+
+def _phase(number: int, name: str, moves: Mapping[str, Sequence[Move]]) -> Markup:
+    lines = {domain: [(move.tokens, move.weight) for move in each] for domain, each in moves.items()}
+    rows = [RowGroup(name_of(domain), list(_rows(moves[domain]))) for domain in moves]
+    mark = f"-{number}" if number else ""
+    header = ("step", "weight", "nats", "reference", "excess")
+    numbers = table(f"weights{mark}", "Weights and what moved them", header, rows)
+    title = tag("h3", name, class_="sub") if name else None
+    return join(title, share_charts(f"weight{mark}", "Weight of one domain", lines), numbers)
 
 
 def share_charts(
