@@ -376,7 +376,7 @@ def test_a_damaged_parquet_file_is_broken_wherever_a_bit_is_flipped(tmp_path, co
         path = tmp_path / "y.parquet"
         path.write_bytes(broken)
         try:
-            met["read"] += bool(texts(path, on_error=actions("skip")) or True)
+            texts(path, on_error=actions("skip"))
             texts(path, on_error=actions("stop"))
         except DataError as error:
             met["broken file" in str(error)] += 1
