@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from factories import corpora_file, text
 from scionlm.core.config import dump_yaml, parse_yaml, validate
-from scionlm.core.errors import DataError, UsageError
+from scionlm.core.errors import DataError, StoppedError, UsageError
 from scionlm.core.records import read_json, read_jsonl
 from scionlm.data import DataFolder, load_corpora, prepare
 from scionlm.data.mixing.plan import REPLAYED
@@ -20,6 +21,7 @@ from scionlm.data.mixing.windows import IGNORE
 from scionlm.recipes import order as order_module
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import open_inputs
+from scionlm.recipes.order import sampling_of
 from scionlm.recipes.run import run_recipe
 from whole_runs import SEQ_LEN, Watch, column, consumed_of, quicken, recipe_of, weights_of
 
@@ -615,3 +617,35 @@ def test_a_budget_beyond_all_domains_together_is_refused_beforehand(make, tmp_pa
         run_recipe(make(train__steps=500, **limits), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     open_inputs(make(train__steps=2, **limits), tmp_path / "run")
+
+
+@pytest.mark.parametrize("order", ["original", "reshuffled"])
+def test_stages_that_replay_the_same_go_on_in_it(make, earlier, tmp_path, monkeypatch, order):
+    """One pass is one pass through all of them; a stop between or inside of them changes nothing."""
+    replay = {"run": str(earlier), "fraction": 0.25, "order": order}
+    stages = [{"name": name, "train": {"steps": 4}} for name in ("a", "b", "c")]
+    stages[1]["replay"] = None
+    recipe = make(replay=replay, stages=stages)
+    watch = Watch(monkeypatch, [6, 10])
+    for _ in range(2):
+        with pytest.raises(StoppedError):
+            run_recipe(recipe, tmp_path / "run")
+    run_recipe(recipe, tmp_path / "run")
+    replayed = [[s for s in step if s.domain.startswith(REPLAYED)] for step in watch.samples]
+    assert [len(step) for step in replayed] == [1] * 4 + [0] * 4 + [1] * 4
+    taken = [tuple(sample) for step in replayed for sample in step]
+    assert len(set(taken)) == 8, "none of them twice"
+    alone = make(replay=replay, train__steps=8)
+    plan = sampling_of(alone.resolved_stages[0], DataFolder(Path(alone.data.dir)), alone.seed, tmp_path).plan()
+    whole = [tuple(s) for s in plan.take(8 * 4) if s.domain.startswith(REPLAYED)]
+    assert taken == whole
+
+
+def test_one_pass_of_replay_is_one_through_all_stages(make, earlier, tmp_path):
+    """The run had 32 sequences: 20 of them in each of two stages are more."""
+    stages = [{"name": name, "train": {"steps": 10}} for name in ("a", "b")]
+    replay = {"run": str(earlier), "fraction": 0.5}
+    with pytest.raises(UsageError, match=r"comes to 40 sequences by the end of stage b, more than the 32"):
+        run_recipe(make(replay=replay, stages=stages), tmp_path / "run")
+    open_inputs(make(replay=replay | {"repeat": True}, stages=stages), tmp_path / "run")
+    open_inputs(make(replay=replay, stages=stages[:1]), tmp_path / "run")

@@ -83,4 +83,7 @@ def cursors_of(cursors: Mapping[str, Record], state: Record) -> dict[str, Record
         return dict(cursors)
     counts = {n: c for n, c in state["plan"]["counts"].items() if not n.startswith(REPLAYED)}
     before = cursors.get(state["windows"], {}).get("counts", {})
-    return {**cursors, state["windows"]: {"order": state["order"], "counts": before | counts}}
+    found = {**cursors, state["windows"]: {"order": state["order"], "counts": before | counts}}
+    if state.get("replayed"):
+        found[state["replayed"]] = {"counts": {REPLAYED: state["plan"]["counts"][REPLAYED]}}
+    return found

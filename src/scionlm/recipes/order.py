@@ -1,5 +1,6 @@
 """From a recipe to the order of its samples: mixture, packing, replay, and what the ledger says of them."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from scionlm.data.mixing.replay import LedgerReplay
 from scionlm.recipes.stages import MAIN, Stage
 
 _MUCH_PADDING = 0.05
+_REPLAYED_BY = ("run", "stage", "data", "domains", "order", "offset", "seed")
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,21 @@ class Sampling:
         order = self.order
         return f"{self.data.fingerprint}/{order.seq_len}/{order.packing}/{order.seed}"
 
+    @property
+    def replay_id(self) -> str | None:
+        """What two stages have in common that replay the same: the later goes on where the other stopped."""
+        if self.replay is None:
+            return None
+        found = {key: self.replay[key] for key in _REPLAYED_BY} | {"seq_len": self.order.seq_len}
+        return json.dumps(found | ({"run": None} if found["stage"] is not None else {}))  # of its own: it may be moved
+
     def going_on(self, cursors: Mapping[str, Record]) -> "tuple[Sampling, dict[str, int]]":
-        """Return the sampling with the order, and the counts, of an earlier stage on the same windows."""
-        cursor = cursors.get(self.windows_id)
+        """Return the sampling with the order, and the counts, of earlier stages that had the same windows or replay."""
+        cursor, replayed = cursors.get(self.windows_id), cursors.get(self.replay_id or "", {"counts": {}})
         if cursor is None:
-            return self, {}
-        return replace(self, order=replace(self.order, stage=cursor["order"])), dict(cursor["counts"])
+            return self, dict(replayed["counts"])
+        order = replace(self.order, stage=cursor["order"])
+        return replace(self, order=order), {**cursor["counts"], **replayed["counts"]}
 
     def plan(self, start: dict[str, int] | None = None) -> SamplePlan:
         """Return the order of samples, at its beginning.
@@ -180,6 +191,8 @@ def check_supply(stages: Sequence[tuple[Stage, Sampling]]) -> None:
         DataError: A domain would be exhausted where the recipe says to stop.
     """
     wanted: Counter[tuple[str, str]] = Counter()  # of each domain's windows, over the stages
+    replayed: Counter[tuple[str | None, int]] = Counter()  # of each replay's samples
+    seen: Counter[str] = Counter()
     for stage, sampling in stages:
         early = stage.replay is not None and stage.replay.stage is not None  # its ledger is not written yet
         plan = (replace(sampling, replay=None) if early else sampling).plan()
@@ -201,7 +214,13 @@ def check_supply(stages: Sequence[tuple[Stage, Sampling]]) -> None:
         _check_redistributed(stage, sampling, plan, wanted)
         if stage.replay:
             supply = plan.replay.num_samples if plan.replay else _own_samples(stages, stage.replay.stage or "")
-            _check_replay(stage, slots, supply)
+            key = (
+                sampling.replay_id,
+                seen[stage.name] if early else 0,
+            )  # a stage of each round has a ledger of its own
+            replayed[key] += stage.replay.fraction * slots  # pyright: ignore[reportArgumentType]
+            _check_replay(stage, replayed[key], supply)
+        seen[stage.name] += 1
         for name, padding in plan.padding().items():
             if padding > _MUCH_PADDING:
                 warn(f"{100 * padding:.0f} % of domain {name!r} is padding: its documents leave gaps")
@@ -230,13 +249,14 @@ def _own_samples(stages: Sequence[tuple[Stage, Sampling]], name: str) -> int:
     return slots - math.ceil((stage.replay.fraction if stage.replay else 0.0) * slots)
 
 
-def _check_replay(stage: Stage, slots: int, supply: int) -> None:
+def _check_replay(stage: Stage, wanted: float, supply: int) -> None:
     assert stage.replay is not None
     ahead = 2 if stage.reweight else 0  # rounded periods may run so far ahead
-    if not stage.replay.repeat and stage.replay.fraction * slots + ahead > supply:
+    if not stage.replay.repeat and wanted + ahead > supply:
         raise UsageError(
-            f"replay.fraction {stage.replay.fraction} of {slots} sequences is more than the {supply} that "
-            "there are to replay; lower it, or allow a second pass with replay.repeat=true"
+            f"replay.fraction {stage.replay.fraction} comes to {wanted:,.0f} sequences by the end of stage "
+            f"{stage.name}, more than the {supply:,} that there are to replay; lower it, or allow a second pass with "
+            "replay.repeat=true"
         )
 
 

@@ -308,6 +308,7 @@ def _open_stage(
         plan=plan,
         windows_id=sampling.windows_id,
         order=sampling.order.stage,
+        replay_id=sampling.replay_id,
         schedule=config.build_schedule(),
         lr=config.optimizer.lr,
         grad_clip=config.optimizer.grad_clip,

@@ -57,6 +57,7 @@ class Stage:
         plan: Where samples come from.
         windows_id: What the plan draws from: another plan on the same windows goes on where this one stops.
         order: The key of the plan's order.
+        replay_id: What the plan replays: another plan that replays the same goes on where this one stops.
         schedule: Multiplier of the learning rate by step of the stage.
         lr: Peak learning rate.
         grad_clip: Largest gradient norm; 0 does not clip.
@@ -86,6 +87,7 @@ class Stage:
     reweighting: Reweighting | None = None
     flops_per_token: float = 0.0
     teacher_flops_per_token: float = 0.0
+    replay_id: str | None = None
 
     @property
     def last_step(self) -> int:
@@ -104,6 +106,7 @@ class Stage:
             "plan": self.plan.state(),
             "windows": self.windows_id,
             "order": self.order,
+            "replayed": self.replay_id,
         } | weights
 
     def restore(self, state: Record, allow_change: bool) -> None:

@@ -50,6 +50,10 @@ class Replay(Protocol):
     repeat: bool
     places: dict[str, Place]
 
+    def skip(self, draws: int) -> None:
+        """Go past the first draws, which somebody else has had."""
+        ...
+
     def sample(self, draw: int) -> Sample:
         """Return the sample of a draw; draws are asked for in order."""
         ...
@@ -94,7 +98,8 @@ class SamplePlan:
         mixture: Share of each domain.
         order: What else decides the order.
         replay: Earlier data for a share of the slots.
-        start: How many samples of each domain an earlier plan of the same order has taken: this one goes on there.
+        start: How many samples of each domain, and of what is replayed (`REPLAYED`), earlier plans of the same order
+            have taken: this one goes on there.
 
     Raises:
         UsageError: The mixture is not of these domains.
@@ -123,6 +128,8 @@ class SamplePlan:
         self._limits = self._draw_limits()
         self._slot = 0
         self._counts = [(start or {}).get(name, 0) for name in self._names]
+        if replay is not None:
+            replay.skip((start or {}).get(REPLAYED, 0))
         self._debt = dict.fromkeys(self._names, 0.0)  # what each domain was owed when the phase began, in sequences
         self._asked: Weights | None = None  # the weights that were set last, before anything was given away
         self._exhausted: set[str] = set()

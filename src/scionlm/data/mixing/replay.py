@@ -64,6 +64,11 @@ class LedgerReplay:
             next(self._in_order)
             self._position += 1
 
+    def skip(self, draws: int) -> None:
+        """Go past the first draws; see `Replay`."""
+        for draw in range(draws):
+            self.sample(draw)
+
     def sample(self, draw: int) -> Sample:
         """Return the sample of a draw; see `Replay`."""
         if self._reshuffled:
