@@ -125,8 +125,8 @@ def _trunk(stages: list[Stage]) -> Record | None:
     return say(
         "every stage decays its learning rate and the next warms it up again",
         "each re-warming is paid for with forgetting, and three thirds of one text ended lower on a trunk "
-        "(docs/results/schedules; of text that shifts that was not tried); schedule.name infinite or wsd with decay 0 "
-        "keeps one rate, the stages after it go on with that, and only what is released decays, on a branch",
+        "(docs/results/schedules; of text that shifts that was not tried); schedule.name infinite or wsd, either with "
+        "decay 0, keeps one rate, the stages after it go on with that, and only what is released decays, on a branch",
     )
 
 
