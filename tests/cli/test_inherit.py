@@ -227,6 +227,27 @@ def test_licences_card_and_provenance_come_along(scion, tmp_path):
     assert set(record["sha256"]) == {"model.safetensors"}
 
 
+def test_a_model_of_two_donors_names_both_and_their_licences(scion, tmp_path):
+    assert scion("inherit tiny --keep 0,2 -o student")[0] == 0
+    student = tmp_path / "student"
+    (student / "LICENSE").write_text("Other licence\n")
+    (student / "USE_POLICY.md").write_text("Be kind\n")
+    (student / "README.md").write_text("---\nlicense: llama3\n---\n")
+    (tmp_path / "merge.yaml").write_text(
+        "slices:\n- sources: [{model: student, layer_range: [0, 2]}]\n- sources: [{model: tiny, layer_range: [3, 5]}]\n"
+        "- sources: [{model: student, layer_range: [1, 2]}]\n"
+    )
+    code, _, err = scion("inherit merge.yaml -o out")
+    assert code == 0, err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: other" in card
+    assert "Layers 0, 1 of **student**, 3, 4 of **tiny**, 1 of **student** (" in card
+    assert "llama3 of student and mit of tiny" in card
+    assert (tmp_path / "out" / "LICENSE").read_text() == "Other licence\n"
+    assert (tmp_path / "out" / "LICENSE-donor-1").read_text() == (tmp_path / "tiny" / "LICENSE").read_text()
+    assert (tmp_path / "out" / "USE_POLICY.md").read_text() == "Be kind\n"
+
+
 # --- mergekit ---
 
 

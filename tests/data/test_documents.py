@@ -399,3 +399,19 @@ def test_a_file_that_unpacks_to_very_much_is_unpacked_a_little_at_a_time(tmp_pat
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 2**26, "a quarter of it was held at once"
+
+
+def test_a_long_window_is_read(tmp_path):
+    """As `zstd --long=28` makes it."""
+    settings = zstandard.ZstdCompressionParameters(window_log=28, hash_log=10, chain_log=10, write_content_size=False)
+    data = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    (tmp_path / "x.txt.zst").write_bytes(data.compress(b"some text\n") + data.flush())
+    assert open_zst(tmp_path / "x.txt.zst").read() == b"some text\n"
+
+
+@pytest.mark.parametrize("name", ["x.JSONL", "x.Jsonl.GZ", "x.ndjson.ZST"])
+def test_endings_in_capitals_are_the_same(tmp_path, name):
+    kind = "." + name.lower().rpartition(".")[2]
+    path = tmp_path / name
+    path.write_bytes(packed(kind if kind in (".gz", ".zst") else "", jsonl("one", "two")))
+    assert texts(path) == ["one", "two"]

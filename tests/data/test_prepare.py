@@ -23,6 +23,7 @@ from scionlm.core.config import validate
 from scionlm.core.errors import DataError, ScionError, StoppedError, StorageError, UsageError
 from scionlm.data import Corpora, DataFolder, load_corpora, prepare
 from scionlm.data.preparing import fates, job, units
+from scionlm.data.preparing import survey as survey_module
 from scionlm.data.preparing.prepare import warn_of_split
 from scionlm.data.reading import files
 from scionlm.sources import load_tokenizer
@@ -653,7 +654,9 @@ def test_files_that_were_only_touched_are_read_again_and_the_work_goes_on(tiny_f
     for name in ("alpha", "beta"):
         os.utime(tmp_path / f"{name}.jsonl", (1, 1))
     prepare(load_corpora(path), tmp_path, tmp_path / "out")
-    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
+    mine, whole = folder_bytes(tmp_path / "out"), folder_bytes(tmp_path / "whole")
+    assert mine.pop("prepare.json") != whole.pop("prepare.json")  # which says when they were changed
+    assert mine == whole
 
 
 def test_the_name_by_which_the_tokenizer_was_given_does_not_make_other_corpora(tiny_folder, tmp_path, monkeypatch):
@@ -681,3 +684,70 @@ def test_a_signal_stops_between_units_and_the_same_command_goes_on(tiny_folder, 
     assert not (tmp_path / "out" / "index.json").exists()
     prepare(load_corpora(path), tmp_path, tmp_path / "out")
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
+
+
+def test_processes_that_share_the_work_keep_to_a_limit(tiny_folder, tmp_path, small_units):
+    """What a part holds says whether the next one is needed: nobody may leave while another reads it."""
+    corpora_file(tmp_path, tiny_folder, num_documents=60, words=60)
+    lines = (tmp_path / "alpha.jsonl").read_text().splitlines(keepends=True)
+    for i in range(6):
+        (tmp_path / f"alpha-{i}.jsonl").write_text("".join(lines[i::6]))
+    domain = {"paths": ["alpha-*.jsonl"], "max_documents": 35}
+    wanted = validate(Corpora, {"tokenizer": str(tiny_folder), "domains": {"alpha": domain}}, "corpora")
+    prepare(wanted, tmp_path, tmp_path / "whole")
+    survey, children = module.survey_part, []
+    for number in range(4):
+        child = os.fork()
+        if not child:
+            try:
+                if number == 0:  # is the first to begin and takes long over it
+                    module.survey_part = lambda *arguments: (time.sleep(0.4), survey(*arguments))
+                else:
+                    time.sleep(0.1)
+                prepare(wanted, tmp_path, tmp_path / "out")
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0, 0]
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
+
+
+def test_a_stop_does_not_wait_for_a_large_file_to_be_read(tiny_folder, tmp_path, monkeypatch):
+    corpora_file(tmp_path, tiny_folder, num_documents=3)
+    (tmp_path / "big.jsonl").write_text((json.dumps({"text": "word " * 4_000_000}) + "\n") * 3)
+    wanted = corpora(tiny_folder, {"alpha": ["big.jsonl"]})
+    seen = []
+    places = survey_module.place_of
+
+    def place_of(data):
+        seen.append(len(data))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return places(data)
+
+    monkeypatch.setattr(survey_module, "place_of", place_of)
+    with pytest.raises(StoppedError):
+        prepare(wanted, tmp_path, tmp_path / "out")
+    assert len(seen) == 1
+
+
+def test_text_that_has_changed_since_is_named(tiny_folder, tmp_path, capsys):
+    corpora_file(tmp_path, tiny_folder)
+    wanted = corpora(tiny_folder, {"alpha": ["alpha.jsonl"], "beta": ["beta.jsonl"]})
+    prepare(wanted, tmp_path, tmp_path / "out")
+    prepare(wanted, tmp_path, tmp_path / "out")
+    assert "have changed" not in capsys.readouterr().err
+    path = tmp_path / "beta.jsonl"
+    path.write_text(path.read_text().replace("the", "teh"))
+    prepare(wanted, tmp_path, tmp_path / "out")
+    err = capsys.readouterr().err
+    assert "domains.beta: files have changed since" in err
+    assert "domains.alpha" not in err
+
+
+def test_a_shard_is_one_open_file(data_folder):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    held = [data_folder.stream(name, "train") for name in data_folder.domains]
+    shards = sum(len(data_folder.index["domains"][name]["train"]["shards"]) for name in data_folder.domains)
+    assert held
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= shards

@@ -174,6 +174,8 @@ def test_the_machine_is_found_and_gpus_are_known_by_a_word_of_their_name():
     assert gpu_by_name("NVIDIA A100-SXM4-80GB") is GPUS["a100"]
     assert gpu_by_name("NVIDIA GeForce RTX 4090") is GPUS["4090"]
     assert gpu_by_name("NVIDIA A1000") is None
+    assert gpu_by_name("NVIDIA A100-SXM4-40GB").memory_bytes == 40 * 10**9
+    assert gpu_by_name("NVIDIA A10G") is GPUS["a10g"]
 
 
 def test_narrow_models_are_expected_to_reach_less_of_fast_products():

@@ -1,6 +1,7 @@
 """Recipe continual: a model gone on with, what is measured of what it knew, and that nothing interrupts it."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -148,6 +149,14 @@ def test_what_was_known_before_is_evaluated_and_never_trained_on(finished, data_
     assert [{name for name, _ in consumed[stage]} for stage in "abc"] == [{"beta"}, {"alpha"}, {"beta"}]
     for stage in "abc":
         assert read_consumed(stage_folder(out, stage)).data.fingerprint == data_folder.fingerprint != other.fingerprint
+
+
+def test_the_card_names_what_it_was_trained_on_and_apart_what_it_was_measured_on(going_on, earlier, tmp_path):
+    run_recipe(going_on(upstream={"domains": ["alpha"]}, train__steps=1), tmp_path / "apart")
+    card = (tmp_path / "apart/model/README.md").read_text()
+    assert re.search(r"beta \([\d.,k]+ tokens to train on\); measured on alone: alpha", card)
+    run_recipe(going_on(replay={"run": str(earlier), "fraction": 0.5}, train__steps=2), tmp_path / "replayed")
+    assert "measured on alone" not in (tmp_path / "replayed/model/README.md").read_text()
 
 
 def test_losses_are_measured_densely_where_a_stage_begins_and_not_elsewhere(finished, going_on, tmp_path):

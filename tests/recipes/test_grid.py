@@ -364,3 +364,10 @@ def test_a_run_that_replays_one_that_diverged_is_left_out(shared, tmp_path, monk
         "bad": "diverged", "of-bad": "waiting", "good": "done",
     }  # fmt: skip
     assert "of-bad is left out: run bad, its replay.run, diverged" in capsys.readouterr().err
+
+
+def test_an_override_of_a_run_where_none_is_listed_is_refused(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("recipe: sweep\nkind: inheritune\nsource: s\ngrid: {optimizer.lr: [1.0e-3, 1.0e-4]}\n")
+    with pytest.raises(UsageError, match=r"override runs\.lr0p001\.\.\. names a run, but the sweep lists none"):
+        load_request(str(path), ["runs.lr0p001.train.tokens=1M"])

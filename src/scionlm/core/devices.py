@@ -5,7 +5,8 @@ told to. Processors are given per core, by what training reached with their inst
 docs/results/evaluation.md: planning needs the order of magnitude, and `scion plan --calibrate` measures.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scionlm.core.machine import usable_cores
@@ -52,6 +53,7 @@ class Device:
 
 
 _GB = 10**9
+_MEMORY = re.compile(r"(\d+)gb")
 _GPU, _CPU = 0.4, 0.5
 _CPU_WIDTH = 576
 _CPU_BANDWIDTH = 20e9  # of a processor with two channels of DDR4: the order of magnitude
@@ -64,6 +66,7 @@ GPUS = {
         Device("A100", 312e12, 19.5e12, 80 * _GB, _GPU, 2.04e12),
         Device("L40S", 362e12, 91.6e12, 48 * _GB, _GPU, 864e9),
         Device("A10", 125e12, 31.2e12, 24 * _GB, _GPU, 600e9),
+        Device("A10G", 70e12, 31.5e12, 24 * _GB, _GPU, 600e9),
         Device("4090", 165e12, 82.6e12, 24 * _GB, _GPU, 1.01e12),
         Device("3090", 71e12, 35.6e12, 24 * _GB, _GPU, 936e9),
     )
@@ -81,7 +84,11 @@ _CORES = (
 def gpu_by_name(name: str) -> Device | None:
     """Return the entry whose name is a word of a device's own name."""
     words = name.lower().replace("-", " ").replace("rtx", " ").split()
-    return next((GPUS[word] for word in words if word in GPUS), None)
+    found = next((GPUS[word] for word in words if word in GPUS), None)
+    size = next((int(match[1]) for word in words if (match := _MEMORY.fullmatch(word))), None)
+    if found is None or size is None or size * _GB == found.memory_bytes:
+        return found
+    return replace(found, memory_bytes=size * _GB)  # there are A100 of 40 and of 80 GB
 
 
 def this_machine() -> Device:

@@ -1,6 +1,7 @@
 """A prepared data folder, and the token stream of one split of one domain."""
 
 import bisect
+import contextlib
 import functools
 import hashlib
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from scionlm.core.records import Record, read_json
 from scionlm.data.shards import Shard, TokenizerInfo
 
 SPLITS = ("train", "held_out")
+_MANY_SHARDS = 200
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,16 @@ class DocumentRange:
     start: int
     end: int
     num_bytes: int
+
+
+def _allow_open_files() -> None:
+    """Let this process hold as many files open as the system allows it: of many shards each is one."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems call a limit that they do not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class TokenStream:
@@ -140,6 +152,8 @@ class DataFolder:
                             raise ValueError(f"a name that stays inside ({shard['file']!r})")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path / 'index.json'} is broken: it lacks {error}; prepare the data again") from error
+        if sum(len(splits[split]["shards"]) for splits in self._domains.values() for split in SPLITS) > _MANY_SHARDS:
+            _allow_open_files()
 
     @property
     def domains(self) -> list[str]:

@@ -11,6 +11,7 @@ Any safetensors reader opens it; the tokens are raw and aligned, so a memory map
 
 import hashlib
 import json
+import math
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -138,9 +139,10 @@ class Shard:
         broken = DataError(f"{path} is not a token shard; {_ADVICE}")
         try:
             self.header: dict[str, Any] = check_version(json.loads(metadata["scion"]), path)
-            self.tokens = self._map(tensors["tokens"])
-            self.document_ends = np.asarray(self._map(tensors["document_ends"]))
-            self.document_bytes = np.asarray(self._map(tensors["document_bytes"]))
+            self._whole = np.memmap(path, mode="r")  # once: each map holds the file open, and there are many shards
+            self.tokens = self._part(tensors["tokens"])
+            self.document_ends = self._part(tensors["document_ends"])
+            self.document_bytes = self._part(tensors["document_bytes"])
             sound = (
                 isinstance(self.header["sha256"], str)
                 and isinstance(self.header["tokenizer"]["sha256"], str)
@@ -157,8 +159,9 @@ class Shard:
         if not sound:
             raise broken
 
-    def _map(self, entry: TensorEntry) -> NDArray[Any]:
-        return np.memmap(self.path, dtype=_DTYPES[entry.dtype], mode="r", offset=entry.start, shape=entry.shape)
+    def _part(self, entry: TensorEntry) -> NDArray[Any]:
+        count = math.prod(entry.shape)
+        return np.frombuffer(self._whole, _DTYPES[entry.dtype], count, entry.start).reshape(entry.shape)
 
     def verify(self) -> None:
         """Check everything in the shard against the hash in its header, and that every id is one of the tokenizer's.

@@ -36,7 +36,7 @@ def model_card(
     Args:
         result: RUN/result.json.
         manifest: RUN/manifest.json.
-        train_tokens: Tokens to train on in each domain that was evaluated.
+        train_tokens: Tokens to train on in each evaluated domain that it was trained on.
         datasets: Those of the hub that the text comes from.
     """
     source, training = result["source"] or {}, result["training"]
@@ -52,7 +52,9 @@ def model_card(
         f"| {loss['nll']:.4f} | {loss['perplexity']:.2f} | {loss['bits_per_byte']:.4f} | {loss['num_tokens']} |"
         for name, loss in domains.items()
     )
-    sizes = ", ".join(f"{cell(name)} ({format_count(train_tokens[name])} tokens to train on)" for name in domains)
+    sizes = ", ".join(f"{cell(name)} ({format_count(n)} tokens to train on)" for name, n in train_tokens.items())
+    others = [cell(name) for name in domains if name not in train_tokens]
+    sizes += f"; measured on alone: {', '.join(others)}" if others else ""
     title = f"{result['name']} of {source['name']}" if source else f"{manifest['model']['model_type']} from scratch"
     licence = source.get("license") or "not stated in its files"
     model, versions = result["model"], manifest["versions"]
@@ -226,11 +228,11 @@ def _and(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def inherit_card(folder: ModelFolder, facts: dict[str, Any], command: list[str]) -> str:
+def inherit_card(folders: Sequence[ModelFolder], facts: dict[str, Any], command: list[str]) -> str:
     """Return the card of a model that was cut and not trained.
 
     Args:
-        folder: The source.
+        folders: The donors, in the plan's order.
         facts: What `recipes.inherit.describe_request` found.
         command: The command that made it.
     """
@@ -238,11 +240,17 @@ def inherit_card(folder: ModelFolder, facts: dict[str, Any], command: list[str])
     changed = {key: (before[key], value) for key, value in after.items() if before[key] != value}
     sizes = "".join(f"| {key} | {old} | {new} |\n" for key, (old, new) in changed.items())
     kinds = ", ".join(f"{counts['tensors']} tensors {kind}" for kind, counts in facts["tensors"].items())
+    used = [folders[k] for k in dict.fromkeys([0, *(layer.get("donor", 0) for layer in plan["layers"])])]
+    licences = {one.license for one in used}
+    license_ = licences.pop() if len(licences) == 1 else "other"
+    stated = used[0].license
+    if len(used) > 1:
+        stated = _and([f"{one.license or 'not stated'} of {one.name}" for one in used])
     return f"""---
-{dump_yaml(front_matter(folder.license, folder.base_model))}---
-# {len(plan["keep"])} layers of {folder.name}: {format_count(facts["num_parameters"])} parameters
+{dump_yaml(front_matter(license_, used[0].base_model))}---
+# {len(plan["keep"])} layers of {_and([one.name for one in used])}: {format_count(facts["num_parameters"])} parameters
 
-Layers {", ".join(map(str, plan["keep"]))} of **{folder.name}** ({plan["num_source_layers"]} layers), chosen by
+Layers {_layers_of(plan["layers"], folders)} ({plan["num_source_layers"]} layers), chosen by
 `{plan["strategy"]}`: {kinds}. Not trained since: it needs training before it is of use. `provenance.json` holds the
 plan, the hashes of the weight files and the checks that they passed.
 
@@ -252,7 +260,18 @@ plan, the hashes of the weight files and the checks that they passed.
 
 - Command: `{shlex.join(command)}`
 
-{_LICENCE.format(license=folder.license or "not stated in its files")}"""
+{_LICENCE.format(license=stated or "not stated in its files")}"""
+
+
+def _layers_of(layers: Sequence[dict[str, Any]], folders: Sequence[ModelFolder]) -> str:
+    """Return the layers in order, each stretch with the donor that it is from."""
+    stretches: list[tuple[int, list[str]]] = []
+    for layer in layers:
+        donor = layer.get("donor", 0)
+        if not stretches or stretches[-1][0] != donor:
+            stretches.append((donor, []))
+        stretches[-1][1].append(str(layer["index"]))
+    return ", ".join(f"{', '.join(indices)} of **{folders[donor].name}**" for donor, indices in stretches)
 
 
 def cell(text: str) -> str:

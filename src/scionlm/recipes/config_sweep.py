@@ -257,7 +257,9 @@ def _overridden(config: Mapping, overrides: Overrides, where: str) -> Mapping:
     changed = override_recipe({key: value for key, value in config.items() if key != "runs"}, top)
     config = changed | ({"runs": config["runs"]} if "runs" in config and "runs" not in changed else {})
     runs: Any = config.get("runs")
-    if not by_run or not isinstance(runs, list):
+    if by_run and not isinstance(runs, list):
+        raise UsageError(f"{where}: override runs.{next(iter(by_run))}... names a run, but the sweep lists none")
+    if not by_run:
         return config
     listed = cast("list[Any]", runs)
     names = [str(run.get("name")) for run in listed if isinstance(run, dict)]

@@ -255,5 +255,5 @@ def _finish(stage: Path, request: Request, surgery: "Surgery", facts: Record) ->
         "unusual_settings": unusual,
     }
     folder = request.folders[0]
-    card = inherit_card(folder, facts, command_line())
-    write_companions(stage, folder, card, provenance, request.tokenizer)
+    card = inherit_card(request.folders, facts, command_line())
+    write_companions(stage, folder, card, provenance, request.tokenizer, request.folders[1:])

@@ -5,10 +5,12 @@ from typing import Any
 
 from scionlm.core.files import write_text_atomic
 from scionlm.core.records import Record, read_json
+from scionlm.data import DataFolder
 from scionlm.families import ModelShape, count_parameters, family_of
 from scionlm.recipes.card import model_card
 from scionlm.recipes.config_inherit import SIZES
 from scionlm.recipes.measured import strategy_reason
+from scionlm.recipes.order import replayed_data
 from scionlm.recipes.setting import Setting
 from scionlm.surgery.plan import SurgeryPlan
 from scionlm.surgery.target import target_config
@@ -90,6 +92,27 @@ def add_control(result: Record, control: Record, samples: list[dict[str, Any]]) 
 def write_card(setting: Setting, model: Path, result: Record) -> None:
     """Write the model card into the folder of a model."""
     manifest = read_json(setting.folder / "manifest.json")
-    tokens = {name: data.num_tokens(domain, "train") for name, (data, domain) in setting.held_out.items()}
-    datasets = sorted({one for data, domain in setting.held_out.values() for one in data.hub_datasets(domain)})
+    trained = _trained_on(setting)
+    tokens = {
+        name: data.num_tokens(domain, "train")
+        for name, (data, domain) in setting.held_out.items()
+        if (data.fingerprint, domain) in trained
+    }
+    datasets = sorted({one for (_, domain), data in trained.items() for one in data.hub_datasets(domain)})
     write_text_atomic(model / "README.md", model_card(result, manifest, tokens, datasets))
+
+
+def _trained_on(setting: Setting) -> dict[tuple[str, str], DataFolder]:
+    """Return the data folder of every domain that weights have seen, new or replayed, by its fingerprint and name.
+
+    What a model knew before and is only measured on is none of them.
+    """
+    upstream = {setting.held_out[name] for name in setting.upstream}
+    found = {(d.fingerprint, name): d for d, name in setting.held_out.values() if (d, name) not in upstream}
+    for inputs in setting.stages:
+        earlier = replayed_data(inputs.sampling)
+        for name in inputs.sampling.domains:
+            found[inputs.data.fingerprint, name] = inputs.data
+        if earlier is not None:
+            found |= {(earlier.fingerprint, name): earlier for name in inputs.sampling.replayed_domains()}
+    return found

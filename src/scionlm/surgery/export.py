@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,12 @@ def _memory_of(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def write_companions(
-    stage: Path, source: ModelFolder, card: str, provenance: dict[str, Any], tokenizer: Path | None = None
+    stage: Path,
+    source: ModelFolder,
+    card: str,
+    provenance: dict[str, Any],
+    tokenizer: Path | None = None,
+    others: Sequence[ModelFolder] = (),
 ) -> None:
     """Write what belongs beside the weights: tokenizer, licence files, README.md and `provenance.json`.
 
@@ -81,12 +87,17 @@ def write_companions(
         card: Text of README.md.
         provenance: What was made from what.
         tokenizer: Folder of the tokenizer.
+        others: Other donors, whose licence files are there too: under their own names where these are free.
     """
     for name in _TOKENIZER_FILES:
         path = (tokenizer or source.path) / name
         if path.is_file():
             shutil.copyfile(path, stage / name)
-    for path in source.license_files():
-        shutil.copyfile(path, stage / path.name)
+    for number, folder in enumerate((source, *others)):
+        for path in folder.license_files():
+            same = (stage / path.name).exists() and (stage / path.name).read_bytes() == path.read_bytes()
+            name = f"{path.stem}-donor-{number}{path.suffix}" if (stage / path.name).exists() else path.name
+            if not same:
+                shutil.copyfile(path, stage / name)
     write_text_atomic(stage / "README.md", card)
     write_json(stage / "provenance.json", provenance)

@@ -58,23 +58,29 @@ class Crew:
         """
         waiting = list(jobs)
         said = time.monotonic()
-        while waiting:
+        while True:
             left: list[str] = []
-            worked = False
+            worked = busy = 0
             for job in waiting:
                 if self._stop.requested:
                     raise StoppedError("stopped; what is finished is kept, run it again to go on")
-                if self._is_over() or is_done(job) or not is_needed(job):
+                if self._is_over() or is_done(job):
+                    continue
+                if not is_needed(job):  # so far: a job that is not finished yet may show that it is
+                    left.append(job)
                     continue
                 with try_lock(self._locks / f"{job}.lock") as mine:
                     if mine and not (self._is_over() or is_done(job)):
                         work(job)
-                        worked = True
+                        worked += 1
                     elif not mine:
                         left.append(job)
+                        busy += 1
+            if not (worked or busy):
+                return
             waiting = left
-            if waiting and not worked:
+            if not worked:
                 if time.monotonic() - said > _SAY_EVERY_SECONDS:
                     said = time.monotonic()
-                    say(f"waiting for {len(waiting)} job(s) that other processes are at")
+                    say(f"waiting for {busy} job(s) that other processes are at")
                 time.sleep(_POLL_SECONDS)

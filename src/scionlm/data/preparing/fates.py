@@ -36,10 +36,13 @@ def needed_parts(job: Job, domain: str) -> list[Part]:
         return parts
     documents = size = 0
     for index, part in enumerate(parts):
-        if not part.path("survey").exists():
-            return parts[: index + 1]
-        survey = read_survey(part)
-        documents, size = documents + len(survey.places), size + int(survey.sizes.sum())
+        if part.name not in job.surveyed:
+            if not part.path("survey").exists():
+                return parts[: index + 1]
+            survey = read_survey(part)
+            job.surveyed[part.name] = len(survey.places), int(survey.sizes.sum())
+        more = job.surveyed[part.name]
+        documents, size = documents + more[0], size + more[1]
         if reaches_limit(job, domain, documents, size):
             return parts[: index + 1]
     return parts

@@ -48,11 +48,13 @@ class Job:
         corpora: What is asked for.
         out: The data folder.
         parts: The parts of each domain.
+        surveyed: Documents and bytes of parts whose surveys are there, by name, as far as somebody has asked.
     """
 
     corpora: Corpora
     out: Path
     parts: dict[str, list[Part]] = field(default_factory=dict)
+    surveyed: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, corpora: Corpora, root: Path, out: Path) -> "Job":

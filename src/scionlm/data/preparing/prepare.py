@@ -71,6 +71,7 @@ def prepare(corpora: Corpora, root: Path, out: Path, workers: int | None = None)
     _claim(out, job.identity(info))
     if (out / "index.json").exists():
         say(f"{out} is prepared already; nothing to do")
+        _warn_of_changes(job)
     else:
         with StopRequest() as stop:
             crew = Crew(out / WORK / "locks", stop, is_over=(out / "index.json").exists)
@@ -152,7 +153,7 @@ def _work(job: Job, crew: Crew, tokenizing: Tokenizing, source: ModelFolder, sto
     crew.each(
         parts,
         is_done=lambda name: is_surveyed(parts[name]),
-        work=lambda name: survey_part(job, parts[name]),
+        work=lambda name: survey_part(job, parts[name], stop),
         is_needed=lambda name: parts[name].number < len(needed_parts(job, parts[name].domain)),
     )
     crew.each(["settle"], lambda _: is_settled(job), lambda _: settle(job))
@@ -163,6 +164,19 @@ def _work(job: Job, crew: Crew, tokenizing: Tokenizing, source: ModelFolder, sto
         work=lambda name: tokenize_part(job, needed[name], tokenizing, stop, _room(job, needed[name])),
     )
     crew.each(["finish"], lambda _: False, lambda _: _finish(job, tokenizing.tokenizer, tokenizing.info, source))
+
+
+def _changed(job: Job) -> dict[str, list[int]]:
+    """Return when each file of each domain was changed last."""
+    return {name: [file.changed_ns for part in parts for file in part.files] for name, parts in job.parts.items()}
+
+
+def _warn_of_changes(job: Job) -> None:
+    """Say where text has changed since it was prepared: of the same sizes, else it would be other corpora."""
+    before = read_json(job.out / _CLAIM).get("changed_ns") or {}
+    for name, now in _changed(job).items():
+        if name in before and before[name] != now:
+            warn(f"domains.{name}: files have changed since {job.out} was prepared; remove it to prepare them anew")
 
 
 def _room(job: Job, part: Part) -> int:
@@ -196,6 +210,7 @@ def _finish(job: Job, tokenizer: "Tokenizer", info: TokenizerInfo, source: Model
         "held_out": corpora.held_out.model_dump(),
         "dedupe": corpora.dedupe.model_dump() if corpora.dedupe else None,
     }
+    write_json(job.out / _CLAIM, read_json(job.out / _CLAIM) | {"changed_ns": _changed(job)})
     figures = statistics(DataFolder(job.out, index), tokenizer, facts, limits)
     write_json(job.out / "statistics.json", kept | {"domains": figures})
     write_json(job.out / "index.json", index)

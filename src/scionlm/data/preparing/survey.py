@@ -15,9 +15,10 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from scionlm.core.errors import DataError
+from scionlm.core.errors import DataError, StoppedError
 from scionlm.core.files import write_bytes_atomic
 from scionlm.core.log import Progress
+from scionlm.core.signals import StopRequest
 from scionlm.data.preparing.job import Job, Part
 from scionlm.data.preparing.near import Signatures
 
@@ -67,10 +68,11 @@ def reaches_limit(job: Job, domain: str, num_documents: int, num_bytes: int) -> 
     return config.max_tokens is not None and enough and num_bytes >= BYTES_PER_TOKEN * config.max_tokens
 
 
-def survey_part(job: Job, part: Part) -> None:
+def survey_part(job: Job, part: Part, stop: StopRequest) -> None:
     """Read a part once and keep what is to be known of its documents.
 
     Raises:
+        StoppedError: A signal came.
         DataError: A document cannot be used, and such are not to be skipped; or the text has changed since an earlier
             survey.
     """
@@ -92,6 +94,8 @@ def survey_part(job: Job, part: Part) -> None:
             total += len(data)
             if total - shown > 2**24:
                 shown = total
+                if stop.requested:
+                    raise StoppedError("stopped; what is finished is kept, run it again to go on")
                 progress.update(0, f"{total / 1e6:.0f} MB of text")
             if reaches_limit(job, part.domain, len(places), total):
                 is_whole = False

@@ -79,8 +79,9 @@ class Reader:
             StorageError: A file cannot be read.
         """
         for file in files:
-            packed = Path(file.name).suffix if Path(file.name).suffix in _PACKED else ""
-            inner = Path(file.name.removesuffix(packed)).suffix
+            lower = file.name.lower()
+            packed = Path(lower).suffix if Path(lower).suffix in _PACKED else ""
+            inner = Path(lower.removesuffix(packed)).suffix
             try:
                 if inner == ".parquet":
                     try:

@@ -21,6 +21,8 @@ def open_zst(path: Path) -> io.BufferedIOBase:
     return io.BufferedReader(_ZstdRaw(path, zstandard), 1 << 20)
 
 
+_WINDOW = 1 << 31
+"""Bytes of the longest window that a frame may ask for: what `zstd --long=31` writes."""
 _PIECE = 1 << 10
 """Bytes that are unpacked at once. The library gives back all that is in them, which can be tens of thousands of times
 as much."""
@@ -39,6 +41,9 @@ class _ZstdRaw(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def _decompressor(self) -> Any:
+        return self._zstandard.ZstdDecompressor(max_window_size=_WINDOW)
+
     def readinto(self, buffer: Any) -> int:
         while not self._plain:
             self._packed = self._packed or self._file.read(_PIECE)
@@ -46,7 +51,7 @@ class _ZstdRaw(io.RawIOBase):
                 if self._decoder is not None:
                     raise BrokenFileError("it is cut short")
                 return 0
-            self._decoder = self._decoder or self._zstandard.ZstdDecompressor().decompressobj()
+            self._decoder = self._decoder or self._decompressor().decompressobj()
             try:
                 self._plain = memoryview(self._decoder.decompress(self._packed))
             except self._zstandard.ZstdError as error:
