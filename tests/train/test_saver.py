@@ -415,6 +415,9 @@ class SmallDisk:
         self.room -= taken
         return taken
 
+    def fileno(self) -> int:
+        return self._file.fileno()
+
     def close(self) -> None:
         self._file.close()
 

@@ -27,7 +27,7 @@ def read_other(name: str, settings: Record) -> Record:
     path = Path(name)
     theirs, other = read_json(path / "settings.json"), read_json(path / "analysis.json")
     for key, ours in settings.items():
-        if key != "model" and theirs.get(key) != ours:
+        if key not in ("model", "config") and theirs.get(key) != ours:  # these two it is of another
             raise UsageError(
                 f"{path} was made with another {key} ({theirs.get(key)!r}, here {ours!r}); analyse that model with the "
                 "same settings, or give the model itself"
