@@ -214,10 +214,8 @@ def check_supply(stages: Sequence[tuple[Stage, Sampling]]) -> None:
         _check_redistributed(stage, sampling, plan, wanted)
         if stage.replay:
             supply = plan.replay.num_samples if plan.replay else _own_samples(stages, stage.replay.stage or "")
-            key = (
-                sampling.replay_id,
-                seen[stage.name] if early else 0,
-            )  # a stage of each round has a ledger of its own
+            # A stage of each round of growth has a ledger of its own.
+            key = (sampling.replay_id, seen[stage.name] if early else 0)
             replayed[key] += stage.replay.fraction * slots  # pyright: ignore[reportArgumentType]
             _check_replay(stage, replayed[key], supply)
         seen[stage.name] += 1
