@@ -27,7 +27,7 @@ from scionlm.families import ModelShape
 from scionlm.families.models import random_model
 from scionlm.parallel.runtime import start_runtime
 from scionlm.recipes.config_distill import DistillConfig
-from scionlm.recipes.distillation import open_distillation
+from scionlm.recipes.objectives import open_distillation
 from scionlm.recipes.teacher_layers import layer_map
 from scionlm.schedules import Sizes, build_schedule
 from scionlm.sources import load_hf_model, resolve

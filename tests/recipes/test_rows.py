@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from scionlm.core.config import load_yaml
 from scionlm.core.errors import UsageError
@@ -135,6 +136,21 @@ def test_attention_that_needs_a_gpu_is_refused_without_one(name, tiny_folder, da
     check_attention("flex", Runtime("cuda", "a GPU", 1, "bf16"))
     with pytest.raises(UsageError, match="flash-attn"):
         check_attention("flash", Runtime("cuda", "a GPU", 1, "bf16"))
+
+
+def test_the_kernel_that_is_measured_is_the_one_that_trains(recipe, tiny_folder, data_folder, monkeypatch):
+    """Of the model and of its teacher; one that is not here is refused as it is by the run."""
+    asked = []
+    monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", lambda model, name: asked.append(name))
+    monkeypatch.setattr(calibrate, "check_attention", lambda *_: None)
+    calibrate.measure_steps(recipe)
+    assert "flex_attention" not in asked
+    distill = {"teacher": str(tiny_folder)}
+    calibrate.measure_steps(recipe_of(tiny_folder, data_folder.path, train__attention="flex", distill=distill))
+    assert asked.count("flex_attention") == 2
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="train.attention flex needs a GPU"):
+        calibrate.calibrated(recipe_of(tiny_folder, data_folder.path, train__attention="flex"))
 
 
 def test_a_time_is_measured_with_a_pass_that_fits(recipe, monkeypatch):

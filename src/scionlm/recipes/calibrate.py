@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,13 +17,13 @@ from scionlm.data import Batch
 from scionlm.families.models import random_model
 from scionlm.parallel.placing import release
 from scionlm.parallel.ranks import ALONE, Ranks
-from scionlm.parallel.runtime import Runtime, resolve_compile, start_runtime
+from scionlm.parallel.runtime import Runtime, check_attention, resolve_compile, start_runtime
 from scionlm.recipes.budgets import with_budgets
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.distillation import open_distillation
 from scionlm.recipes.inputs import match_layers, open_teacher
 from scionlm.recipes.layout import with_rows
 from scionlm.recipes.lengths import has_times
+from scionlm.recipes.objectives import open_objective
 from scionlm.recipes.origin import open_source
 from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.selection import plan_of
@@ -32,7 +32,6 @@ from scionlm.recipes.timing import resolve_times
 from scionlm.schedules import Piece, Schedule
 from scionlm.sources import ModelFolder
 from scionlm.surgery.target import target_config
-from scionlm.train.distillation import Distillation
 from scionlm.train.objective import Objective
 from scionlm.train.optimizer import Optimizer, OptimizerSettings
 from scionlm.train.step import train_step
@@ -183,14 +182,14 @@ def _trial(
     recipe: Recipe, runtime: Runtime, target: dict[str, Any] | None = None
 ) -> Generator[tuple[Objective, Optimizer], None, None]:
     """Give the objective of a recipe on one device, with random weights, and an optimizer; take their memory back."""
+    check_attention(recipe.train.attention, runtime)
     source = open_source(recipe, None, weights=False)
     recipe = with_target(recipe, source)
     model = random_model(target or target_config([source.config], plan_of(recipe, source)), recipe.seed)
-    distillation = _distillation(recipe, source, model, runtime)
-    train = recipe.train
-    again = train.activation_checkpointing
-    objective = Objective(model, runtime.compute_dtype, train.z_loss, distillation, again, runtime)
-    if train.compile is True:
+    taught, layers = _teacher(recipe, source, runtime)
+    always = Schedule((Piece("constant", "constant", 1, 1.0, 1.0),))
+    objective = open_objective(recipe, runtime, model, taught, layers, always)
+    if recipe.train.compile is True:
         objective.compile()
     try:
         yield objective, Optimizer(model, OptimizerSettings(name=recipe.optimizer.name))
@@ -203,16 +202,13 @@ def _batch(model: PreTrainedModel, rows: int, seq_len: int) -> Batch:
     return Batch(ids[:, :-1], np.ascontiguousarray(ids[:, 1:]))
 
 
-def _distillation(
-    recipe: Recipe, source: ModelFolder, student: PreTrainedModel, runtime: Runtime
-) -> Distillation | None:
+def _teacher(recipe: Recipe, source: ModelFolder, runtime: Runtime) -> tuple[PreTrainedModel | None, Mapping[int, int]]:
+    """Return a model of the teacher's shape and which of its layers are learned from; None and nothing without one."""
     teacher = open_teacher(recipe, source, weights=False)
     if teacher is None or recipe.distill is None:
-        return None
+        return None, {}
     layers = match_layers(recipe, source, teacher, plan_of(recipe, source))
-    taught = random_model(teacher.config, recipe.seed, runtime.compute_dtype)
-    always = Schedule((Piece("constant", "constant", 1, 1.0, 1.0),))
-    return open_distillation(recipe.distill, always, student, taught, layers, runtime)
+    return random_model(teacher.config, recipe.seed, runtime.compute_dtype), layers
 
 
 def _seconds(work: Callable[[], object]) -> float:

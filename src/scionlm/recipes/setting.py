@@ -269,8 +269,12 @@ def samples_of(setting: Setting, model: PreTrainedModel) -> list[dict[str, Any]]
 
 def open_model(setting: Setting, folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model to evaluate, on the devices of a run: whole on each, or shared out over them."""
-    runtime = setting.runtime
-    mine = runtime.shards == 1 or runtime.ranks.is_main
-    model = runtime.ranks.together(lambda: load_hf_model(folder, dtype) if mine else assemble(folder.config, {}, dtype))
-    place(model, layers_of(model), runtime)
+    model = load_dealt(folder, dtype, setting.runtime)
+    place(model, layers_of(model), setting.runtime)
     return model
+
+
+def load_dealt(folder: ModelFolder, dtype: torch.dtype, runtime: Runtime) -> PreTrainedModel:
+    """Return a model to be placed: where weights are shared out, on other ranks than the main one without its own."""
+    mine = runtime.shards == 1 or runtime.ranks.is_main
+    return runtime.ranks.together(lambda: load_hf_model(folder, dtype) if mine else assemble(folder.config, {}, dtype))

@@ -23,18 +23,18 @@ from scionlm.parallel.runtime import peak_flops
 from scionlm.recipes.beginning import Beginning, branching, cursors_of
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_train import AverageConfig, OptimizerConfig
-from scionlm.recipes.distillation import open_distillation
 from scionlm.recipes.inputs import StageInputs
 from scionlm.recipes.lr_scales import scales_of
+from scionlm.recipes.objectives import open_objective
 from scionlm.recipes.order import Sampling, stage_folder
 from scionlm.recipes.planning import run_flops, teacher_flops
 from scionlm.recipes.pruning import Pruning
 from scionlm.recipes.reweighting import EVALUATION_S, open_reweighting
 from scionlm.recipes.run import write_status
 from scionlm.recipes.selection import record_plan
-from scionlm.recipes.setting import Setting, losses_of
+from scionlm.recipes.setting import Setting, load_dealt, losses_of
 from scionlm.schedules import describe
-from scionlm.sources import ModelFolder, load_hf_model
+from scionlm.sources import ModelFolder
 from scionlm.sources.folder import stored_dtype
 from scionlm.surgery.export import save_model
 from scionlm.surgery.lineage import plan_origins
@@ -43,7 +43,6 @@ from scionlm.surgery.proof import Proof
 from scionlm.surgery.verify import verify_export
 from scionlm.train.average import Average, AverageSettings, averaged
 from scionlm.train.checkpoint import Checkpoint, CheckpointStore
-from scionlm.train.distillation import Distillation
 from scionlm.train.gates.pruner import Pruner
 from scionlm.train.guard import Guard
 from scionlm.train.learner import Learner, Position
@@ -54,7 +53,6 @@ from scionlm.train.optimizer import Optimizer, OptimizerSettings
 from scionlm.train.saver import Saver
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "flex": "flex_attention"}  # transformers'
 _MANY_EPOCHS = 4
 MFU_FORMULA = (
     "tokens/s * (6 * multiplied parameters, the head once and the embedding not, "
@@ -179,30 +177,11 @@ def objective_of(setting: Setting, model: PreTrainedModel, pruner: Pruner | None
         model: The model, with float32 weights.
         pruner: The masks that are learned of it.
     """
-    recipe, runtime = setting.recipe, setting.runtime
-    _use_attention(recipe, model)
-    distillation, again = _distillation(setting, model), recipe.train.activation_checkpointing
-    return Objective(model, runtime.compute_dtype, recipe.train.z_loss, distillation, again, runtime, pruner)
-
-
-def _use_attention(recipe: Recipe, model: PreTrainedModel) -> None:
-    if recipe.train.attention != "auto":
-        model.set_attn_implementation(_ATTENTION[recipe.train.attention])
-
-
-def _distillation(setting: Setting, model: PreTrainedModel) -> Distillation | None:
-    recipe, teacher = setting.recipe, setting.teacher
-    if teacher is None or recipe.distill is None:
-        return None
-    runtime = setting.runtime
-    mine = runtime.shards == 1 or runtime.ranks.is_main
-    dtype = runtime.compute_dtype
-    taught = runtime.ranks.together(
-        lambda: load_hf_model(teacher, dtype) if mine else assemble(teacher.config, {}, dtype)
-    )
-    _use_attention(recipe, taught)
-    schedule, layers = recipe.teacher_schedule, setting.taught_layers
-    return open_distillation(recipe.distill, schedule, model, taught, layers, runtime)
+    taught = None
+    if setting.teacher is not None and setting.recipe.distill is not None:
+        taught = load_dealt(setting.teacher, setting.runtime.compute_dtype, setting.runtime)
+    schedule = setting.recipe.teacher_schedule
+    return open_objective(setting.recipe, setting.runtime, model, taught, setting.taught_layers, schedule, pruner)
 
 
 def _distill_facts(setting: Setting, position: Position) -> Record | None:
