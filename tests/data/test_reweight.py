@@ -216,19 +216,31 @@ def test_losses_that_are_far_apart_overflow_nothing(rule):
         assert all(0 <= weight <= 1 for weight in weights.values())
 
 
+def test_bounds_hold_from_the_recipes_weights_wherever_a_stretch_begins():
+    """A recovery begins with the weights that pruning ended with: the room that is left is not all of it again."""
+    shares, prior = {"a": 0.4, "b": 0.6}, {"a": 0.1, "b": 0.9}
+    plan, updates = reweighter(
+        [{"a": 9.0, "b": 2.0}] * 40, dict.fromkeys(prior, 2.0), prior, shares=shares, max_ratio=4.0
+    )
+    assert plan.weights()["a"] == pytest.approx(0.4)
+    for _ in range(40):
+        weight = updates.update()["reweight/a/weight"]
+    assert 0.3 < weight <= 0.4 + 1e-9
+
+
 def test_proportional_is_the_prior_where_nothing_is_in_excess():
     assert by_excess("proportional", [-0.1] * 7) == pytest.approx(REDPAJAMA)
     assert by_excess("proportional", [0.0, 0.5, 0, 0, 0, 0, 0])["github"] == pytest.approx(1, abs=1e-3)
 
 
 def reweighter(
-    measured: list[dict[str, float]], references=None, prior=None, every: int = 5, **config
+    measured: list[dict[str, float]], references=None, prior=None, every: int = 5, shares=None, **config
 ) -> tuple[SamplePlan, Reweighter]:
     """Return a plan of two domains and what moves its weights by the losses given, one after another."""
     header = {"tokenizer": {"separator_id": 40}}
     shard = SimpleNamespace(tokens=np.arange(41), document_ends=np.array([41]), header=header)
     prior = prior or {"a": 0.5, "b": 0.5}
-    plan = SamplePlan(dict.fromkeys(prior, TokenStream([shard])), Mixture(prior), Order(4))
+    plan = SamplePlan(dict.fromkeys(prior, TokenStream([shard])), Mixture(shares or prior), Order(4))
     made = Reweighter(ReweightConfig(**config), every, plan, 4, references, prior, lambda: measured.pop(0))
     return plan, made
 

@@ -60,6 +60,7 @@ EVALUATED = {
         "recipe": "continual", "inherit": None, "upstream.domains": ["alpha"], "data.mixture": {"beta": 1.0},
         "evaluate.dense": False,
     },
+    "weights that move": {"reweight": {"every": 2, "tokens_per_domain": 64}, "train.steps": 8, "evaluate.every": 3},
     "rounds": {"grow": {"by": 1, "max_rounds": 2, "until": "end"}, "inherit.layers": 2},
 }  # fmt: skip
 

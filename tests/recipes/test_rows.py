@@ -149,7 +149,7 @@ def test_the_kernel_that_is_measured_is_the_one_that_trains(recipe, tiny_folder,
     calibrate.measure_steps(recipe_of(tiny_folder, data_folder.path, train__attention="flex", distill=distill))
     assert asked.count("flex_attention") == 2
     monkeypatch.undo()
-    with pytest.raises(UsageError, match="train.attention flex needs a GPU"):
+    with pytest.raises(UsageError, match=r"train\.attention flex needs a GPU"):
         calibrate.calibrated(recipe_of(tiny_folder, data_folder.path, train__attention="flex"))
 
 

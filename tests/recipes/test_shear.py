@@ -15,7 +15,7 @@ from scionlm.core.records import read_json, read_jsonl
 from scionlm.families import ModelShape, family_of
 from scionlm.families.registry import FAMILIES
 from scionlm.recipes import pruned as pruned_module
-from scionlm.recipes import pruning, shear_steps
+from scionlm.recipes import pruning, shear_steps, training
 from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.pruned import moved_shares
@@ -370,6 +370,29 @@ def test_the_recovery_needs_no_checkpoint_of_the_pruning_once_it_has_its_own(she
     run_recipe(recipe, tmp_path / "parts")
     assert len(watch.batches) == 8
     assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", ["masks", "scores"])
+def test_the_recovery_begins_with_the_weights_of_the_last_step_of_pruning(shear, tmp_path, monkeypatch, method):
+    """They are moved after the last step too, and the recipe's own are what they are led back to all along."""
+    began = []
+    opened = training.open_reweighting
+
+    def noted(setting, inputs, *more):
+        began.append((inputs.sampling.mixture.shares, inputs.prior))
+        return opened(setting, inputs, *more)
+
+    monkeypatch.setattr(training, "open_reweighting", noted)
+    prune = MASKS | {"method": method} if method == "masks" else {"method": "scores", "steps": 6, "iterations": 1}
+    run_recipe(shear(prune, reweight=MOVING), tmp_path / "run")
+    folder = tmp_path / "run/prune" / ("" if method == "masks" else "step-01")
+    moved = [line for line in read_jsonl(folder / "metrics.jsonl") if "reweight/alpha/weight" in line]
+    assert [line["step"] for line in moved] == [2, 4, 6]
+    (own, nothing), *_, (shares, prior) = began
+    assert nothing is None
+    assert prior == own
+    assert shares["alpha"] == pytest.approx(moved[-1]["reweight/alpha/weight"])
+    assert shares != own
 
 
 def test_a_pruned_models_result_is_whole_while_its_control_is_trained(shear, tmp_path, monkeypatch):

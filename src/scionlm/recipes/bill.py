@@ -10,8 +10,10 @@ from scionlm.core.errors import ScionError
 from scionlm.core.records import Record
 from scionlm.data import DataFolder
 from scionlm.recipes.config import Recipe
+from scionlm.recipes.config_distill import SOURCE
 from scionlm.recipes.demo_data import DEMO_DOMAINS
 from scionlm.recipes.order import sampling_of
+from scionlm.recipes.stages import Stage
 
 Config = dict[str, Any]
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -52,7 +54,8 @@ def evaluated_tokens(recipe: Recipe, source: Config, target: Config, with_source
     """Return how many held-out tokens go through which models while one is trained.
 
     Losses are measured at the start, on the way and at the end, those of the source once. Where rounds are compared
-    with the source, each is measured once more on the text that decides.
+    with the source, each is measured once more on the text that decides; where weights of domains move, a model is
+    measured at each move.
 
     Args:
         recipe: The recipe.
@@ -67,8 +70,22 @@ def evaluated_tokens(recipe: Recipe, source: Config, target: Config, with_source
     domains = list(_held_out(recipe).values())
     once = _within(domains, recipe.evaluate.tokens_per_domain)
     deciding = 0 if recipe.grow is None else _within(domains, recipe.grow.tokens_per_domain)
-    of_source = (once + deciding) if with_source and recipe.recipe != "scratch" else 0
-    return [(target, (1 + recipe.control) * times * once + deciding), (source, of_source)]
+    references = {
+        stage.reweight.tokens_per_domain for stage in stages if stage.reweight and stage.reweight.reference == SOURCE
+    }
+    others = sum(_within(domains, budget) for budget in references - {recipe.evaluate.tokens_per_domain})
+    of_source = (once + deciding + others) if with_source and recipe.recipe != "scratch" else 0
+    moving = sum(_moving_tokens(stage) for stage in stages)
+    return [(target, (1 + recipe.control) * times * once + deciding + moving), (source, of_source)]
+
+
+def _moving_tokens(stage: Stage) -> int:
+    """Return the held-out tokens that a stage measures to move the weights of its domains."""
+    if stage.reweight is None:
+        return 0
+    moves = (stage.total_steps - 1) // max(stage.steps(stage.reweight.every), 1)  # one more where a recovery follows
+    domains = _tokens_of(stage.data.dir, list(stage.data.mixture or []))
+    return moves * _within(list(domains.values()), stage.reweight.tokens_per_domain)
 
 
 def _within(domains: list[int | None], budget: int | None) -> int:
@@ -84,12 +101,16 @@ def _held_out(recipe: Recipe) -> dict[tuple[str, str], int | None]:
         asked.append((recipe.upstream.dir or recipe.data.dir, recipe.upstream.domains or []))
     elif recipe.recipe == "continual" and recipe.replay is not None and recipe.replay.run is None:
         asked.append((recipe.replay.data or recipe.data.dir, recipe.replay.domains or []))
+    return {key: tokens for place, names in asked for key, tokens in _tokens_of(place, names).items()}
+
+
+def _tokens_of(place: str | None, names: list[str]) -> dict[tuple[str, str], int | None]:
+    """Return the held-out tokens of domains of a data folder, of all where none is named."""
+    data = DataFolder(Path(place)) if place and (Path(place) / "index.json").exists() else None
     found: dict[tuple[str, str], int | None] = {}
-    for place, names in asked:
-        data = DataFolder(Path(place)) if place and (Path(place) / "index.json").exists() else None
-        for name in names or (data.domains if data else DEMO_DOMAINS if place is None else [""]):
-            there = data is not None and name in data.domains
-            found[place or "", name] = data.num_tokens(name, "held_out") if data and there else None
+    for name in names or (data.domains if data else DEMO_DOMAINS if place is None else [""]):
+        there = data is not None and name in data.domains
+        found[place or "", name] = data.num_tokens(name, "held_out") if data and there else None
     return found
 
 

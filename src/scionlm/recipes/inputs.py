@@ -1,5 +1,6 @@
 """What every recipe starts from: source and data opened and checked against the recipe, before torch is loaded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,15 @@ class StageInputs:
         stage: The stage.
         data: The prepared text.
         sampling: How samples are drawn from it.
+        prior: Weights of domains that moving ones are led back to; None takes those that sampling begins with.
+        hands_on: Weights move after the last step too: what comes next begins with those.
     """
 
     stage: Stage
     data: DataFolder
     sampling: Sampling
+    prior: Mapping[str, float] | None = None
+    hands_on: bool = False
 
 
 @dataclass(frozen=True)

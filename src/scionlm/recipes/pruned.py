@@ -162,11 +162,15 @@ def _last_weights(folder: Path) -> dict[str, float] | None:
 
 
 def with_weights(inputs: StageInputs, weights: Mapping[str, float] | None) -> StageInputs:
-    """Return a stage that begins with the weights of domains that one before it ended with, where these moved."""
+    """Return a stage that begins with the weights of domains that one before it ended with, where these moved.
+
+    Its own stay what moving weights are led back to, so that bounds hold over all stretches together.
+    """
     if weights is None:
         return inputs
-    shares = moved_shares(inputs.sampling.mixture.shares, weights)
-    return replace(inputs, sampling=replace(inputs.sampling, mixture=Mixture(shares)))
+    prior = inputs.sampling.mixture.shares
+    moved = replace(inputs.sampling, mixture=Mixture(moved_shares(prior, weights)))
+    return replace(inputs, sampling=moved, prior=prior)
 
 
 def moved_shares(shares: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
@@ -220,7 +224,7 @@ def _stretch(setting: Setting, recipe: Recipe, out: Path, plan: SurgeryPlan) -> 
     (stage,) = recipe.resolved_stages
     first = setting.stages[0]
     data = first.data if stage.data.dir == first.stage.data.dir else type(first.data)(Path(str(stage.data.dir)))
-    stages = [StageInputs(stage, data, sampling_of(stage, data, recipe.seed, out))]
+    stages = [StageInputs(stage, data, sampling_of(stage, data, recipe.seed, out), hands_on=True)]
     teacher = setting.teacher if recipe.has_teacher else None
     layers = match_layers(recipe, setting.source, teacher, plan)
     return replace(setting, recipe=recipe, stages=stages, plan=plan, teacher=teacher, taught_layers=layers)

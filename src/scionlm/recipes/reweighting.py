@@ -27,10 +27,10 @@ class Reweighter:
     Args:
         config: The recipe's section.
         every: Steps between two updates.
-        plan: Whose weights move.
+        plan: Whose weights move, from those that it has.
         sequences_per_step: How many slots a step has.
         references: What losses are compared with; None takes the best so far.
-        prior: The weights that the run began with.
+        prior: The weights that they are led back to.
         measure: Returns the held-out loss of each domain.
         ranks: The processes of the run.
     """
@@ -50,12 +50,12 @@ class Reweighter:
         self._config, self._plan, self._measure = config, plan, measure
         self._slots = every * sequences_per_step
         self._references = references
-        self._prior = self._weights = normalized(prior)
+        self._weights, self._prior = normalized(plan.shares), normalized(prior)
         self._best: Losses = {}
         names = RuleSettings.__dataclass_fields__
         self._settings = RuleSettings(**{name: getattr(config, name) for name in names})
         if plan.slot == 0:  # from the start in whole sequences of a period, so that each ends even
-            plan.set_weights(self._prior, self._slots)
+            plan.set_weights(self._weights, self._slots)
 
     def update(self) -> Record:
         """Measure, move the weights from the next slot on, and return what goes to the metrics."""
@@ -92,7 +92,7 @@ class Follower:
         every: Steps between two updates.
         plan: Whose weights move.
         sequences_per_step: How many slots a step has.
-        prior: The weights that the run began with.
+        start: The weights that the stage begins with.
         first_step: Steps before the plan's first.
         ranks: The processes of the run; the main one reads.
     """
@@ -103,14 +103,14 @@ class Follower:
         every: int,
         plan: SamplePlan,
         sequences_per_step: int,
-        prior: Losses,
+        start: Losses,
         first_step: int = 0,
         ranks: Ranks = ALONE,
     ) -> None:
         self.every = every
         self._plan, self._sequences, self._slots = plan, sequences_per_step, every * sequences_per_step
         self._first_step = first_step
-        weight = {name: f"reweight/{name}/weight" for name in prior}
+        weight = {name: f"reweight/{name}/weight" for name in start}
 
         def read() -> list[tuple[int, Losses]]:
             lines = [line for line in read_jsonl(metrics) if all(key in line for key in weight.values())]
@@ -118,7 +118,7 @@ class Follower:
 
         self._weights = dict(ranks.on_main(read))
         if plan.slot == 0:
-            plan.set_weights(normalized(prior), self._slots)
+            plan.set_weights(normalized(start), self._slots)
 
     def update(self) -> Record:
         """Set the weights that the other run had from here on."""
@@ -153,11 +153,11 @@ def open_reweighting(
     stage, config = inputs.stage, inputs.stage.reweight
     if config is None:
         return None
-    prior = inputs.sampling.mixture.shares
+    start = inputs.sampling.mixture.shares
     every = max(stage.steps(config.every), 1)
     sequences = stage.sequences_per_step
     if setting.followed is not None:
-        return Follower(setting.followed / "metrics.jsonl", every, plan, sequences, prior, first_step, setting.ranks)
+        return Follower(setting.followed / "metrics.jsonl", every, plan, sequences, start, first_step, setting.ranks)
     budget = config.tokens_per_domain
     names = _evaluated_names(setting, inputs)
 
@@ -166,6 +166,7 @@ def open_reweighting(
         return {domain: losses[named]["nll"] for domain, named in names.items()}
 
     references = _references(setting, inputs, config)
+    prior = inputs.prior or start
     return Reweighter(config, every, plan, sequences, references, prior, measure, setting.ranks)
 
 

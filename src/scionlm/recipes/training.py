@@ -297,6 +297,7 @@ def _open_stage(
         flops_per_token=flops_per_token(family_of(hf_config), hf_config, config.data.seq_len),
         teacher_flops_per_token=teacher_flops(setting.teacher.config, config.data.seq_len) if setting.teacher else 0.0,
         ledger=Ledger(folder / LEDGER if setting.ranks.is_main else None, sampling.facts(start)),
+        hands_on=inputs.hands_on,
         reweighting=open_reweighting(setting, inputs, plan, objective.token_nll, name, first_step),
     )
 

@@ -66,6 +66,7 @@ class Stage:
         micro_batch_size: Sequences in one pass.
         ledger: Gets what has been consumed, at every checkpoint and at the end.
         reweighting: Moves the weights of the plan every so often.
+        hands_on: Weights move after the last step too, for a stage that begins with those that this one ends with.
         flops_per_token: Forward and backward, for the utilization.
         teacher_flops_per_token: Of the teacher's forward pass.
     """
@@ -85,6 +86,7 @@ class Stage:
     micro_batch_size: int
     ledger: Ledger
     reweighting: Reweighting | None = None
+    hands_on: bool = False
     flops_per_token: float = 0.0
     teacher_flops_per_token: float = 0.0
     replay_id: str | None = None
@@ -259,7 +261,8 @@ def fit(learner: Learner, stage: Stage, position: Position, session: Session) ->
                 session.metrics.write({"step": position.step, "tokens": position.tokens} | record | masks)
             last = position.step == session.total_steps
             position.evaluation_owed = (ends or session.evaluates(position.step, since)) and not last
-            position.reweight_owed = reweighting is not None and since % reweighting.every == 0 and not ends
+            moves = reweighting is not None and since % reweighting.every == 0
+            position.reweight_owed = moves and (stage.hands_on or not ends)
     objective.eval()
 
 

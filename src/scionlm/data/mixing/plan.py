@@ -204,6 +204,11 @@ class SamplePlan:
         """Return the share of padding in each domain's windows."""
         return {name: place.windows.padding for name, place in self._places.items()}
 
+    @property
+    def shares(self) -> Weights:
+        """The weights of the domains as the plan was made with them."""
+        return dict(self._mixture.shares)
+
     def weights(self) -> Weights:
         """Return the shares that the next slot is dealt by, replay included."""
         demand = demand_from_json(self._phase)

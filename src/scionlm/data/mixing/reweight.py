@@ -51,7 +51,7 @@ def reweight(
         losses: Held-out loss of each domain now.
         references: What each is compared with.
         weights: The weights now.
-        prior: The weights that the run began with.
+        prior: The weights that the recipe gives.
         settings: Constants.
 
     Raises:
