@@ -39,12 +39,16 @@ def measurements(folder: Path, domains: list[str]) -> Iterator[list[Any]]:
             yield [record["step"], record["tokens"], *(f"{loss:.4f}" for loss in losses)]
 
 
+def _trained_in(row: dict[str, Any]) -> Path:
+    return Path(row["folder"]) / ("control" if row["kind"] == "control" else "")
+
+
 def write_metrics(path: Path, found: dict[str, Any], kept: list[list[str]]) -> None:
     """Write what was measured of all runs as CSV, `kept` lines of earlier ones among it."""
     lines = [
         [row["name"], row["seed"], *measured]
         for row in found["rows"]
-        for measured in measurements(Path(row["folder"]), found["domains"])
+        for measured in measurements(_trained_in(row), found["domains"])
     ]
     with path.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")

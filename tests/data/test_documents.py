@@ -7,10 +7,12 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from factories import text
 from scionlm.core.errors import DataError, StorageError, UsageError
@@ -381,6 +383,17 @@ def test_a_damaged_parquet_file_is_broken_wherever_a_bit_is_flipped(tmp_path, co
         except DataError as error:
             met["broken file" in str(error)] += 1
     assert met[True] > 20, "the flips did no harm"
+
+
+def test_memory_that_runs_out_is_not_the_files_fault(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "x.parquet", {"text": ["a"]})
+
+    def full(*_, **__):
+        raise pyarrow.ArrowMemoryError("out of memory")
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", full)
+    with pytest.raises(MemoryError):
+        texts(path, on_error=actions("skip"))
 
 
 def test_the_length_of_a_parquet_document_is_counted_in_bytes(tmp_path):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from scionlm.core.errors import StoppedError, UsageError
 from scionlm.core.records import read_json
+from scionlm.data.mixing.plan import REPLAYED
 from scionlm.evaluation.paired import Difference
 from scionlm.recipes import child as child_module
 from scionlm.recipes import growth as growth_module
@@ -312,6 +313,20 @@ def test_rounds_of_stages_that_replay(grown, tmp_path):
     for number in (1, 2):
         assert (tmp_path / f"run/rounds/round-0{number}/stages/a").is_dir()
     assert not (tmp_path / "run/stages").exists()
+
+
+def test_a_round_replays_its_own_stage_from_its_beginning(grown, tmp_path, monkeypatch):
+    """Also where it goes on in the text: its ledger is another one than that of the round before."""
+    watch = Watch(monkeypatch)
+    replay = {"stage": "a", "fraction": 0.5, "order": "original"}
+    stages = [{"name": "a", "train": {"steps": 2}}, {"name": "b", "train": {"steps": 4}, "replay": replay}]
+    run_recipe(grown(STUDENT, stages=stages), tmp_path / "run")
+    rounds = [watch.samples[:6], watch.samples[6:]]
+    for steps in rounds:
+        seen = [(sample.domain, sample.draw) for step in steps[:2] for sample in step]
+        again = [(s.domain.removeprefix(REPLAYED), s.draw) for step in steps[2:] for s in step if REPLAYED in s.domain]
+        assert again == seen[: len(again)]
+        assert len(again) == 8
 
 
 def test_a_source_with_somebody_elses_result_beside_it(grown, tiny_folder, tmp_path):

@@ -359,14 +359,17 @@ def test_rates_of_layers_that_the_recovery_has_not_are_refused_before_pruning(pr
     assert not (tmp_path / "run").exists()
 
 
-def test_the_recovery_needs_no_checkpoint_of_the_pruning_once_it_has_its_own(shear, tmp_path, monkeypatch):
-    recipe = shear(MASKS, checkpoint__every=1, reweight=MOVING)
+@pytest.mark.parametrize("prune", [MASKS, {"method": "scores", "steps": 6, "iterations": 1}], ids=["masks", "scores"])
+def test_the_recovery_needs_no_checkpoint_of_the_pruning_once_it_has_its_own(shear, tmp_path, monkeypatch, prune):
+    recipe = shear(prune, checkpoint__every=1, reweight=MOVING)
     run_recipe(recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
         watch = Watch(patch, [8])  # the second step of the recovery
         with pytest.raises(StoppedError):
             run_recipe(recipe, tmp_path / "parts")
-    shutil.rmtree(tmp_path / "parts/prune/checkpoints")
+    checkpoints = list((tmp_path / "parts/prune").rglob("checkpoints"))
+    assert len(checkpoints) == 1
+    shutil.rmtree(checkpoints[0])
     run_recipe(recipe, tmp_path / "parts")
     assert len(watch.batches) == 8
     assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")

@@ -254,6 +254,17 @@ def test_a_run_that_begins_with_another_ones_result_is_measured_against_the_firs
     assert alone["source"]["mean"] == 3.5
 
 
+def test_text_of_pruning_is_measured_and_tells_runs_apart(root, tmp_path):
+    """Its domains are among those of the losses."""
+    items = [compared_run(root / name, pair(4.0, 3.0)) for name in "ab"]
+    for folder in items:
+        path = folder / "manifest.json"
+        stages = {"pruning": {"data": f"text of {folder.name}"}, "main": {"data": "d1"}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"stages": stages}))
+    record = write_comparison(items, tmp_path / "out")
+    assert [row["not_comparable"] for row in record["rows"]].count("other data") == 1
+
+
 def test_plain_models_stand_beside_runs_and_never_win(root, tmp_path):
     items = [compared_run(root / "a", pair(4.0, 3.0))]
     losses = {name: {"nll": nll, "num_tokens": 4096} for name, nll in SOURCE.items()}

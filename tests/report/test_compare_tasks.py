@@ -159,6 +159,27 @@ def test_what_was_measured_on_request_goes_before_the_result(three):
     assert "What they cost to run" in words(check_page(compare_page(comparison, "speed")))
 
 
+def test_a_task_that_is_measured_on_request_stands_beside_the_runs_own(three):
+    comparison = compared(three, scores={"good": scored({"more": outcomes(0.1, 9)})})
+    good = next(one for one in comparison.tasks.models if one.name == "good")
+    assert set(good.scores) == {"cloze", "words", "more"}
+    assert comparison.tasks.against == "good"
+
+
+def test_a_model_that_lacks_a_task_is_not_said_to_have_other_items(three):
+    for run in three[:2]:
+        path = run / "result.json"
+        result, more = read_json(path), scored({"more": outcomes(0.1, 9)})
+        path.write_text(json.dumps(result | {key: result[key] | more[key] for key in more}))
+    comparison = compared(three[:2])
+    assert {one.name: (one.mean is None, one.is_alike) for one in comparison.tasks.models} == {
+        "big": (True, True), "good": (False, True), "poor": (False, True),
+    }  # fmt: skip
+    text = words(check_page(compare_page(comparison, "tasks")))
+    assert "Without a mean: it was not asked all of them." in text
+    assert "other items" not in text
+
+
 def test_time_has_a_picture_of_its_own_where_it_was_measured(three):
     given = {
         name: {"inference": {"decode_tokens_per_second": speed}} for name, speed in (("good", 50.0), ("poor", 90.0))

@@ -34,9 +34,9 @@ def growth(**changes):
 
 @pytest.fixture
 def page(tmp_path):
-    def page(record, config="grow: {from: student, by: 1}\n"):
+    def page(record, config="grow: {from: student, by: 1}\n", **status):
         (tmp_path / "config.yaml").write_text(CONFIG + config)
-        (tmp_path / "status.json").write_text(json.dumps({"format_version": 1, "state": "running"}))
+        (tmp_path / "status.json").write_text(json.dumps({"format_version": 1, "state": "running"} | status))
         (tmp_path / "rounds.json").write_text(json.dumps(record))
         return render_report(tmp_path)
 
@@ -66,6 +66,11 @@ def test_one_round_draws_no_line(page):
 def test_rounds_to_come(page):
     html = page(growth(outcome="running", why="grow to 4 layers", result_round=None))
     assert "Next: grow to 4 layers." in html
+
+
+def test_a_control_that_is_trained_after_the_rounds_is_no_round_more(page):
+    assert "Round 3, step 600" in page(growth(result_round=None), step=600)
+    assert "Step 600. " in page(growth(), step=600)
 
 
 def test_a_run_that_does_not_grow_has_no_such_section(page):

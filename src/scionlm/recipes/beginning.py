@@ -6,6 +6,7 @@ from pathlib import Path
 from scionlm.core.log import say, warn
 from scionlm.core.records import Record
 from scionlm.data.mixing.plan import REPLAYED
+from scionlm.recipes.order import Sampling
 from scionlm.recipes.setting import Setting
 from scionlm.recipes.stages import Stage
 from scionlm.train.checkpoint import Checkpoint, find_checkpoint
@@ -73,8 +74,9 @@ def _tell(checkpoint: Checkpoint, stage: Stage) -> None:
 
 
 def cursors_at(checkpoint: Checkpoint) -> dict[str, Record]:
-    """Return where a checkpoint is in the data: for what goes on from there."""
-    return cursors_of(checkpoint.state.get("cursors", {}), checkpoint.state)
+    """Return where a checkpoint is in the data: for what goes on from there in a folder of its own."""
+    found = cursors_of(checkpoint.state.get("cursors", {}), checkpoint.state)
+    return {key: cursor for key, cursor in found.items() if not Sampling.replays_itself(key)}
 
 
 def cursors_of(cursors: Mapping[str, Record], state: Record) -> dict[str, Record]:

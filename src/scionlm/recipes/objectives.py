@@ -22,7 +22,7 @@ def open_objective(
     model: PreTrainedModel,
     teacher: PreTrainedModel | None,
     layers: Mapping[int, int],
-    schedule: Schedule,
+    schedule: Schedule | None,
     pruner: Pruner | None = None,
 ) -> Objective:
     """Return what a recipe trains of a model.
@@ -33,14 +33,14 @@ def open_objective(
         model: The model, with float32 weights.
         teacher: The model that it learns from, in the type to compute in.
         layers: Layer of the model to the layer of the teacher, for what layers give out.
-        schedule: Multiplier of the teacher's weights by finished steps.
+        schedule: Multiplier of the teacher's weights by finished steps; None where there is no teacher.
         pruner: The masks that are learned of the model.
     """
     train, distillation = recipe.train, None
     for each in (model, teacher):
         if each is not None and train.attention != "auto":
             each.set_attn_implementation(_ATTENTION[train.attention])
-    if teacher is not None and recipe.distill is not None:
+    if teacher is not None and recipe.distill is not None and schedule is not None:
         distillation = open_distillation(recipe.distill, schedule, model, teacher, layers, runtime)
     again = train.activation_checkpointing
     return Objective(model, runtime.compute_dtype, train.z_loss, distillation, again, runtime, pruner)

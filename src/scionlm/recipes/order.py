@@ -56,6 +56,11 @@ class Sampling:
         found = {key: self.replay[key] for key in _REPLAYED_BY} | {"seq_len": self.order.seq_len}
         return json.dumps(found | ({"run": None} if found["stage"] is not None else {}))  # of its own: it may be moved
 
+    @staticmethod
+    def replays_itself(replay_id: str) -> bool:
+        """Whether the id of a replay is of what a run saw itself: in another run's folder that is other text."""
+        return replay_id.startswith("{") and json.loads(replay_id)["stage"] is not None
+
     def going_on(self, cursors: Mapping[str, Record]) -> "tuple[Sampling, dict[str, int]]":
         """Return the sampling with the order, and the counts, of earlier stages that had the same windows or replay."""
         cursor, replayed = cursors.get(self.windows_id), cursors.get(self.replay_id or "", {"counts": {}})

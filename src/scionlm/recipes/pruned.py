@@ -9,7 +9,7 @@ RUN/prune/
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,6 +126,13 @@ def prune_by_scores(setting: Setting, out: Path, source: Record) -> Pruned:
     """
     setting.ranks.on_main(lambda: out.mkdir(parents=True, exist_ok=True))
     recipes = shrinking(setting.recipe, setting.source.config)
+    record = setting.kept(out / "result.json", lambda: _cut_step_by_step(setting, recipes, out, source))
+    trained = out / f"step-{len(recipes):02d}" if recipes[-1].pruning_stage else None
+    return Pruned(SurgeryPlan.from_dict(record["plan"]), out, record, trained)
+
+
+def _cut_step_by_step(setting: Setting, recipes: Sequence[Recipe], out: Path, source: Record) -> Record:
+    """Prune in as many steps as there are recipes, each kept once it is done; return what is written down of it."""
     folder, plan = setting.source, None
     steps: list[Record] = []
     weights: dict[str, float] | None = None
@@ -144,15 +151,9 @@ def prune_by_scores(setting: Setting, out: Path, source: Record) -> Pruned:
         folder = open_folder(here / "model", f"step {number} of {setting.source.name}")
         say(f"pruning, step {number} of {len(recipes)}: {_shape_words(folder)}")
     assert plan is not None
-
-    def make() -> Record:
-        setting.ranks.on_main(lambda: _bring_up(out / f"step-{len(recipes):02d}" / "model", out / "model"))
-        costs = {key: sum(step[key] for step in steps) for key in _NOTHING}
-        return _record(setting, out, plan, costs) | {"pruning_steps": steps, "weights": weights}
-
-    trained = out / f"step-{len(recipes):02d}" if recipes[-1].pruning_stage else None
-    record = setting.kept(out / "result.json", make)
-    return Pruned(plan, out, record, trained)
+    setting.ranks.on_main(lambda: _bring_up(out / f"step-{len(recipes):02d}" / "model", out / "model"))
+    costs = {key: sum(step[key] for step in steps) for key in _NOTHING}
+    return _record(setting, out, plan, costs) | {"pruning_steps": steps, "weights": weights}
 
 
 def _last_weights(folder: Path) -> dict[str, float] | None:

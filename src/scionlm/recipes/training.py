@@ -180,8 +180,9 @@ def objective_of(setting: Setting, model: PreTrainedModel, pruner: Pruner | None
     taught = None
     if setting.teacher is not None and setting.recipe.distill is not None:
         taught = load_dealt(setting.teacher, setting.runtime.compute_dtype, setting.runtime)
-    schedule = setting.recipe.teacher_schedule
-    return open_objective(setting.recipe, setting.runtime, model, taught, setting.taught_layers, schedule, pruner)
+    recipe = setting.recipe
+    schedule = recipe.teacher_schedule if taught is not None else None
+    return open_objective(recipe, setting.runtime, model, taught, setting.taught_layers, schedule, pruner)
 
 
 def _distill_facts(setting: Setting, position: Position) -> Record | None:

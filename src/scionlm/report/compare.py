@@ -35,9 +35,12 @@ def compared(
     if not rows:
         raise UsageError("nothing to compare: name run folders, sweeps or models")
     given = scores or {}
-    # What was not asked of it now, an empty record, does not take away what it has.
-    anew = {name: {key: value for key, value in record.items() if value} for name, record in given.items()}
-    return join([replace(row, scores={**row.scores, **anew.get(row.name, {})}) for row in rows])
+    return join([replace(row, scores=_with(row.scores, given.get(row.name, {}))) for row in rows])
+
+
+def _with(scores: Mapping[str, Record], more: Mapping[str, Record]) -> dict[str, Record]:
+    """Return scores with more of them: what was not asked now, a task or a whole record, stays as it is."""
+    return {**scores} | {key: {**scores.get(key, {}), **record} for key, record in more.items() if record}
 
 
 def scored_models(items: Sequence[Path], models: Sequence[tuple[str, Record]] = ()) -> dict[str, str]:

@@ -18,7 +18,6 @@ from scionlm.report.values import integer, mapping, number, text
 
 _RUN_FILES = ("config.yaml", "status.json", "result.json", "metrics.jsonl")
 _RUNS = "runs"
-_PRUNING = "pruning"  # a stage whose text is not measured
 _DIVERGED = 3  # the exit code
 _MAX_POINTS = 80  # of a line: enough for every turn at the width of a page, for many lines
 # What of a recipe says nothing about what is measured, beside the seed; and paths, for which hashes stand.
@@ -295,10 +294,10 @@ def _setup(run: Run, after: Losses) -> Setup:
 
 
 def _held_out(manifest: Mapping[str, Any]) -> str | None:
-    """Return the fingerprints of all data folders whose held-out text is measured, upstream and later stages too."""
+    """Return the fingerprints of all data folders whose held-out text is measured: upstream, every stage, pruning."""
     stages = mapping(manifest.get("stages"))
     found = [text(mapping(manifest.get(key)), "fingerprint") for key in ("data", "upstream")]
-    found += [text(mapping(stage), "data") for name, stage in stages.items() if name != _PRUNING]
+    found += [text(mapping(stage), "data") for stage in stages.values()]
     return " + ".join(dict.fromkeys(one for one in found if one)) or None
 
 

@@ -41,7 +41,8 @@ class Scored:
         name: Its row's.
         kind: source, run, control or model.
         scores: By task.
-        mean: Over the accuracies that all models have; None where there are none, and where its items are others.
+        mean: Over the accuracies that all models have; None where it lacks one, and where its items are others.
+        is_alike: Whether it was asked the items that most of them were.
         apart: From the best run, or of one, of the best of all; None of that one itself, and where items differ.
         suites: What its evaluation says of suites, by name.
         inference: What `scion evaluate --speed` says.
@@ -51,6 +52,7 @@ class Scored:
     kind: str
     scores: Mapping[str, Score]
     mean: float | None
+    is_alike: bool
     apart: Apart | None
     suites: Mapping[str, Any]
     inference: Mapping[str, Any]
@@ -118,6 +120,7 @@ def compared_tasks(records: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Tas
             kind,
             scores[k],
             means[k],
+            alike[k],
             None if best in (k, None) else _apart(items[k], items[best], voting),
             mapping(one.get("suites")) or mapping(mapping(one.get("tasks_with")).get("suites")),
             mapping(one.get("inference")),

@@ -42,8 +42,11 @@ def _scores(found: TaskComparison) -> Markup | None:
 
 def _told(found: TaskComparison) -> str:
     words = "The mean is over the accuracies that all of them have."
-    if any(one.scores and one.mean is None for one in found.models) and found.against is not None:
+    without = [one for one in found.models if one.scores and one.mean is None and found.against is not None]
+    if not all(one.is_alike for one in without):
         words += " Without a mean: asked other items than most, so that its scores do not compare."
+    elif without:
+        words += " Without a mean: it was not asked all of them."
     if any(one.apart for one in found.models):
         words += (
             f" The difference is to {found.against}, item by item on the same items, with its 95 % interval: where that"

@@ -161,6 +161,8 @@ def _progress(run: Run) -> Content:
         step = None
     if step is not None:
         total, rounds = _steps_to_take(run), run.growth.get("rounds")
+        if run.growth.get("result_round") is not None:  # all are done: it is the control that is trained
+            total, rounds = None, None
         words = f"Step {step:,}{f' of {total:,.0f}' if total is not None else ''}. "
         parts.append(f"Round {len(rounds) + 1}, s{words[1:]}" if isinstance(rounds, list) else words)
     if status.exit_code is not None and status.state != "running":

@@ -195,8 +195,8 @@ def take_up(
         allow_change: Go on although the schedule is another.
 
     Raises:
-        UsageError: The checkpoint was made with another schedule, and that may not change.
-        DataError: It is of another model, optimizer, or other domains.
+        UsageError: The checkpoint was made with another optimizer or schedule, and that may not change.
+        DataError: It is of another model, or other domains.
     """
     if checkpoint:
         position.restore(checkpoint.state)

@@ -33,6 +33,8 @@ def rows(file: DataFile, column: str) -> Iterator[tuple[int, Any]]:
                     number += 1
                     yield number, _value(scalar)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        if isinstance(error, (MemoryError, pyarrow.ArrowCancelled)):  # of this machine, or a signal: not of the file
+            raise
         raise BrokenFileError(str(error)) from error
     except OSError as error:
         if error.errno is not None:
