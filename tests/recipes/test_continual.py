@@ -240,6 +240,10 @@ def test_a_share_of_nothing_is_the_baseline_of_those_that_replay(going_on, earli
         ),
         ({"upstream": {"dir": "nowhere"}}, "nowhere"),
         ({"upstream": {}, "data__mixture": {"alpha": 1, "beta": 1}}, "upstream: every domain of .* is trained on"),
+        (
+            {"replay": {"domains": ["alpha"]}, "data__mixture": None},
+            r"replay\.domains: alpha would be trained on as new text too.*set data\.mixture=\{beta: 1\}",
+        ),
         ({"replay": {"domains": ["alhpa"]}}, r"replay\.domains: 'alhpa' is not in .*; did you mean 'alpha'"),
     ],
 )

@@ -108,7 +108,7 @@ def sampling_of(stage: Stage, data: DataFolder, seed: int, run: Path) -> Samplin
         run: The run folder, where the ledgers of earlier stages are.
 
     Raises:
-        UsageError: A domain, the replayed run or its data are not there.
+        UsageError: A domain, the replayed run or its data are not there, or what is replayed would be new text too.
     """
     config = stage.data
     domains = list(config.mixture or data.domains)
@@ -150,6 +150,13 @@ def _replay_facts(stage: Stage, data: DataFolder, seed: int, run: Path) -> Recor
         facts["run"] = str(stage_folder(run, replay.stage))
     if facts["run"] is None and facts["data"] is None:
         facts["data"] = str(data.path)
+        known = [name for name in replay.domains or [] if name in data.domains]
+        new = [name for name in data.domains if name not in known]
+        if known and new and stage.data.mixture is None:
+            raise UsageError(
+                f"replay.domains: {', '.join(known)} would be trained on as new text too, since data.mixture "
+                f"names no domains; set data.mixture={{{', '.join(f'{name}: 1' for name in new)}}}"
+            )
     return facts | {"proxy": facts["run"] is None}
 
 
