@@ -22,6 +22,7 @@ from scionlm.core.log import Progress
 from scionlm.core.records import FORMAT_VERSION
 from scionlm.data import DataFolder, load_corpora, prepare
 from scionlm.data.folder import TokenStream
+from scionlm.parallel.runtime import Runtime
 from scionlm.recipes import analysis_store
 from scionlm.recipes import analyze as recipe
 from scionlm.recipes.analysis_options import AnalyzeOptions, options_of
@@ -737,8 +738,7 @@ def test_a_model_read_layer_by_layer_gives_the_same(whole, tiny_folder, data_fol
 
 @pytest.mark.parametrize("memory", [1000, 10**12, None])
 def test_memory_decides_whether_layers_are_read_one_by_one(tiny_folder, data_folder, monkeypatch, capsys, memory):
-    machine = recipe.this_machine()
-    monkeypatch.setattr(recipe, "this_machine", lambda: type(machine)(**(vars(machine) | {"memory_bytes": memory})))
+    monkeypatch.setattr(Runtime, "memory", lambda runtime: memory)
     analyze(tiny_folder, data_folder, greedy=0, precision="fp32")
     assert ("read layer by layer" in capsys.readouterr().err) == (memory == 1000)
     analyze(tiny_folder, data_folder, greedy=0, stream=False)

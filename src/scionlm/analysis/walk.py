@@ -141,19 +141,23 @@ def check_tokens(ids: torch.Tensor, vocab_size: int) -> None:
         raise DataError(f"tokens lie between {int(ids.min())} and {int(ids.max())}; the model has {vocab_size}")
 
 
-def streamed(config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> Walk:
+def streamed(config: dict[str, Any], weights: Weights, dtype: torch.dtype, device: torch.device | str = "cpu") -> Walk:
     """Return a walk through a model of which only what is outside the layers is in memory, and one layer at a time.
 
     Args:
         config: The model's `config.json`.
         weights: Its tensors.
         dtype: Type to compute in.
+        device: Where to compute.
     """
     family = family_of(config)
     places = list(expected_tensors(family, config))
     outside = {p.name: weights.rows(p.name, 0, p.shape[0]) for p in places if p.layer is None}
     model = assemble(config, outside, dtype)  # memory of the layers is reserved, and never touched
     model.requires_grad_(False)
+    here = [parameter for name, parameter in model.named_parameters() if not name.startswith(f"{family.layers}.")]
+    for tensor in (*here, *model.buffers()):
+        tensor.data = tensor.data.to(device)
     layers: Sequence[nn.Module] = list(model.get_submodule(family.layers).children())
 
     @contextmanager
@@ -161,7 +165,7 @@ def streamed(config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> Wa
         prefix = f"{family.layers}.{index}."
         empty = dict(layers[index].named_parameters())
         own = {
-            place.name.removeprefix(prefix): weights.rows(place.name, 0, place.shape[0]).to(dtype)
+            place.name.removeprefix(prefix): weights.rows(place.name, 0, place.shape[0]).to(device, dtype)
             for place in places
             if place.layer == index
         }

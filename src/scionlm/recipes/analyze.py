@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scionlm.core.devices import this_machine
 from scionlm.core.errors import DataError, StoppedError
 from scionlm.core.log import Progress, say
 from scionlm.core.records import Record
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from scionlm.parallel.runtime import Runtime
     from scionlm.recipes.sample import Sample
 
-# A model of more than this share of the memory is read from the disk layer by layer.
+# A model of more than this share of the memory, the GPU's where there is one, is read from the disk layer by layer.
 _STREAM_FROM = 0.6
 
 
@@ -241,16 +240,16 @@ def _open_walk(folder: ModelFolder, runtime: "Runtime", stream: bool | None) -> 
 
     config, dtype = folder.config, runtime.compute_dtype
     size = count_parameters(family_of(config), config)["total"] * dtype.itemsize
-    memory = this_machine().memory_bytes
+    memory = runtime.memory()
     if stream is None:
-        stream = runtime.kind == "cpu" and memory is not None and size > _STREAM_FROM * memory
+        stream = memory is not None and size > _STREAM_FROM * memory
     if not stream:
         model: Any = load_hf_model(folder, dtype)
         yield Walk(model.to(runtime.device))
         return
     say(f"{folder.name}: its weights are read layer by layer")
     with FolderTensors(folder.path) as tensors:
-        yield streamed(config, FolderWeights(config, tensors, folder.path), dtype)
+        yield streamed(config, FolderWeights(config, tensors, folder.path), dtype, runtime.device)
 
 
 def _measure(
