@@ -30,7 +30,7 @@ from scionlm.core.quantities import Beta, Count, Length, Time
 from scionlm.data.reading.corpora import Corpora
 from scionlm.recipes.analysis_options import AnalyzeOptions
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.config_shear import fidelity_defaults
+from scionlm.recipes.config_shear import GATES_BY_FIDELITY
 from scionlm.recipes.config_sweep import RunName, SweepConfig
 from scionlm.recipes.measured import MEASURED
 from scionlm.recipes.model_shapes import KNOWN_SHAPES
@@ -198,7 +198,7 @@ def _anchor(heading: str) -> str:
 
 
 def _gate_defaults() -> str:
-    by = fidelity_defaults()
+    by = GATES_BY_FIDELITY
     keys = list(by["recommended"])
     rows = [(f"`{key}`", *(_of(by[name][key]) for name in by)) for key in keys]
     return "What `null` stands for, by `fidelity`:\n\n" + _table(("key", *(f"`{name}`" for name in by)), rows) + "\n"

@@ -177,6 +177,23 @@ def test_a_sink_under_three_quarters_of_noise_still_has_rank_one():
     assert shares.flatten()[masses.values.flatten() == 1].max() == pytest.approx(0.66, abs=0.015)
 
 
+def test_the_longer_the_sequence_the_more_noise_leaves_rank_one():
+    shares = torch.tensor([0.85, 0.87])[:, None, None]
+    ranks, _ = ranks_and_masses((1 - shares) * one_column(1024) + shares * causal_uniform(1024), [0.9], [0.9])
+    assert ranks.values.flatten().tolist() == [1, 2]
+
+
+def test_the_mean_of_matrices_has_not_the_mean_of_their_ranks():
+    """Sequences are counted one by one: averaged before, attention looks collapsed that is not."""
+    beyond = torch.full((100, 100), -torch.inf).triu(1)
+    logits = 4 * torch.randn(100, 100, 100, generator=torch.Generator().manual_seed(0))
+    attention = torch.softmax(logits + beyond, dim=-1)
+    one_by_one, _ = ranks_and_masses(attention, [0.9], [0.9])
+    averaged, _ = ranks_and_masses(attention.mean(0, keepdim=True), [0.9], [0.9])
+    assert one_by_one.values.double().mean() == pytest.approx(34.5, abs=1.0)
+    assert int(averaged.values) < 12
+
+
 # ---- the same integers as float64 ----------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """Sizes, parameters, FLOPs and the check of tensors against a configuration."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -117,6 +119,28 @@ def test_a_tied_head_counts_once_as_embedding():
 
 def test_tinyllama_has_its_published_number_of_parameters():
     assert count_parameters(family_of(TINYLLAMA), TINYLLAMA)["total"] == 1_100_048_384
+
+
+def test_a_layer_of_tinyllama_has_as_many_as_it_should():
+    shorter = TINYLLAMA | {"num_hidden_layers": TINYLLAMA["num_hidden_layers"] - 1}
+    counts, fewer = (count_parameters(family_of(TINYLLAMA), one) for one in (TINYLLAMA, shorter))
+    assert counts["total"] - fewer["total"] == 44_044_288
+    assert counts["total"] - counts["embedding"] - counts["head"] == 968_976_384
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "millions"),
+    [(768, 12, 123.6), (768, 4, 67.0), (1024, 24, 353.6), (1024, 16, 252.9), (1280, 36, 772.3), (1600, 48, 1555.2)],
+)
+def test_gpt2_without_biases_and_positions_has_what_the_papers_logs_print(width, layers, millions):
+    config = {"model_type": "gpt2", "n_layer": layers, "n_embd": width, "vocab_size": 50304, "n_positions": 1024}
+    config |= {"n_head": width // 64}
+    family = family_of(config)
+    tensors = [one for one in expected_tensors(family, config) if not one.name.endswith((".bias", "wpe.weight"))]
+    count = sum(math.prod(one.shape) for one in tensors if one.name != "lm_head.weight")
+    assert count / 1e6 == pytest.approx(millions, abs=0.05)
+    layer = sum(math.prod(one.shape) for one in tensors if one.layer == 0)
+    assert layer == 12 * width**2 + 2 * width
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"])

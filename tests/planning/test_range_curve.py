@@ -5,7 +5,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scionlm.planning.range_curve import is_over, range_rates, read_curve
@@ -139,11 +139,9 @@ def test_a_constant_added_to_all_losses_changes_nothing(losses, shift):
 @given(valleys)
 def test_the_proposal_lies_below_what_diverges(losses):
     found = reading(losses)
-    if found.proposal is not None:
-        assert found.lr_lowest is not None
-        assert found.lr_diverges is not None
-        assert found.lr_lowest < found.lr_diverges
-        assert found.proposal < found.lr_diverges
+    assume(found.proposal is not None)
+    assert found.lr_lowest < found.lr_diverges
+    assert found.proposal < found.lr_diverges
 
 
 @quick
@@ -151,5 +149,5 @@ def test_the_proposal_lies_below_what_diverges(losses):
 def test_a_valley_at_other_rates_moves_the_proposal_with_it(losses, places):
     """Everything goes by the ratio of rates: more of the flat beginning is a curve at higher rates."""
     before, after = reading(losses), reading([5.0] * places + losses)
-    if before.proposal is not None and after.proposal is not None:
-        assert after.proposal == pytest.approx(before.proposal * 10 ** (places / PER_DECADE), rel=0.1)
+    assume(before.proposal is not None and after.proposal is not None)
+    assert after.proposal == pytest.approx(before.proposal * 10 ** (places / PER_DECADE), rel=0.1)

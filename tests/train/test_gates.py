@@ -181,6 +181,29 @@ def test_published_values(log_alpha, open_, one, by_code):
     assert float(concrete.settled_by_code(alpha, t)) == pytest.approx(by_code, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("units", "kept", "closed"),
+    [
+        (4096, 2048, 97.2),
+        (4096, 2560, 70.7),
+        (11008, 5504, 261.1),
+        (11008, 6912, 188.4),
+        (32, 16, 0.76),
+        (32, 24, 0.35),
+    ],
+)
+def test_as_many_of_what_is_kept_have_to_be_closed_for_the_published_count_to_be_met(units, kept, closed):
+    low, high = concrete.reachable(concrete.TEMPERATURE)
+    assert ((units - kept) * low - kept * (1 - high)) / (high - low) == pytest.approx(closed, abs=0.05)
+
+
+@pytest.mark.parametrize(("units", "closed"), [(4096, 8), (11008, 22)])
+def test_gates_that_are_as_open_as_they_can_be_close_a_few_where_the_expected_number_decides(units, closed):
+    low, high = concrete.reachable(concrete.TEMPERATURE)
+    assert round(units * (1 - high)) == closed
+    assert 1 - low == pytest.approx(0.9529, abs=5e-5)  # the most of an axis that can be taken
+
+
 def test_the_calibrated_scale_goes_from_zero_to_one():
     ends = torch.tensor([-concrete.LIMIT, concrete.LIMIT], dtype=torch.float64)
     scaled = concrete.calibrated(concrete.open_probability(ends, 2 / 3), 2 / 3)

@@ -20,9 +20,9 @@ def _bias(name: str, role: Role, out: str, bias: str | bool) -> TensorSpec:
     return TensorSpec(f"{name}.bias", role, (out,), requires=bias if isinstance(bias, str) else None)
 
 
-def rms_norm(name: str, role: Role, axis: str = "hidden", requires: str | None = None) -> Specs:
+def rms_norm(name: str, role: Role, axis: str = "hidden") -> Specs:
     """Return a norm with a weight."""
-    return (TensorSpec(f"{name}.weight", role, (axis,), requires=requires),)
+    return (TensorSpec(f"{name}.weight", role, (axis,)),)
 
 
 def layer_norm(name: str, role: Role, requires: str | None = None) -> Specs:
@@ -54,10 +54,10 @@ def mlp(up: str, down: str, bias: str | bool) -> Specs:
     return (*linear(up, "up", "ffn", "hidden", bias), *linear(down, "mlp_output", "hidden", "ffn", bias))
 
 
-def ends(embedding: str, norm: Specs, head: str = "lm_head.weight") -> Specs:
+def ends(embedding: str, norm: Specs) -> Specs:
     """Return what stands outside the layers: embedding, final norm, output projection."""
     return (
         TensorSpec(embedding, "embedding", ("vocab", "hidden")),
         *norm,
-        TensorSpec(head, "head", ("vocab", "hidden")),
+        TensorSpec("lm_head.weight", "head", ("vocab", "hidden")),
     )

@@ -97,7 +97,7 @@ class GatesConfig(Section):
         return value
 
 
-_BY_FIDELITY: dict[ShearFidelity, dict[str, Any]] = {
+GATES_BY_FIDELITY: dict[ShearFidelity, dict[str, Any]] = {
     "recommended": {
         "lr": 0.1, "multiplier_lr": 1.0, "ascent": "exact", "sharpen": 10.0, "cap": None, "temperature": 2 / 3,
         "constraint": "calibrated", "start": "activation", "finish": 0.2,
@@ -113,11 +113,6 @@ _BY_FIDELITY: dict[ShearFidelity, dict[str, Any]] = {
         "constraint": "published", "start": "open", "finish": 0,
     },
 }  # fmt: skip
-
-
-def fidelity_defaults() -> Given[ShearFidelity, Given[str, Any]]:
-    """Return what a null of `prune.gates` stands for, by fidelity."""
-    return _BY_FIDELITY
 
 
 class PruneConfig(Section):
@@ -208,5 +203,5 @@ class PruneConfig(Section):
     def gate_settings(self, fidelity: ShearFidelity) -> Given[str, Any]:
         """Return how masks are learned, with what was left open filled in."""
         given = self.gates.model_dump()
-        usual = _BY_FIDELITY[fidelity]
+        usual = GATES_BY_FIDELITY[fidelity]
         return {key: usual[key] if value is None and key in usual else value for key, value in given.items()}
