@@ -60,7 +60,7 @@ def gradient_pass(walk: Walk, ids: torch.Tensor, on_progress: OnProgress = lambd
             for index in range(walk.num_layers):
                 before.append(hidden)
                 with walk.at(index):
-                    hidden = torch.cat([walk.layer(index, ids[rows], hidden[rows]) for rows in walk.batches(ids)])
+                    hidden = walk.through(index, ids, hidden)
                 on_progress(index + 1)
         found = _backward(walk, ids, before, hidden, on_progress)
     finally:

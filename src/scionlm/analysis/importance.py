@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from scionlm.analysis.points import Point, hook_points, watched
 from scionlm.core.errors import BrokenModelError, DataError
 from scionlm.families import ModelShape, family_of
+from scionlm.families.models import layers_of
 
 Scores = dict[str, NDArray[np.float64]]
 OnProgress = Callable[[int], None]
@@ -117,15 +118,14 @@ def activation_scores(
         after = output[0] if isinstance(output, tuple) else output
         sums.add(index, functional.cosine_similarity(before.float(), after.float(), dim=-1).flatten())
 
-    layers: Any = model.get_submodule(family_of(config).layers)
     with torch.no_grad(), watched(model, points, sums.see) as stack:
-        for index, layer in enumerate(layers):
+        for index, layer in enumerate(layers_of(model)):
             stack.callback(layer.register_forward_hook(partial(compare, index), with_kwargs=True).remove)
         for ids in _each(batches, model, on_progress):
             sums.num_sequences = len(ids)
             model.base_model(input_ids=ids, use_cache=False)  # no logits: no score needs them
             num_tokens += ids.numel()
-    influence = 1.0 - sums.of(range(len(layers))) / num_tokens
+    influence = 1.0 - sums.of(range(len(layers_of(model)))) / num_tokens
     return sums.scores(points) | finite({"layers": influence})
 
 

@@ -25,6 +25,12 @@ CRITERIA: dict[str, str] = {
 }
 """What each criterion is; the higher, the more a layer is worth. The first one that was measured is the default."""
 
+WAYS = {
+    "angular_block": "all but the consecutive layers that turn the last token least",
+    "greedy": "one layer after another is taken out, each time the one that costs least loss",
+}
+"""Ways to choose layers together, which are no score of each."""
+
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -128,12 +134,10 @@ def suggest(
     found = [Suggestion("first", list(range(number)), "the first layers, as Inheritune does")]
     found += [Suggestion(name, best_layers(values, number), CRITERIA[name]) for name, values in scores.items()]
     if number < total:
-        why = "all but the consecutive layers that turn the last token least"
-        found.append(Suggestion("angular_block", closest_block(angular, total - number), why))
+        found.append(Suggestion("angular_block", closest_block(angular, total - number), WAYS["angular_block"]))
     if greedy is not None and total - number <= len(greedy):
         gone = set(greedy[: total - number])
-        why = "one layer after another is taken out, each time the one that costs least loss"
-        found.append(Suggestion("greedy", [index for index in range(total) if index not in gone], why))
+        found.append(Suggestion("greedy", [index for index in range(total) if index not in gone], WAYS["greedy"]))
     ranks = scores.get("max_rank")
     if ranks is not None:
         depth, prefix = layers_before_lazy_group(ranks), potent_prefix(ranks, tolerance)

@@ -58,9 +58,7 @@ def removal_losses(
     for done, index in enumerate(candidates):
         skipped = states[0]
         with walk.at(index):
-            states = [
-                torch.cat([walk.layer(index, ids[rows], state[rows]) for rows in walk.batches(ids)]) for state in states
-            ]
+            states = [walk.through(index, ids, state) for state in states]
         states.append(skipped)
         on_progress(done + 1)
     losses = np.stack([walk.losses(ids, state).numpy() for state in states])
@@ -114,7 +112,7 @@ def lens_losses(walk: Walk, ids: torch.Tensor, on_progress: OnProgress = lambda 
     losses = [walk.losses(ids, hidden).numpy()]
     for index in range(walk.num_layers):
         with walk.at(index):
-            hidden = torch.cat([walk.layer(index, ids[rows], hidden[rows]) for rows in walk.batches(ids)])
+            hidden = walk.through(index, ids, hidden)
         losses.append(walk.losses(ids, hidden).numpy())
         on_progress(index + 1)
     return _finite(np.stack(losses))

@@ -5,7 +5,7 @@ made to pass on what they are given, but for one. So a layer can be looked at al
 family alike, and the weights of no more than one layer have to be in memory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from types import TracebackType
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from scionlm.core.errors import DataError
 from scionlm.families import FamilySpec, ModelShape, family_of
-from scionlm.families.models import assemble
+from scionlm.families.models import assemble, layers_of
 from scionlm.families.shape import expected_tensors
 from scionlm.families.weights import Weights
 
@@ -40,7 +40,7 @@ class Walk:
         config = model.config.to_dict()
         self.family: FamilySpec = family_of(config)
         self.shape = ModelShape.of(config)
-        self._layers: list[nn.Module] = list(model.get_submodule(self.family.layers).children())
+        self._layers: list[nn.Module] = layers_of(model)
         self._loader = loader or (lambda index: nullcontext())
         self._index: int | None = None
         self._start: torch.Tensor | None = None
@@ -96,6 +96,10 @@ class Walk:
     def layer(self, index: int, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Return what a layer makes of hidden states of the tokens `ids`; to be used inside `at(index)`."""
         return self._run(ids, index, hidden, head=False)
+
+    def through(self, index: int, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return it for as many sequences as there are, some at a time."""
+        return torch.cat([self.layer(index, ids[rows], hidden[rows]) for rows in self.batches(ids)])
 
     def logits(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits that final norm and head make of hidden states, `[sequences, length, vocab]`."""
@@ -158,7 +162,7 @@ def streamed(config: dict[str, Any], weights: Weights, dtype: torch.dtype, devic
     here = [parameter for name, parameter in model.named_parameters() if not name.startswith(f"{family.layers}.")]
     for tensor in (*here, *model.buffers()):
         tensor.data = tensor.data.to(device)
-    layers: Sequence[nn.Module] = list(model.get_submodule(family.layers).children())
+    layers = layers_of(model)
 
     @contextmanager
     def load(index: int) -> Iterator[None]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from scionlm.analysis.ranking import (
     CRITERIA,
+    WAYS,
     best_layers,
     closest_block,
     layers_before_lazy_group,
@@ -30,8 +31,7 @@ DEPTHS: dict[str, str] = {
 """Strategies that say how many layers are kept, too."""
 MEASURED: dict[str, str] = {
     **{name: f"the N layers highest in this: {what}" for name, what in CRITERIA.items()},
-    "angular_block": "all but the consecutive layers that turn the last token least",
-    "greedy": "one layer after another is taken out, each time the one that costs least loss",
+    **WAYS,
     "lazy": "the N layers lowest in MaxRank: those that Inheritune calls lazy, which its ablation begins with",
     **DEPTHS,
 }

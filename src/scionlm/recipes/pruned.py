@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from scionlm.core.files import remove_leftovers, staged_folder
 from scionlm.core.log import say
-from scionlm.core.records import Record, read_json
+from scionlm.core.records import Record, read_json, read_jsonl
 from scionlm.data import Mixture
 from scionlm.evaluation.loss import model_token_nll
 from scionlm.families import ModelShape, count_parameters, family_of
@@ -41,7 +41,6 @@ from scionlm.surgery.lineage import plan_origins
 from scionlm.surgery.plan import SurgeryPlan, compose
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.target import target_config
-from scionlm.train.checkpoint import find_checkpoint
 
 PRUNE = "prune"
 """Folder of this in RUN."""
@@ -104,7 +103,7 @@ def learn_masks(setting: Setting, out: Path) -> Pruned:
         training = setting.ranks.on_main(lambda: read_json(out / "training.json"))
         masks = setting.ranks.on_main(lambda: read_json(out / RECORD))
         found = {"axes": masks["axes"], "masked": training["masked"], "checks": masks["checks"]}
-        return _record(setting, out, plan_of_record(masks), training) | found | {"weights": _last_weights(out)}
+        return _record(setting, out, plan_of_record(masks), training) | found | {"weights": _last_weights(alone, out)}
 
     setting.ranks.on_main(lambda: out.mkdir(parents=True, exist_ok=True))
     record = setting.kept(out / "result.json", make)
@@ -147,7 +146,7 @@ def _cut_step_by_step(setting: Setting, recipes: Sequence[Recipe], out: Path, so
         before = out / f"step-{number - 1:02d}" if number > 1 else None
         steps.append(_one_step(replace(setting, source=folder), recipe, own, here, source, before, weights))
         if recipe.pruning_stage is not None and recipe.pruning_stage.reweight is not None:
-            weights = _last_weights(here)
+            weights = _last_weights(setting, here) or weights
         folder = open_folder(here / "model", f"step {number} of {setting.source.name}")
         say(f"pruning, step {number} of {len(recipes)}: {_shape_words(folder)}")
     assert plan is not None
@@ -156,10 +155,21 @@ def _cut_step_by_step(setting: Setting, recipes: Sequence[Recipe], out: Path, so
     return _record(setting, out, plan, costs) | {"pruning_steps": steps, "weights": weights}
 
 
-def _last_weights(folder: Path) -> dict[str, float] | None:
-    """Return the weights of the domains that a stretch of training ended with; None where they did not move."""
-    moved: Record = find_checkpoint(folder).state.get("reweight") or {}
-    return moved.get("weights")
+def _last_weights(setting: Setting, folder: Path) -> dict[str, float] | None:
+    """Return the weights of the domains that a stretch of training ended with; None where they did not move.
+
+    Its metrics have them, of which a stop after the last checkpoint takes nothing.
+    """
+    start, end = "reweight/", "/weight"
+
+    def read() -> dict[str, float] | None:
+        found: dict[str, float] = {}
+        for line in read_jsonl(folder / "metrics.jsonl"):
+            moved = [key for key in line if key.startswith(start) and key.endswith(end)]
+            found |= {key.removeprefix(start).removesuffix(end): line[key] for key in moved}
+        return found or None
+
+    return setting.ranks.on_main(read)
 
 
 def with_weights(inputs: StageInputs, weights: Mapping[str, float] | None) -> StageInputs:

@@ -240,7 +240,7 @@ def fresh_parts(recipe: Recipe, source: ModelFolder) -> list[str]:
 
     Source: Sanyal, Sanghavi and Dimakis, arXiv:2404.08634. The text names embeddings and head beside the layers; the
     published code copies layers and head alone.
-    Differs: An embedding that `paper-code` leaves fresh is drawn as the family draws it; the published one from N(0, 1).
+    Differs: An embedding that `paper-code` leaves fresh is drawn as the family draws it; theirs from N(0, 1).
     """
     config, found = source.config, list(recipe.inherits.fresh)
     if recipe.fidelity in ("paper-text", "paper-code"):
