@@ -14,8 +14,8 @@ from scionlm.sources import ModelFolder
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Names under which tokenizers have their end of text, the base models' own first: a chat model's eos is end of turn.
-_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
+# Names under which tokenizers have their end of text: a chat model's eos is end of turn, and is none of them.
+_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<EOS_TOKEN>")
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -37,8 +37,7 @@ def tokenizer_info(
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     special = _special_tokens(source.path)
     if separator is None:
-        candidates = [*_END_OF_TEXT, special.get("eos_token")]
-        separator = next((token for token in candidates if token in vocabulary), None)
+        separator = _end_of_text(tokenizer, special.get("eos_token"))
         if separator is None:
             raise DataError(f"the tokenizer of {source.name} has no end-of-text token of a known name; set separator")
     for key, token in (("separator", separator), ("bos", bos)):
@@ -55,6 +54,18 @@ def tokenizer_info(
         bos=bos,
         bos_id=None if bos is None else vocabulary[bos],
     )
+
+
+def _end_of_text(tokenizer: "Tokenizer", eos: str | None) -> str | None:
+    """Return a tokenizer's end of text: its eos, unless only another token has a name of one.
+
+    Names that are ordinary tokens come last: Gemma has `</s>` as a tag of HTML, OPT the end of GPT-2's texts, unused.
+    """
+    added = tokenizer.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special}
+    named = sorted(_END_OF_TEXT, key=lambda token: (token != eos, token not in special))
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    return next((token for token in [*named, eos] if token in vocabulary), None)
 
 
 def _special_tokens(folder: Path) -> dict[str, Any]:
