@@ -56,6 +56,21 @@ def tokenizer_info(
     )
 
 
+def largest_id(tokenizer: "Tokenizer", info: TokenizerInfo) -> int:
+    """Return the largest token id that a data folder can hold.
+
+    A tokenizer may have special tokens that its model has no embedding for, as Gemma 3 has one for images: preparing
+    reads no special token out of a text, and so needs none but those that it puts beside it.
+
+    Args:
+        tokenizer: The folder's.
+        info: What the folder says of it.
+    """
+    read = {number for number, token in tokenizer.get_added_tokens_decoder().items() if not token.special}
+    read |= set(tokenizer.get_vocab(with_added_tokens=False).values())
+    return max(*read, info.separator_id, info.prefix_id, info.bos_id or 0)
+
+
 def _end_of_text(tokenizer: "Tokenizer", eos: str | None) -> str | None:
     """Return a tokenizer's end of text: its eos, unless only another token has a name of one.
 
