@@ -43,6 +43,32 @@ def test_a_chat_models_end_of_turn_is_not_taken_for_the_end_of_text(source):
     assert found.prefix_id == 320
 
 
+@pytest.mark.parametrize(
+    ("ordinary", "own", "eos"),
+    [
+        ("</s>", "<eos>", "<eos>"),  # Gemma: a tag of HTML
+        ("<|endoftext|>", "</s>", "</s>"),  # OPT: GPT-2's list
+        ("</s>", "<EOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),  # Command R7B: eos is end of turn
+    ],
+)
+def test_an_ordinary_token_of_such_a_name_is_not_the_end_of_text(source, ordinary, own, eos):
+    rename_separator(source, "<pad>", eos_token=eos)
+    tokenizer = load_tokenizer(source)
+    tokenizer.add_tokens([ordinary])
+    tokenizer.add_special_tokens(list(dict.fromkeys([own, eos])))
+    tokenizer.save(str(source / "tokenizer.json"))
+    assert info(source).separator == own
+    assert info(source, ordinary).separator == ordinary
+
+
+def test_an_ordinary_token_serves_where_no_other_has_a_name(source):
+    rename_separator(source, "<pad>")
+    tokenizer = load_tokenizer(source)
+    tokenizer.add_tokens(["</s>"])
+    tokenizer.save(str(source / "tokenizer.json"))
+    assert info(source).separator == "</s>"
+
+
 def test_the_eos_of_the_config_serves_where_no_name_is_known(source):
     rename_separator(source, "<END>", eos_token={"content": "<END>"})
     assert info(source).separator == "<END>"

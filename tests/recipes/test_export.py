@@ -1,5 +1,8 @@
 """`scion export`: checkpoints as plain Hugging Face folders."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -121,6 +124,32 @@ def test_a_later_step_of_pruning_is_exported_as_what_the_one_before_left(tiny_fo
     for step in steps:
         api.export(step, tmp_path / step.name)
         assert same(tmp_path / step.name, weights(step / "model")), step.name
+
+
+@pytest.mark.parametrize("pruned", [None, "scores", "masks"])
+def test_settings_of_generation_are_the_sources_also_where_transformers_would_not_save_them(
+    tiny_folder, data_folder, tmp_path, pruned
+):
+    """Llama-2-chat has such ones: a temperature, and no sampling."""
+    source = shutil.copytree(tiny_folder, tmp_path / "source")
+    written = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": [0, 7], "transformers_version": "4.32.0"}
+    (source / "generation_config.json").write_text(json.dumps(written))
+    asked = settings_of(source, data_folder, inherit__layers=2)
+    if pruned:
+        target = {"num_hidden_layers": 4, "intermediate_size": 24}
+        asked = settings_of(source, data_folder, target=target, prune={"method": pruned, "steps": 4})
+    out = tmp_path / "run"
+    run_recipe(load_recipe("shear" if pruned else "inheritune", asked), out)
+    api.export(out, tmp_path / "exported")
+    for folder in [tmp_path / "exported", out / "model", *out.glob("prune/**/model")]:
+        assert json.loads((folder / "generation_config.json").read_text()) == written, folder
+
+
+def test_a_model_has_no_settings_of_generation_where_its_source_has_none(tiny_folder, data_folder, tmp_path):
+    source = shutil.copytree(tiny_folder, tmp_path / "source")
+    (source / "generation_config.json").unlink()
+    run_recipe(load_recipe("inheritune", settings_of(source, data_folder, inherit__layers=2)), tmp_path / "run")
+    assert not (tmp_path / "run" / "model" / "generation_config.json").exists()
 
 
 @pytest.mark.parametrize(

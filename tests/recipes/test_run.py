@@ -8,21 +8,25 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from factories import corpora_file, model_folder
 from scionlm import api
 from scionlm.cli import main as cli
 from scionlm.core.errors import DataError, StoppedError, UsageError
 from scionlm.core.records import read_json, read_jsonl
+from scionlm.data import DataFolder, load_corpora, prepare
 from scionlm.evaluation.loss import domain_losses, model_token_nll
 from scionlm.recipes import child as child_module
 from scionlm.recipes import training as training_module
 from scionlm.recipes.child import control_recipe
+from scionlm.recipes.inputs import check_tokenizer
 from scionlm.recipes.presets import load_recipe, preset_names
 from scionlm.recipes.run import run_recipe, settle_recipe
-from scionlm.sources import open_folder
+from scionlm.sources import load_hf_model, load_tokenizer, open_folder
 from scionlm.train import step as step_module
-from whole_runs import quicken
+from whole_runs import quicken, recipe_of
 
 SETTINGS = {
     "data.mixture": {"alpha": 0.6, "beta": 0.4},
@@ -253,6 +257,42 @@ def test_a_wrong_request_is_clear_and_leaves_nothing(settings, tmp_path, change,
     with pytest.raises(error, match=words):
         run_recipe(load_recipe("inheritune-mini", settings | change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def with_more_tokens(folder, teacher, special, separator):
+    """Return a recipe of a model that has no embedding for its tokenizer's last token, its text naming that one."""
+    source, other = (model_folder(folder / name, seed=seed) for seed, name in enumerate(("source", "other")))
+    tokenizer = load_tokenizer(source)
+    tokenizer.add_tokens([AddedToken("<image>", special=special)])
+    for path in (source, other):
+        tokenizer.save(str(path / "tokenizer.json"))
+    corpora = corpora_file(folder / "text", source, **separator)
+    lines = [json.loads(line) for line in (folder / "text" / "alpha.jsonl").read_text().splitlines()]
+    named = [json.dumps(line | {"text": f"{line['text']} <image>"}) for line in lines]
+    (folder / "text" / "alpha.jsonl").write_text("\n".join(named))
+    prepare(load_corpora(corpora), folder / "text", folder / "data")
+    return recipe_of(source, folder / "data", distill={"teacher": str(other)} if teacher else None)
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_a_special_token_without_an_embedding_is_none_that_texts_can_hold(tmp_path, teacher):
+    """Gemma 3's text models have none for the token of images."""
+    run_recipe(with_more_tokens(tmp_path, teacher, True, {}), tmp_path / "run")
+    data, folder = DataFolder(tmp_path / "data"), open_folder(tmp_path / "run" / "model")
+    assert data.tokenizer.vocab_size == 1 + load_hf_model(folder).config.vocab_size == 321
+    check_tokenizer(folder, data)
+
+
+@pytest.mark.parametrize(("special", "settings"), [(False, {}), (True, {"separator": "<image>"})])
+def test_tokens_without_an_embedding_that_texts_can_hold_are_refused(tmp_path, special, settings):
+    with pytest.raises(DataError, match=r"has no embedding for token 320 of its tokenizer, which the data in .*data"):
+        run_recipe(with_more_tokens(tmp_path, False, special, settings), tmp_path / "run")
+
+
+def test_a_teacher_without_an_embedding_for_a_token_of_texts_is_refused(tiny_folder, data_folder, tmp_path):
+    smaller = model_folder(tmp_path / "smaller", vocab_size=319)
+    with pytest.raises(DataError, match=r"distill\.teacher .*smaller"):
+        run_recipe(recipe_of(tiny_folder, data_folder.path, distill={"teacher": str(smaller)}), tmp_path / "run")
 
 
 def test_data_of_another_tokenizer_is_refused(settings, tmp_path, tiny_folder):

@@ -161,10 +161,68 @@ def test_tokenizer_and_licence_of_a_hub_model_travel_along_like_those_of_a_folde
     assert (Path("from_hub") / name).read_bytes() == (hub.remote / name).read_bytes()
 
 
-def test_a_model_with_nothing_but_pickles_is_a_data_error(hub):
+def only_pickles(hub: Hub, files: int = 1) -> None:
+    """Give the repository its weights as pickles alone: in one file, or one for each layer and one for the rest."""
+    weights = {}
+    for name in all_shards(hub):
+        weights |= load_file(hub.remote / name)
     for path in [*hub.remote.glob("*.safetensors"), hub.remote / "model.safetensors.index.json"]:
         path.unlink()
-    with pytest.raises(DataError, match=r"neither model\.safetensors nor"):
+    (hub.remote / "pytorch_model.bin").unlink()
+    names = ["pytorch_model.bin"]
+    if files > 1:
+        names = [f"pytorch_model-{number:05d}-of-{files:05d}.bin" for number in range(1, files + 1)]
+        (hub.remote / "pytorch_model.bin.index.json").write_text('{"weight_map": {}}')
+    for number, name in enumerate(names):
+        torch.save({key: weights[key] for key in sorted(weights)[number::files]}, hub.remote / name)
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_pickles_of_the_hub_are_fetched_and_converted_once_where_they_are_allowed(hub, tmp_path, monkeypatch, files):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "converted"))
+    expected = {name: tensor for shard in all_shards(hub) for name, tensor in load_file(hub.remote / shard).items()}
+    only_pickles(hub, files)
+    inherit_folder("org/name@main", Path("out"), {"layers": 5, "allow_pickle": True}, True, 0)
+    found = load_file("out/model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert [call[1] for call in hub.calls] == ["main", COMMIT, COMMIT]
+    assert json.loads(Path("out/provenance.json").read_text())["source"]["revision"] == COMMIT
+    assert Path("out/LICENSE").read_text() == "Test licence\n"
+    monkeypatch.setattr(torch, "load", None)  # what is converted is not opened again
+    again = resolve("org/name", allow_pickle=True)
+    assert (again.name, again.revision, again.base_model, again.license) == ("org/name", COMMIT, "org/name", "mit")
+    with pytest.raises(DataError, match="--allow-pickle"):
+        resolve("org/name")
+
+
+def test_a_pickle_of_the_hub_that_holds_code_is_not_run(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "converted"))
+    only_pickles(hub)
+
+    class Code:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"model.norm.weight": Code()}, hub.remote / "pytorch_model.bin")
+    with pytest.raises(DataError, match="cannot be opened with weights_only"):
+        resolve("org/name", allow_pickle=True)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("shape", ["shards", "one file"])
+def test_pickles_beside_safetensors_are_left_where_they_are_also_where_they_are_allowed(hub, shape):
+    if shape == "one file":
+        weights = {name: tensor for file in all_shards(hub) for name, tensor in load_file(hub.remote / file).items()}
+        save_file(weights, hub.remote / "model.safetensors", {"format": "pt"})
+        (hub.remote / "model.safetensors.index.json").unlink()
+    inherit_folder("org/name", Path("out"), {"layers": 2, "allow_pickle": True}, True, 0)
+    assert not hub.here("*.bin")
+
+
+def test_a_model_with_nothing_but_pickles_is_a_data_error_that_names_the_flag(hub):
+    only_pickles(hub)
+    with pytest.raises(DataError, match=r"'org/name': .* neither model\.safetensors nor .*--allow-pickle"):
         inherit_folder("org/name", Path("out"), {"layers": 2}, True, 0)
     assert not hub.here("*.bin")
     assert not Path("out").exists()
@@ -216,13 +274,17 @@ def test_names_of_files_that_are_not_here_are_known(hub):
         assert len(FolderWeights(folder.config, tensors, folder.path).names()) == 5 * 9 + 3
 
 
-def test_code_of_the_model_is_refused_before_weights_are_fetched(hub):
+@pytest.mark.parametrize("pickled", [False, True])
+def test_code_of_the_model_is_refused_before_weights_are_fetched(hub, pickled):
+    if pickled:
+        only_pickles(hub)
     config = json.loads((hub.remote / "config.json").read_text()) | {"auto_map": {"AutoModelForCausalLM": "x.Y"}}
     (hub.remote / "config.json").write_text(json.dumps(config))
     (hub.remote / "x.py").write_text("raise SystemExit")
     with pytest.raises(DataError, match="runs no code"):
-        inherit_folder("org/name", Path("out"), {"layers": 2}, True, 0)
+        inherit_folder("org/name", Path("out"), {"layers": 2, "allow_pickle": pickled}, True, 0)
     assert not hub.here("*.py")
+    assert not hub.here("*.bin")
     assert not hub.here("*.safetensors")
 
 

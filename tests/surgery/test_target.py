@@ -10,7 +10,13 @@ from scionlm.families import ModelShape, family_of
 from scionlm.families.registry import FAMILIES
 from scionlm.surgery.depth import plan_depth, plan_growth
 from scionlm.surgery.plan import LayerPlan, SurgeryPlan
-from scionlm.surgery.target import per_layer_lists, resolved_config, target_config, unusual_settings
+from scionlm.surgery.target import (
+    changed_settings,
+    per_layer_lists,
+    resolved_config,
+    target_config,
+    unusual_settings,
+)
 
 LISTED = [(t, key) for f in FAMILIES for t in f.model_types for key in f.per_layer_config]
 COUNTED = [(t, key) for f in FAMILIES for t in f.model_types for key in f.layer_count_config]
@@ -50,6 +56,19 @@ def test_a_list_that_is_left_to_transformers_is_written_out(model_type, key):
     usual = resolved_config(config)[key]
     target = target_config([config], plan_depth(5, keep=[4, 1]))
     assert target[key] == [usual[4], usual[1]]
+
+
+@pytest.mark.parametrize(("model_type", "kept"), [("cohere2", False), ("gemma3_text", True)])
+def test_a_pattern_goes_where_transformers_takes_the_list_that_it_made_instead(model_type, kept):
+    config = config_of(model_type) | {"sliding_window_pattern": 2}
+    del config["layer_types"]
+    plan = plan_depth(5, keep=[1, 4])
+    target = target_config([config], plan)
+    assert target["layer_types"] == ["full_attention", "sliding_attention"]
+    assert ("sliding_window_pattern" in target) == kept
+    assert changed_settings(config, target, plan) == ""
+    growth = SurgeryPlan(("child", "donor"), (2, 5), (LayerPlan(0), LayerPlan(3, 1), LayerPlan(1)))
+    assert target_config([target, config], growth)["layer_types"] == [*["full_attention"] * 2, "sliding_attention"]
 
 
 @pytest.mark.parametrize(("model_type", "key"), LISTED)

@@ -355,6 +355,33 @@ def test_tokens_without_an_embedding_are_refused(tmp_path, how):
         plan_vocabulary(folder, how, tmp_path)
 
 
+def test_an_added_token_without_an_embedding_goes_and_is_nowhere_named(tmp_path):
+    """Gemma 3's text models have no embedding for the token of images, and their tokenizers name it in many places."""
+    source = byte_level(tmp_path / "source")
+    tokenizer = load_tokenizer(source)
+    tokenizer.add_special_tokens(["<image>"])
+    tokenizer.save(str(source / "tokenizer.json"))
+    named = {"image_token": "<image>", "extra_special_tokens": {"image_token": "<image>", "end": "<|im_end|>"}}
+    edit(source, lambda config: config.update(named), "tokenizer_config.json")
+    edit(source, lambda c: c["added_tokens_decoder"].update({"323": {"content": "<image>"}}), "tokenizer_config.json")
+    extra = {"eos_token": "<|endoftext|>", "image_token": {"content": "<image>"}, "other": ["<image>", CHAT[0]]}
+    (source / "special_tokens_map.json").write_text(json.dumps(extra))
+    tiny_model(vocab_size=323).save_pretrained(source)
+    for size in (300, 323):
+        out = tmp_path / str(size)
+        out.mkdir()
+        rows = trim_tokenizer(source, size, out)
+        assert len(rows) == load_tokenizer(out).get_vocab_size() == len(AutoTokenizer.from_pretrained(out)) == size
+        assert max(rows) < 323
+        assert not [path.name for path in out.iterdir() if "<image>" in path.read_text()]
+        assert json.loads((out / "special_tokens_map.json").read_text())["other"] == [CHAT[0]]
+        complete_plan(plan_depth(5, 1), {"vocab_size": size}, open_folder(source), None, rows)
+    with pytest.raises(UsageError, match=r"must stay, and 323$"):
+        trim_tokenizer(source, 324, tmp_path)
+    with pytest.raises(DataError, match="number 323, but there are only 323"):
+        complete_plan(plan_depth(5, 1), {"tokenizer": str(source)}, open_folder(source), None)
+
+
 def plan_vocabulary(folder, how, out):
     rows = trim_tokenizer(folder.path, 300, out) if how == "vocab_size" else None
     options = {"vocab_size": 300} if how == "vocab_size" else {"tokenizer": str(folder.path)}

@@ -14,8 +14,8 @@ from scionlm.sources import ModelFolder
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Names under which tokenizers have their end of text, the base models' own first: a chat model's eos is end of turn.
-_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
+# Names under which tokenizers have their end of text: a chat model's eos is end of turn, and is none of them.
+_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<EOS_TOKEN>")
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -37,8 +37,7 @@ def tokenizer_info(
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     special = _special_tokens(source.path)
     if separator is None:
-        candidates = [*_END_OF_TEXT, special.get("eos_token")]
-        separator = next((token for token in candidates if token in vocabulary), None)
+        separator = _end_of_text(tokenizer, special.get("eos_token"))
         if separator is None:
             raise DataError(f"the tokenizer of {source.name} has no end-of-text token of a known name; set separator")
     for key, token in (("separator", separator), ("bos", bos)):
@@ -55,6 +54,33 @@ def tokenizer_info(
         bos=bos,
         bos_id=None if bos is None else vocabulary[bos],
     )
+
+
+def largest_id(tokenizer: "Tokenizer", info: TokenizerInfo) -> int:
+    """Return the largest token id that a data folder can hold.
+
+    A tokenizer may have special tokens that its model has no embedding for, as Gemma 3 has one for images: preparing
+    reads no special token out of a text, and so needs none but those that it puts beside it.
+
+    Args:
+        tokenizer: The folder's.
+        info: What the folder says of it.
+    """
+    read = {number for number, token in tokenizer.get_added_tokens_decoder().items() if not token.special}
+    read |= set(tokenizer.get_vocab(with_added_tokens=False).values())
+    return max(*read, info.separator_id, info.prefix_id, info.bos_id or 0)
+
+
+def _end_of_text(tokenizer: "Tokenizer", eos: str | None) -> str | None:
+    """Return a tokenizer's end of text: its eos, unless only another token has a name of one.
+
+    Names that are ordinary tokens come last: Gemma has `</s>` as a tag of HTML, OPT the end of GPT-2's texts, unused.
+    """
+    added = tokenizer.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special}
+    named = sorted(_END_OF_TEXT, key=lambda token: (token != eos, token not in special))
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    return next((token for token in [*named, eos] if token in vocabulary), None)
 
 
 def _special_tokens(folder: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def export_checkpoint(run: Path, out: Path, step: int | None, last: int, average
     dtype = export_type(recipe, source)
     provenance = provenance_of(recipe, source, plan, open_teacher(recipe, source, weights=False))
     with staged_folder(out) as stage:
-        save_model(model, stage, source, card, provenance | {"checkpoint": facts}, dtype)
+        save_model(model, stage, source, plan, card, provenance | {"checkpoint": facts}, dtype)
         verify_export(model, stage, Proof(), dtype)
     return out
 

@@ -98,7 +98,8 @@ class Grown:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path.parent, f"{STUDENT}.")
             with staged_folder(path) as stage:
-                save_model(model, stage, self.setting.source, "", {"round": self.before.folder.name}, torch.float32)
+                made = {"round": self.before.folder.name}
+                save_model(model, stage, self.setting.source, self.setting.plan, "", made, torch.float32)
         return open_folder(path, STUDENT)
 
     def tidy(self) -> None:

@@ -10,6 +10,7 @@ from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import sha256_file
 from scionlm.core.log import warn
 from scionlm.data import DataFolder
+from scionlm.data.tokenizer import largest_id
 from scionlm.families import ModelShape, family_of
 from scionlm.families.shape import context_length, learned_positions
 from scionlm.recipes.config import Recipe
@@ -293,18 +294,28 @@ def check_tokenizer(source: ModelFolder, data: DataFolder) -> None:
             f"the data in {data.path} was made with the tokenizer of {data.tokenizer.name!r}, which is not that of "
             f"{source.name!r}; prepare it again with tokenizer: {source.name}"
         )
-    rows = ModelShape.of(source.config, source.path / "config.json").vocab_size
-    if data.tokenizer.vocab_size > rows:
-        raise DataError(f"the tokenizer has {data.tokenizer.vocab_size} ids, the source only {rows}")
+    if (token := _without_embedding(source, data)) is not None:
+        raise DataError(
+            f"{source.name!r} has no embedding for token {token} of its tokenizer, which the data in {data.path} may "
+            "hold: they do not belong together; prepare the data again with the tokenizer that the model was made with"
+        )
 
 
 def _check_teacher(teacher: ModelFolder, data: DataFolder) -> None:
-    rows = ModelShape.of(teacher.config, teacher.path / "config.json").vocab_size
-    if not _shares_tokenizer(teacher, data) or data.tokenizer.vocab_size > rows:
+    if not _shares_tokenizer(teacher, data) or _without_embedding(teacher, data) is not None:
         raise DataError(
             f"distill.teacher {teacher.name!r} has another tokenizer than {data.tokenizer.name!r}, which made the data "
             f"in {data.path}: their next tokens cannot be compared; choose a teacher that shares it"
         )
+
+
+def _without_embedding(model: ModelFolder, data: DataFolder) -> int | None:
+    """Return the largest token id that data may hold, where a model has no embedding for it."""
+    rows = ModelShape.of(model.config, model.path / "config.json").vocab_size
+    if data.tokenizer.vocab_size <= rows:
+        return None
+    largest = largest_id(load_tokenizer(data.tokenizer_folder), data.tokenizer)
+    return largest if largest >= rows else None
 
 
 def _shares_tokenizer(model: ModelFolder, data: DataFolder) -> bool:

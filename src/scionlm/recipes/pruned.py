@@ -224,7 +224,7 @@ def _one_step(
                 "checks": proof.checks,
             }
             with staged_folder(out / "model") as stage:
-                save_model(small, stage, setting.source, "", provenance, torch.float32)
+                save_model(small, stage, setting.source, plan, "", provenance, torch.float32)
         return _NOTHING | {"shape": _shape_of(setting, plan)}
 
     return setting.ranks.on_main(cut)

@@ -145,7 +145,7 @@ class Pruning:
             "checks": proof.checks,
         }
         with staged_folder(out / "model") as stage:
-            save_model(small, stage, source, "", provenance, torch.float32)
+            save_model(small, stage, source, plan, "", provenance, torch.float32)
             verify_export(small, stage, proof, torch.float32)
             # The model's folder, once it is in place, says that all of this is done.
             write_json(out / RECORD, _record(pruner, plan, values, proof))

@@ -334,7 +334,7 @@ def export(setting: Setting, out: Path, model: PreTrainedModel) -> None:
     dtype = export_type(setting.recipe, setting.source)
     provenance = provenance_of(setting.recipe, setting.source, setting.plan, setting.teacher)
     with staged_folder(out / "model") as stage:
-        save_model(model, stage, setting.source, "", provenance, dtype)
+        save_model(model, stage, setting.source, setting.plan, "", provenance, dtype)
         verify_export(model, stage, Proof(), dtype)
 
 

@@ -1,7 +1,7 @@
 """Foreign `.bin` weights in: the one place where a pickle is opened, and only when the user says so.
 
 `torch.load(weights_only=True)` builds tensors and plain containers and nothing else. The result is converted once into
-a folder of safetensors in the cache; from then on the model loads from there, without the flag.
+a folder of safetensors in the cache; from then on a local folder loads from there, without the flag.
 """
 
 import hashlib

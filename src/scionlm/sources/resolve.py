@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import sha256_file
-from scionlm.sources.folder import LICENSE_PATTERNS, ModelFolder, open_folder
+from scionlm.sources.folder import LICENSE_PATTERNS, ModelFolder, open_folder, weight_map
 from scionlm.sources.gguf import convert_gguf
 from scionlm.sources.hub import hub_errors
 from scionlm.sources.pickled import convert_pickled
@@ -34,6 +34,8 @@ _HUB_FILES = [
     "README.md",
     *LICENSE_PATTERNS,
 ]
+_SINGLE = "model.safetensors"
+_PICKLED = "pytorch_model*.bin"
 
 
 def resolve(name: str, *, allow_pickle: bool = False, weights: bool = True) -> ModelFolder:
@@ -41,8 +43,9 @@ def resolve(name: str, *, allow_pickle: bool = False, weights: bool = True) -> M
 
     Args:
         name: MODEL as a user types it.
-        allow_pickle: Convert `.bin` weights of a local folder where there are no others.
-        weights: False leaves a hub model's weight files where they are until `ModelFolder.fetch` asks for some.
+        allow_pickle: Convert `.bin` weights where there are no others.
+        weights: False leaves a hub model's weight files where they are until `ModelFolder.fetch` asks for some; those
+            that may have to be converted are fetched at once.
 
     Raises:
         UsageError: A local path that is not there.
@@ -71,7 +74,7 @@ def resolve(name: str, *, allow_pickle: bool = False, weights: bool = True) -> M
     looks_local = name.endswith(".gguf") or (match and path.parent.is_dir())
     if not match or looks_local or len(match[1]) > 96 or match[1].endswith((".git", ".ipynb", "-", ".")):
         raise unknown
-    return _resolve_hub(match[1], match[2], name, weights)
+    return _resolve_hub(match[1], match[2], name, allow_pickle, weights)
 
 
 def _resolve_builtin() -> ModelFolder:
@@ -90,13 +93,23 @@ def _resolve_builtin() -> ModelFolder:
     return open_folder(converted, BUILTIN, hub_id=_BUILTIN_HUB_ID)
 
 
-def _resolve_hub(repo: str, revision: str | None, name: str, weights: bool) -> ModelFolder:
+def _resolve_hub(repo: str, revision: str | None, name: str, allow_pickle: bool, weights: bool) -> ModelFolder:
     path = _download(repo, revision, name, _HUB_FILES)
 
     def fetch(files: list[str]) -> None:
         _download(repo, path.name, name, files)
+        if weight_map(path) is None and not (path / _SINGLE).exists():
+            raise DataError(
+                f"model {name!r}: the repository has neither {_SINGLE} nor {_SINGLE}.index.json; where it has "
+                f"{_PICKLED}, which are pickles, --allow-pickle (of scion inherit, for one) fetches and converts them"
+            )
 
     folder = open_folder(path, repo, fetch, revision=path.name, hub_id=repo)
+    if allow_pickle and weight_map(path) is None:
+        _download(repo, path.name, name, [_SINGLE])
+        if not (path / _SINGLE).exists():
+            _download(repo, path.name, name, [_PICKLED])
+            return open_folder(convert_pickled(path, allow_pickle), repo, revision=path.name, hub_id=repo)
     if not weights:
         return folder
     folder.fetch()

@@ -13,6 +13,8 @@ from scionlm.core.records import write_json
 from scionlm.sources import ModelFolder
 from scionlm.sources.folder import read_json_object
 from scionlm.sources.quiet import quiet_transformers
+from scionlm.surgery.plan import SurgeryPlan
+from scionlm.surgery.target import remap_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,12 +29,14 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+_GENERATION = "generation_config.json"
 
 
 def save_model(
     model: "PreTrainedModel",
     stage: Path,
     source: ModelFolder,
+    plan: SurgeryPlan,
     card: str,
     provenance: dict[str, Any],
     dtype: torch.dtype | None = None,
@@ -42,7 +46,8 @@ def save_model(
     Args:
         model: The model; its weights are not changed.
         stage: An empty folder that the caller moves into place.
-        source: Where tokenizer and licence files come from.
+        source: Where tokenizer, licence files and settings of generation come from.
+        plan: What was made of it.
         card: Text of README.md.
         provenance: What was made from what, kept as `provenance.json`.
         dtype: Type of the saved weights; None keeps the model's own.
@@ -50,12 +55,34 @@ def save_model(
     state = None
     if dtype is not None:
         state = _converted(model.state_dict(), dtype)
-    with quiet_transformers():
-        model.save_pretrained(stage, state_dict=state)
+    from transformers import GenerationConfig
+
+    # What transformers would find wrong with the source's settings is no reason to refuse weights.
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        with quiet_transformers():
+            model.save_pretrained(stage, state_dict=state)
+    finally:
+        model.generation_config = kept
+    (stage / _GENERATION).unlink(missing_ok=True)
+    write_generation(stage, source, plan)
     if dtype is not None:  # transformers writes the type of the model in memory
         config = read_json_object(stage / "config.json") | {"dtype": str(dtype).removeprefix("torch.")}
         write_text_atomic(stage / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_companions(stage, source, card, provenance)
+
+
+def generation_settings(source: ModelFolder, plan: SurgeryPlan) -> dict[str, Any] | None:
+    """Return the target's `generation_config.json`, or None where the source has none."""
+    path = source.path / _GENERATION
+    return remap_token_ids(read_json_object(path), plan) if path.is_file() else None
+
+
+def write_generation(stage: Path, source: ModelFolder, plan: SurgeryPlan) -> None:
+    """Write `generation_config.json` where the source has one: as it stands there, with the target's token ids."""
+    settings = generation_settings(source, plan)
+    if settings is not None:
+        write_text_atomic(stage / _GENERATION, json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _converted(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

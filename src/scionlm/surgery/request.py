@@ -196,7 +196,7 @@ def complete_plan(
     if vocab is not None and max(vocab) >= shape.vocab_size:
         raise DataError(
             f"{source.name}: its tokenizer has a token of number {max(vocab)}, but there are only {shape.vocab_size} "
-            "embeddings; the tokenizer does not belong to the model"
+            "embeddings; leave such tokens out of a smaller tokenizer, or take the one that belongs to the model"
         )
     rows = shape.vocab_size if vocab is None else len(vocab)
     multiple = options.get("pad_vocab_to")

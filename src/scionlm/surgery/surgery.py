@@ -23,13 +23,14 @@ from scionlm.families import family_of
 from scionlm.families.shape import canonical_names
 from scionlm.families.weights import FolderWeights, StateWeights, Weights
 from scionlm.sources import ModelFolder
-from scionlm.sources.folder import read_json_object, tensor_index, weight_map
+from scionlm.sources.folder import tensor_index, weight_map
 from scionlm.sources.tensors import FolderTensors
 from scionlm.surgery.apply import blocks, whole
+from scionlm.surgery.export import generation_settings, write_generation
 from scionlm.surgery.fresh import lazy_fresh
 from scionlm.surgery.operations import Operation, operations, summarize
 from scionlm.surgery.plan import SurgeryPlan, plan_without_fresh
-from scionlm.surgery.target import remap_token_ids, target_config
+from scionlm.surgery.target import target_config
 from scionlm.surgery.write import Tensor, Written, is_finite, write_weights
 
 if TYPE_CHECKING:
@@ -145,8 +146,7 @@ class Surgery:
 
     def generation_config(self) -> dict[str, Any] | None:
         """Return the target's `generation_config.json`, or None where the source has none."""
-        path = self.folders[0].path / "generation_config.json"
-        return remap_token_ids(read_json_object(path), self.plan) if path.is_file() else None
+        return generation_settings(self.folders[0], self.plan)
 
     def write(self, stage: Path, shard_bytes: int = SHARD_BYTES) -> Written:
         """Write weights and configuration into `stage`, a block of memory at a time.
@@ -174,10 +174,7 @@ class Surgery:
             written = write_weights(tensors, stage, shard_bytes, progress.update)
         _refuse_not_finite(written.not_finite)
         write_text_atomic(stage / "config.json", json.dumps(self.config, indent=2, sort_keys=True) + "\n")
-        generation = self.generation_config()
-        if generation is not None:
-            text = json.dumps(generation, indent=2, sort_keys=True) + "\n"
-            write_text_atomic(stage / "generation_config.json", text)
+        write_generation(stage, self.folders[0], self.plan)
         return written
 
 

@@ -13,6 +13,8 @@ _NOT_PER_LAYER = (
     "architectures", "eos_token_id", "bos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens",
     "bad_words_ids", "keys_to_ignore_at_inference", "id2label", "label2id", "rope_parameters", "rope_scaling",
 )  # fmt: skip
+# A short way to write `layer_types`; some families keep it beside the list.
+_PATTERN = "sliding_window_pattern"
 # Settings that hold token numbers under another name.
 _TOKEN_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
 _SEQUENCES = ("bad_words_ids", "force_words_ids")  # a part of one says something else
@@ -111,8 +113,9 @@ def target_config(configs: list[Config], plan: SurgeryPlan, *, for_a_plan: bool 
     _check_donors(configs)
     target = copy.deepcopy(config)
     target[family.key("num_hidden_layers")] = len(plan.layers)
-    for key in lists[0]:
-        target[key] = [lists[layer.donor][key][layer.index] for layer in plan.layers]
+    target |= {key: [lists[layer.donor][key][layer.index] for layer in plan.layers] for key in lists[0]}
+    if "layer_types" in lists[0] and not for_a_plan:
+        _drop_pattern(target, config)
     if plan.is_subset:
         for key in family.layer_count_config:
             if isinstance(config.get(key), int):
@@ -135,6 +138,12 @@ def target_config(configs: list[Config], plan: SurgeryPlan, *, for_a_plan: bool 
             resolved_config(config)  # if it is the source that transformers refuses, say so
             raise UsageError(f"{config['model_type']} cannot have these sizes: {error}") from error
     return target
+
+
+def _drop_pattern(target: Config, source: Config) -> None:
+    """Take the pattern out beside the list that it means, where transformers reads one or the other."""
+    if _PATTERN in source and _PATTERN not in resolved_config(source):
+        del target[_PATTERN]
 
 
 def _set_width(target: Config, family: FamilySpec, source: ModelShape, plan: SurgeryPlan) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import write_text_atomic
+from scionlm.families import ModelShape
 from scionlm.sources.folder import load_tokenizer, read_json_object
 from scionlm.surgery.plan import Indices
 
@@ -36,10 +37,12 @@ def match_tokenizer(source: Path, tokenizer: Path) -> Indices:
 def trim_tokenizer(source: Path, size: int, out: Path) -> Indices:
     """Write a tokenizer of the source's first `size` tokens into `out`; return the source's id of each of them.
 
-    All single bytes and characters and all added tokens stay; the merges that came last in training go.
+    All single bytes and characters and all added tokens stay; the merges that came last in training go. Added tokens
+    that the source has no embedding for (Gemma 3's for images) go too.
 
     Args:
-        source: Folder with the source's tokenizer.
+        source: Folder with the source's tokenizer, and the `config.json` that says how many embeddings there are;
+            without that, each token has one.
         size: Tokens of the new tokenizer.
         out: Folder that gets `tokenizer.json` and what belongs to it.
 
@@ -62,7 +65,10 @@ def _trim(spec: dict[str, Any], path: Path, source: Path, size: int, out: Path) 
         raise DataError(f"{path}: only a BPE tokenizer can be trimmed; give a tokenizer instead (--tokenizer)")
     vocab: dict[str, int] = model["vocab"]
     merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    added = {token["content"]: int(token["id"]) for token in spec.get("added_tokens") or []}
+    listed, rows = spec.get("added_tokens") or [], _num_embeddings(source)
+    gone = {token["content"] for token in listed if rows is not None and int(token["id"]) >= rows}
+    spec["added_tokens"] = [token for token in listed if token["content"] not in gone]
+    added = {token["content"]: int(token["id"]) for token in spec["added_tokens"]}
     ids = vocab | added
     made = {a + b for a, b in merges}
     kept = {token for token in ids if token in added or token not in made}
@@ -80,17 +86,22 @@ def _trim(spec: dict[str, Any], path: Path, source: Path, size: int, out: Path) 
     new = {token: number for number, token in enumerate(tokens)}
     model["vocab"] = {token: new[token] for token in tokens if token in vocab}
     model["merges"] = [[a, b] for a, b in merges if a in kept and b in kept and a + b in kept]
-    for token in spec.get("added_tokens") or []:
+    for token in spec["added_tokens"]:
         token["id"] = new[token["content"]]
     _renumber(spec.get("post_processor"), new, path)
     padding = spec.get("padding")
     if padding is not None:
         padding["pad_id"] = new[padding["pad_token"]]
     files = {"tokenizer.json": json.dumps(spec, ensure_ascii=False)}
-    files |= _settings(source, {ids[token]: number for token, number in new.items()})
+    files |= _settings(source, {ids[token]: number for token, number in new.items()}, gone)
     for name, text in files.items():
         write_text_atomic(out / name, text)
     return tuple(ids[token] for token in tokens)
+
+
+def _num_embeddings(source: Path) -> int | None:
+    path = source / "config.json"
+    return ModelShape.of(read_json_object(path), path).vocab_size if path.is_file() else None
 
 
 def _renumber(processor: Any, new: dict[str, int], path: Path) -> None:
@@ -109,13 +120,13 @@ def _renumber(processor: Any, new: dict[str, int], path: Path) -> None:
         )
 
 
-def _settings(source: Path, place: dict[int, int]) -> dict[str, str]:
-    """Return the files beside `tokenizer.json`, with token numbers brought into line."""
+def _settings(source: Path, place: dict[int, int], gone: set[str]) -> dict[str, str]:
+    """Return the files beside `tokenizer.json`, with token numbers brought into line and without tokens that went."""
     found: dict[str, str] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if not (source / name).is_file():
             continue
-        settings = read_json_object(source / name)
+        settings = _without(read_json_object(source / name), gone)
         listed = settings.get("added_tokens_decoder")
         if isinstance(listed, dict):
             if not all(key.isascii() and key.isdigit() for key in listed):
@@ -124,6 +135,18 @@ def _settings(source: Path, place: dict[int, int]) -> dict[str, str]:
         found[name] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
     template = source / "chat_template.jinja"
     return found | ({template.name: template.read_text(encoding="utf-8")} if template.is_file() else {})
+
+
+def _without(value: Any, gone: set[str]) -> Any:
+    """Return settings without those that name a token of `gone`, which transformers would add again."""
+
+    def stays(item: Any) -> bool:
+        named = item.get("content") if isinstance(item, dict) else item
+        return not isinstance(named, str) or named not in gone
+
+    if isinstance(value, dict):
+        return {key: _without(item, gone) for key, item in value.items() if stays(item)}
+    return [_without(item, gone) for item in value if stays(item)] if isinstance(value, list) else value
 
 
 def padding_to(size: int, multiple: int) -> int:
