@@ -64,21 +64,23 @@ def half(lab):
 
 def test_half_of_the_layers_beat_random_weights_at_as_many_steps_by_much(half, lab):
     assert half["control"]["training"]["tokens"] == half["training"]["tokens"]
-    assert nats(half["domains"]) < nats(half["control"]["domains"]) - 0.1
+    assert nats(half["domains"]) < nats(half["control"]["domains"]) - 1.0  # 1.94, 1.89, 1.89
 
 
 def test_the_gap_to_random_weights_closes_with_the_steps(half, lab):
     longer = lab.child(STEPS, control=True)
     gaps = [nats(one["control"]["domains"]) - nats(one["domains"]) for one in (half, longer)]
-    assert gaps[1] < gaps[0] - 0.1
+    assert 0.05 < gaps[1] < gaps[0] - 1.0  # 0.114, 0.102, 0.100
 
 
 def test_the_first_half_is_worth_more_than_the_last(half, lab):
     last = lab.child(20, inherit__strategy="last")
-    assert nats(half["domains"]) < nats(last["domains"]) - 0.05
+    assert nats(half["domains"]) < nats(last["domains"]) - 0.12  # 0.32, 0.25, 0.26
 
 
 def test_growth_reaches_the_source(lab):
     grow = {"from": "source", "by": 1, "tolerance": 0.02, "max_rounds": 4}
-    result = lab.child(STEPS // 3, inherit__layers=1, grow=grow)
-    assert result["growth"]["outcome"] == "matched"
+    growth = lab.child(STEPS // 3, inherit__layers=1, grow=grow)["growth"]
+    assert growth["outcome"] == "matched"
+    assert [one["layers"] for one in growth["rounds"]] == [1, 2, 3]  # so for all three
+    assert growth["rounds"][0]["nll"] > lab.source + 0.1  # 0.165, 0.143
