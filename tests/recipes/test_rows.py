@@ -177,7 +177,11 @@ def test_a_step_is_measured_compiled_where_the_run_compiles(
     tiny_folder, data_folder, monkeypatch, setting, flops, compiled
 ):
     calls = []
-    monkeypatch.setattr(Objective, "compile", calls.append)
+
+    def compiling(self):
+        calls.append(self)
+
+    monkeypatch.setattr(Objective, "compile", compiling)
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(calibrate, "plan_recipe", lambda _: {"micro_batch_size": 2, "flops": flops})
     calibrate.measure_steps(recipe_of(tiny_folder, data_folder.path, train__compile=setting))
