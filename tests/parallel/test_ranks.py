@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from scionlm.core.errors import DataError, LostRankError, ScionError, StorageError, UsageError
 from scionlm.core.signals import StopRequest
-from scionlm.parallel.ranks import ALONE, Ranks, is_launched, naming_losses
+from scionlm.parallel import ranks as ranks_module
+from scionlm.parallel.ranks import ALONE, Ranks, is_launched, joined, naming_losses
 
 SOURCE = Path(__file__).parents[2] / "src" / "scionlm"
 
@@ -114,7 +116,21 @@ def test_one_process_is_a_world_of_its_own(monkeypatch):
     assert not is_launched()
 
 
-@pytest.mark.parametrize("text", ["[gloo/transport/tcp/pair.cc] Connection closed by peer", "NCCL error in: x"])
+NCCL = "NCCL error in: ProcessGroupNCCL.cpp:1275, {}, NCCL version 2.27.5\n{}\nLast error:\n{}"
+REMOTE = NCCL.format(
+    "remote process exited or there was a network error",
+    "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+    "socketProgress: Connection closed by remote peer gpu-1<45074>",
+)
+INVALID = NCCL.format(
+    "invalid usage (run with NCCL_WARN=INFO for details)",
+    "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.",
+    "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 50",
+)
+LATE = "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7) ran for 600000 milliseconds before timing out."
+
+
+@pytest.mark.parametrize("text", ["[gloo/transport/tcp/pair.cc] Connection closed by peer", REMOTE, LATE])
 def test_broken_lines_are_named(text):
     def work(ranks):
         with naming_losses(ranks):
@@ -123,6 +139,53 @@ def test_broken_lines_are_named(text):
     assert [type(error) for error in on_all(work)] == [LostRankError] * 3
     with pytest.raises(RuntimeError, match=re.escape(text)), naming_losses(ALONE):
         raise RuntimeError(text)
+
+
+def test_what_nccl_fails_with_by_itself_is_said():
+    def work(ranks):
+        with naming_losses(ranks):
+            raise RuntimeError(INVALID)
+
+    for error in on_all(work):
+        assert type(error) is StorageError
+        assert "NCCL failed: Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 50 (" in str(error)
+
+
+class Closing(Ranks):
+    closed = False
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("on_gpus", [False, True])
+def test_a_failure_on_gpus_does_not_wait_for_the_others(on_gpus, monkeypatch):
+    """Closing NCCL would; gloo does not wait, and a process may go on to another run."""
+    ends = []
+    monkeypatch.setattr(ranks_module.atexit, "register", lambda *end: ends.append(end))
+    failing, sound = Closing(), Closing()
+    with pytest.raises(DataError, match="broken"), ranks_module._leaving(failing, on_gpus):
+        raise DataError("broken")
+    assert (failing.closed, ends) == (not on_gpus, [(ranks_module._end, DataError.exit_code)] * on_gpus)
+    with ranks_module._leaving(sound, on_gpus):
+        pass
+    assert sound.closed
+    assert len(ends) == on_gpus
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_a_gpu_for_each_process_is_asked_for(local_rank, monkeypatch):
+    """Each machine's first process says so."""
+    values = {"RANK": 2 + local_rank, "WORLD_SIZE": 4, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": 2}
+    for name, value in (values | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}).items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(ranks_module, "_MAIN_SPEAKS_SECONDS", 0.0)
+    said = r'2 processes .* with 1 GPU: .*CUDA_VISIBLE_DEVICES=""'
+    with pytest.raises(UsageError, match=said) as caught, joined():
+        pass
+    assert caught.value.told == (local_rank == 1)
 
 
 def test_only_parallel_knows_gpus():

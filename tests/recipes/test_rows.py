@@ -1,21 +1,26 @@
 """What a run settles by the device: the fastest micro-batch of those that fit, and the kernel of attention."""
 
 import gc
+import shutil
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from scionlm.core.config import load_yaml
+from scionlm.core.devices import this_machine
 from scionlm.core.errors import UsageError
 from scionlm.parallel.ranks import Ranks
 from scionlm.parallel.runtime import Runtime, check_attention
 from scionlm.recipes import calibrate, setting
 from scionlm.recipes import setting as setting_module
 from scionlm.recipes.calibrate import choose_rows
+from scionlm.recipes.planning import plan_recipe, table_seconds
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
+from scionlm.sources import load_hf_model, open_folder
 from scionlm.train import step as step_module
+from scionlm.train.objective import Objective
 from whole_runs import quicken, recipe_of
 
 ALONE = Runtime("cpu", "a processor", 1, "fp32")
@@ -36,11 +41,12 @@ def speeds(monkeypatch):
         def passing(objective, optimizer, batch):
             rows = len(batch.input_ids)
             tried.append(rows)
+            assert optimizer.tensors()  # beside its state it has to fit
             if seconds[rows] is None:
                 raise torch.OutOfMemoryError("too much")
 
         monkeypatch.setattr(calibrate, "_pass", passing)
-        monkeypatch.setattr(calibrate, "_seconds", lambda work: (work(), seconds[tried[-1]])[1])
+        monkeypatch.setattr(calibrate, "_seconds", lambda work, runtime: (work(), seconds[tried[-1]])[1])
         return tried
 
     return speeds
@@ -101,9 +107,12 @@ def tensor_bytes():
     return sum(one.nbytes for one in plain if one.device.type == "cpu")
 
 
+@pytest.mark.parametrize("taught", [False, True])
 @pytest.mark.parametrize("measure", ["choose_rows", "measure_steps"])
-def test_what_was_tried_gives_its_memory_back(recipe, measure):
-    """At once, though the modules of a trial hold each other."""
+def test_what_was_tried_gives_its_memory_back(tiny_folder, data_folder, measure, taught):
+    """At once, though the modules of a trial hold each other; that of a teacher too."""
+    distill = {"teacher": str(tiny_folder)} if taught else None
+    recipe = recipe_of(tiny_folder, data_folder.path, train__micro_batch_size="auto", distill=distill)
     calibrate.measure_steps(recipe)  # what is held for good is there
     gc.collect()
     gc.disable()
@@ -155,7 +164,44 @@ def test_the_kernel_that_is_measured_is_the_one_that_trains(recipe, tiny_folder,
 
 def test_a_time_is_measured_with_a_pass_that_fits(recipe, monkeypatch):
     seen = []
-    monkeypatch.setattr(calibrate, "plan_recipe", lambda _: {"micro_batch_size": 2})
+    monkeypatch.setattr(calibrate, "plan_recipe", lambda _: {"micro_batch_size": 2, "flops": 0})
     monkeypatch.setattr(calibrate, "_pass", lambda objective, optimizer, batch: seen.append(len(batch.input_ids)))
     calibrate.measure_steps(recipe)
     assert set(seen) == {2}
+
+
+@pytest.mark.parametrize(
+    ("setting", "flops", "compiled"), [("auto", 1e18, True), ("auto", 0, False), (False, 1e18, False)]
+)
+def test_a_step_is_measured_compiled_where_the_run_compiles(
+    tiny_folder, data_folder, monkeypatch, setting, flops, compiled
+):
+    calls = []
+
+    def compiling(self):
+        calls.append(self)
+
+    monkeypatch.setattr(Objective, "compile", compiling)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(calibrate, "plan_recipe", lambda _: {"micro_batch_size": 2, "flops": flops})
+    calibrate.measure_steps(recipe_of(tiny_folder, data_folder.path, train__compile=setting))
+    assert len(calls) == compiled
+
+
+def test_lengths_that_do_not_go_together_by_the_table_are_measured_all_the_same(tiny_folder, data_folder):
+    """By the table a warm-up of so long is longer than the run; by what is measured it may not be."""
+    recipe = recipe_of(tiny_folder, data_folder.path, schedule__warmup="1 hour")
+    with pytest.raises(UsageError, match=r"schedule\.warmup"):
+        plan_recipe(recipe)
+    assert len(calibrate.step_seconds(recipe)) == 1
+
+
+def test_a_model_too_large_for_a_trial_takes_its_times_from_the_table(recipe, tiny_folder, monkeypatch, capsys):
+    def full(self, *arguments):
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(Objective, "forward", full)
+    found = calibrate.step_seconds(recipe)
+    assert "one device has no room to measure a step on" in capsys.readouterr().err
+    config = load_hf_model(open_folder(tiny_folder), torch.float32).config.to_dict() | {"num_hidden_layers": 2}
+    assert found == table_seconds(recipe, config, None, this_machine())

@@ -20,6 +20,7 @@ from scionlm.core.errors import DataError, StoppedError, UsageError
 from scionlm.core.records import read_json, write_json
 from scionlm.core.signals import StopRequest
 from scionlm.families import ModelShape, family_of
+from scionlm.parallel import runtime
 from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.recipes import child, inheritune
 from scionlm.recipes import selection as selection_module
@@ -272,6 +273,25 @@ def test_heads_and_channels_are_the_most_important_ones(recipe, data_folder, tmp
     del measured[:]
     assert chosen(asked, data_folder, tmp_path) == plan
     assert not measured
+
+
+def test_measuring_importance_leaves_the_threads_of_a_run(data_folder, tiny_folder, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before + 1))
+    Scorer(open_folder(tiny_folder), str(data_folder.path)).get("activation")
+    assert torch.get_num_threads() == before
+
+
+def test_importance_that_no_gpu_holds_is_measured_on_the_processor(data_folder, tiny_folder, monkeypatch, capsys):
+    """With its gradients it takes twice the weights."""
+    scorer, again = (Scorer(open_folder(tiny_folder), str(data_folder.path)) for _ in range(2))
+    expected = scorer.get("taylor")
+    parameters = load_hf_model(open_folder(tiny_folder), torch.float32).num_parameters()
+    monkeypatch.setattr(runtime, "start_runtime", lambda precision: runtime.Runtime("cuda", "a GPU", 1, "fp32"))
+    monkeypatch.setattr(runtime.Runtime, "memory", lambda self: 6 * parameters)
+    found = again.get("taylor")
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert f"on the processor: the {8 * parameters:,} bytes" in capsys.readouterr().err
 
 
 def test_another_rank_takes_the_plan_of_the_main_one(recipe, data_folder, tmp_path, measured, monkeypatch):

@@ -157,6 +157,12 @@ def test_weight_zero_is_plain_training_to_the_bit():
     )
 
 
+def test_what_is_released_holds_neither_student_nor_teacher():
+    student, teacher = tiny_model(seed=1), tiny_model(seed=2)
+    objective_of(student, teacher).release()
+    assert all(tensor.is_meta for model in (student, teacher) for tensor in model.parameters())
+
+
 def test_projections_learn_where_widths_differ_and_are_no_part_of_the_model():
     student, teacher = tiny_model(seed=1), tiny_model(seed=2, hidden_size=48)
     objective = objective_of(student, teacher, hidden_weight=1.0, layers={1: 1, 4: 4})

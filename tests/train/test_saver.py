@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from test_train import SEQUENCES, STEPS, Run, equal
 from scionlm.core.duration import Duration
 from scionlm.core.errors import StorageError
 from scionlm.core.records import JsonlWriter, read_jsonl
-from scionlm.parallel.ranks import ALONE
+from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.parallel.runtime import Runtime
 from scionlm.train import saver as module
 from scionlm.train.checkpoint import CheckpointStore, find_damage
@@ -609,3 +610,24 @@ def test_a_checkpoint_for_good_waits_for_the_one_that_is_being_written():
             saver.save({"step": step}, {}, (), must=False)
     saver.close()
     assert Slow.saved == [(3, False), (4, True)]
+
+
+def test_what_writes_in_the_background_is_on_the_device_of_its_process(monkeypatch):
+    class Second(Ranks):
+        local_rank = 1
+
+    class Store:
+        folder, ranks, shared = Path("nowhere"), ALONE, False
+
+        def save(self, state, tensors, for_good):
+            found.append(("save", threading.current_thread().name))
+
+    def enter(device):
+        found.append((device, threading.current_thread().name))
+
+    found = []
+    monkeypatch.setattr(torch.cuda, "set_device", enter)
+    saver = Saver(Store(), 1, background=Runtime("cuda", "a GPU", 1, "bf16", Second()))
+    saver.save({"step": 1}, {}, (), must=False)
+    saver.close()
+    assert found == [(torch.device("cuda", 1), "checkpoint"), ("save", "checkpoint")]

@@ -290,6 +290,13 @@ def test_compiled_training_is_close_to_eager(tmp_path, data_folder):
     assert all(torch.allclose(run.weights[n], other.weights[n], atol=1e-5) for n in run.weights)
 
 
+def test_ddp_does_not_cut_the_graphs_of_layers(tmp_path, data_folder, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    run = Run(tmp_path / "a", data_folder)
+    run.objective.compile(backend="aot_eager")
+    assert torch._dynamo.config.optimize_ddp is False
+
+
 def test_a_state_file_is_plain_json(tmp_path, data_folder):
     first = Run(tmp_path / "a", data_folder)
     with pytest.raises(StoppedError):

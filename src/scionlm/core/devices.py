@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scionlm.core.machine import usable_cores
+from scionlm.core.machine import local_processes, usable_cores
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def this_machine() -> Device:
         found = gpu_by_name(model)
         if found:
             return found
-    cores = usable_cores()
+    cores = usable_cores() * local_processes()
     flags = cpu_flags()
     _, bf16, fp32 = next(entry for entry in _CORES if not entry[0] or entry[0] in flags)
     name = cpu_facts().get("model name", "processor")

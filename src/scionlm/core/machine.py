@@ -11,11 +11,22 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Return the CPU cores that this process may use: what OMP_NUM_THREADS says, else all that it is allowed."""
+    """Return the CPU cores that this process may use: what OMP_NUM_THREADS says, else its share of all.
+
+    torchrun sets that variable to 1 where nobody has set it: its 1 is no request.
+    """
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked) > 0:
+    by_torchrun = asked == "1" and "TORCHELASTIC_RUN_ID" in os.environ
+    if asked.isdigit() and int(asked) > 0 and not by_torchrun:
         return int(asked)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(allowed // local_processes(), 1)
+
+
+def local_processes() -> int:
+    """Return how many processes torchrun has started on this machine; one without it."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(count) if count.isdigit() and int(count) > 0 else 1
 
 
 def peak_memory_bytes() -> int:

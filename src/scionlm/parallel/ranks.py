@@ -4,6 +4,7 @@ One of them, the main rank, writes the run folder and speaks to the user; all do
 torch is imported only where there is more than one process.
 """
 
+import atexit
 import contextlib
 import ctypes
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from scionlm.core import errors, log
-from scionlm.core.errors import LostRankError, ScionError
+from scionlm.core.errors import LostRankError, ScionError, StorageError, UsageError, exit_code_of
 from scionlm.core.files import storage_error
 
 T = TypeVar("T")
@@ -26,6 +27,8 @@ _PATIENCE = timedelta(hours=12)  # others wait while the main rank cuts, hashes 
 # A rank that fails waits so long for the main one to fail with the same. It has to wait: as soon as a process ends,
 # torchrun ends the others, and the main one would not come to say why.
 _MAIN_SPEAKS_SECONDS = 5.0
+# What torch and NCCL say where the other end of a line is gone, and nowhere else, in lower case.
+_GONE = ("remote process exit", "connection closed", "connection reset", "abort", "timeout", "timed out", "timing out")
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 
 
@@ -235,6 +238,9 @@ def joined(on_own_failure: Callable[[Exception], None] = lambda error: None) -> 
     Args:
         on_own_failure: Called with what a rank other than the main one fails with by itself: the main one may be in the
             middle of a computation that waits for it, and never come to say it.
+
+    Raises:
+        UsageError: This machine has GPUs, but fewer than processes.
     """
     if not is_launched():
         yield ALONE
@@ -244,14 +250,16 @@ def joined(on_own_failure: Callable[[Exception], None] = lambda error: None) -> 
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    _die_with_parent()
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
+    on_gpus = torch.cuda.is_available()
+    if on_gpus:
+        _check_gpus(torch.cuda.device_count())
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    _die_with_parent()
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     store, rank, world = next(rendezvous("env://"))
     dist.init_process_group(backend, store=PrefixStore("groups", store), rank=rank, world_size=world)
     ranks = _Launched(dist.new_group(backend="gloo", timeout=_PATIENCE), PrefixStore("words", store))
-    with log.silenced(not ranks.is_main):
+    with log.silenced(not ranks.is_main), _leaving(ranks, on_gpus):
         try:
             yield ranks
         except Exception as error:
@@ -261,8 +269,47 @@ def joined(on_own_failure: Callable[[Exception], None] = lambda error: None) -> 
             if not isinstance(words, LostRankError):
                 on_own_failure(words)
             raise words from error
-        finally:
+
+
+@contextlib.contextmanager
+def _leaving(ranks: Ranks, on_gpus: bool) -> Generator[None, None, None]:
+    """Leave the others at the end; after a failure on GPUs without a word to NCCL.
+
+    To close NCCL is to wait for what it was given, and the others are in the middle of it, waiting for this process: it
+    would never end, and torchrun never end the others. So it stays open, and the process ends, once its error has been
+    printed, without taking anything down.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if on_gpus:
+            atexit.register(_end, exit_code_of(error))
+        else:
             ranks.close()
+        raise
+    ranks.close()
+
+
+def _end(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)
+
+
+def _check_gpus(count: int) -> None:
+    """Refuse more processes on this machine than it has GPUs; its first one says so."""
+    wanted = int(os.environ["LOCAL_WORLD_SIZE"])
+    if count >= wanted:
+        return
+    error = UsageError(
+        f"{wanted} processes were started on a machine with {count} GPU{'s' * (count != 1)}: each needs its own; lower "
+        '--nproc-per-node, or put CUDA_VISIBLE_DEVICES="" before the command to compute on the processor'
+    )
+    error.told = os.environ["LOCAL_RANK"] != "0"
+    if error.told:
+        time.sleep(_MAIN_SPEAKS_SECONDS)
+    raise error
 
 
 @contextlib.contextmanager
@@ -271,6 +318,7 @@ def naming_losses(ranks: Ranks) -> Generator[None, None, None]:
 
     Raises:
         LostRankError: One of them is gone.
+        StorageError: NCCL has failed by itself.
         ScionError: One of them has failed by itself, with this.
     """
     try:
@@ -279,7 +327,11 @@ def naming_losses(ranks: Ranks) -> Generator[None, None, None]:
         text = str(error)
         if ranks.world == 1 or not any(word in text for word in ("gloo", "NCCL", "Connection", "peer")):
             raise
-        raise ranks.failed() or LostRankError(
+        failure = ranks.failed()
+        if failure is None and "NCCL" in text and not any(word in text.lower() for word in _GONE):
+            said = " ".join((text.partition("Last error:")[2].strip() or text).split())[:300]
+            failure = StorageError(f"NCCL failed: {said} (NCCL_DEBUG=INFO before the command shows more)")
+        raise failure or LostRankError(
             "another process of this run is gone; the last checkpoint is sound: the same command goes on from there"
         ) from error
 

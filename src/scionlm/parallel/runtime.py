@@ -1,8 +1,11 @@
 """Where a process computes: its CPU cores or its GPU, in float32 or bfloat16, alone or with others."""
 
+import contextlib
+import os
 import platform
 import shutil
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -13,7 +16,8 @@ import torch
 from scionlm.core.allocator import keep_freed_memory
 from scionlm.core.devices import cpu_facts, cpu_flags, gpu_by_name, memory_bytes
 from scionlm.core.errors import UsageError
-from scionlm.core.machine import peak_memory_bytes, usable_cores
+from scionlm.core.log import warn
+from scionlm.core.machine import local_processes, peak_memory_bytes, usable_cores
 from scionlm.parallel.ranks import ALONE, Ranks
 
 Precision = Literal["fp32", "bf16"]
@@ -70,6 +74,16 @@ class Runtime:
         """Seed every generator of this process; those of other ranks draw other numbers."""
         torch.manual_seed(seed + self.ranks.rank)
 
+    def enter_thread(self) -> None:
+        """Have this thread compute on the device of its process: a new one has the first."""
+        if self.kind == "cuda":
+            torch.cuda.set_device(self.device)
+
+    def wait(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def memory(self) -> int | None:
         """Return the memory that this process can have; None where that is not known."""
         if self.kind == "cuda":
@@ -77,9 +91,45 @@ class Runtime:
         whole = memory_bytes()
         return whole and whole // self.ranks.local_world
 
+    def forget_peak(self) -> None:
+        """Count the peak of a GPU's memory from now on; that of a process cannot be forgotten."""
+        if self.kind == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
     def peak_memory(self) -> int:
         """Return the most bytes that were in use: of the GPU where there is one, else of the process."""
-        return torch.cuda.max_memory_allocated() if self.kind == "cuda" else peak_memory_bytes()
+        return torch.cuda.max_memory_allocated(self.device) if self.kind == "cuda" else peak_memory_bytes()
+
+
+class Stopwatch:
+    """Adds up the time of pieces of work; of a GPU's by its own clock, so that nothing waits for it."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._running: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextlib.contextmanager
+    def timing(self, device: torch.device) -> Generator[None, None, None]:
+        """Add what a piece of work takes on a device."""
+        if device.type != "cuda":
+            started = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - started
+            return
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self._running.append((begin, end))
+
+    @property
+    def seconds(self) -> float:
+        """The time of all pieces; waits for those that a GPU has not done yet, so it is best asked for after a step."""
+        for begin, end in self._running:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1000
+        self._running.clear()
+        return self._seconds
 
 
 def start_runtime(precision: str = "auto", ranks: Ranks = ALONE) -> Runtime:
@@ -87,7 +137,7 @@ def start_runtime(precision: str = "auto", ranks: Ranks = ALONE) -> Runtime:
 
     `auto` is bf16 where the hardware multiplies it: a GPU since Ampere, a CPU with AVX512-BF16 or AMX or Arm's BF16.
     """
-    threads = max(usable_cores() // ranks.local_world, 1)
+    threads = usable_cores()
     torch.set_num_threads(threads)
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cpu":
@@ -96,6 +146,18 @@ def start_runtime(precision: str = "auto", ranks: Ranks = ALONE) -> Runtime:
         precision = "bf16" if _has_bf16(kind) else "fp32"
     name = torch.cuda.get_device_name() if kind == "cuda" else _cpu_name()
     return Runtime(kind, name, threads, "bf16" if precision == "bf16" else "fp32", ranks)
+
+
+@contextlib.contextmanager
+def measuring_alone() -> Generator[Runtime, None, None]:
+    """Give the device to one process of a machine, in float32, while the others wait: with their cores, for so long."""
+    before = torch.get_num_threads()
+    try:
+        runtime = start_runtime("fp32")
+        torch.set_num_threads(usable_cores() * local_processes())
+        yield runtime
+    finally:
+        torch.set_num_threads(before)
 
 
 def reseed(step: int, rank: int) -> None:
@@ -152,12 +214,17 @@ def _has_bf16(kind: str) -> bool:
 def resolve_compile(setting: bool | Literal["auto"], runtime: Runtime, flops: float) -> bool:
     """Return whether to use torch.compile for a run of `flops` operations.
 
-    `auto` compiles where a C++ compiler is found (a GPU needs none) and the run is long enough to repay it.
+    `auto` compiles where the run is long enough to repay it and the compiler is found that is needed: of C++, or of C
+    for a GPU's Triton.
     """
     if setting != "auto":
         return setting
     if runtime.kind == "cuda":
-        return flops >= _GPU_COMPILE_FLOPS
+        worth, named = flops >= _GPU_COMPILE_FLOPS, os.environ.get("CC")
+        found = any(shutil.which(name) for name in ([named] if named else ["gcc", "clang"]))
+        if worth and not found:
+            warn("no C compiler is found (CC, gcc, clang), which torch.compile needs; going on without it, more slowly")
+        return worth and found
     return flops >= _CPU_COMPILE_FLOPS and any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 

@@ -5,13 +5,16 @@ import json
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from scionlm.core.log import Progress, say
+from scionlm.core.devices import this_machine
+from scionlm.core.errors import UsageError
+from scionlm.core.log import Progress, say, silenced, warn
 from scionlm.core.records import Record
 from scionlm.data import Batch
 from scionlm.families.models import random_model
@@ -25,7 +28,7 @@ from scionlm.recipes.layout import with_rows
 from scionlm.recipes.lengths import has_times
 from scionlm.recipes.objectives import open_objective
 from scionlm.recipes.origin import open_source
-from scionlm.recipes.planning import plan_recipe
+from scionlm.recipes.planning import plan_recipe, table_seconds
 from scionlm.recipes.selection import plan_of
 from scionlm.recipes.shear_steps import with_target
 from scionlm.recipes.timing import resolve_times
@@ -60,7 +63,7 @@ def calibrated(recipe: Recipe) -> Record:
     A step under masks is measured without them: gates cost less than steps differ (docs/results/shearing.md).
     """
     if has_times(recipe.model_dump(mode="json")):
-        recipe = resolve_times(recipe, measure_steps(recipe).seconds)
+        recipe = resolve_times(recipe, step_seconds(recipe))
     runtime = replace(start_runtime(recipe.train.precision, ALONE), ranks=ALONE)
     known: dict[str, Speed] = {}
 
@@ -114,17 +117,20 @@ def choose_rows(recipe: Recipe, sizes: list[int], runtime: Runtime) -> int:
     if runtime.shards > 1 or len(sizes) == 1:
         return sizes[-1]
     with _trial(recipe, replace(runtime, ranks=ALONE)) as (objective, optimizer):
-        return _fastest(recipe, sizes, objective, optimizer)
+        return _fastest(recipe, sizes, runtime, objective, optimizer)
 
 
-def _fastest(recipe: Recipe, sizes: list[int], objective: Objective, optimizer: Optimizer) -> int:
+def _fastest(recipe: Recipe, sizes: list[int], runtime: Runtime, objective: Objective, optimizer: Optimizer) -> int:
     longest = max(stage.data.seq_len for stage in recipe.resolved_stages)
     best, fastest, vain = sizes[0], float("inf"), 0
     with Progress("choosing the micro-batch", len(sizes)) as progress:
         for number, rows in enumerate(sizes):
             batch = _batch(objective.model, rows, longest)
             try:
-                times = [_seconds(lambda batch=batch: _pass(objective, optimizer, batch)) for _ in range(_PASSES)]
+                if number == 0:  # a step that changes nothing: what fits has to fit beside the optimizer's state
+                    train_step(objective, optimizer, batch, rows, 0.0, 1.0)
+                work = partial(_pass, objective, optimizer, batch)
+                times = [_seconds(work, runtime) for _ in range(_PASSES)]
             except torch.OutOfMemoryError:
                 optimizer.zero_grad()
                 break
@@ -148,11 +154,47 @@ def measure_steps(recipe: Recipe, ranks: Ranks = ALONE, target: dict[str, Any] |
         ranks: The processes that run it.
         target: `config.json` of the model that is trained; None takes what the recipe makes in the end.
     """
-    if any(stage.train.micro_batch_size == "auto" for stage in recipe.resolved_stages):
-        recipe = with_rows(recipe, plan_recipe(recipe)["micro_batch_size"])
     runtime = replace(start_runtime(recipe.train.precision, ranks), ranks=ALONE)
+    recipe = _closed(recipe, runtime)
     with _trial(recipe, runtime, target) as (objective, optimizer):
         return _speed(recipe, runtime, objective, optimizer)
+
+
+def _closed(recipe: Recipe, runtime: Runtime) -> Recipe:
+    """Return a recipe with what its run will settle: the size of a pass, and whether layers are compiled."""
+    open_rows = any(stage.train.micro_batch_size == "auto" for stage in recipe.resolved_stages)
+    if not open_rows and recipe.train.compile != "auto":
+        return recipe
+    try:
+        with silenced():  # lengths that are given as time are by the table here, and measured in a moment
+            planned = plan_recipe(recipe)
+    except UsageError:
+        if open_rows:
+            raise
+        planned = {"flops": 0}  # by the table they do not go together
+    compiled = resolve_compile(recipe.train.compile, runtime, planned["flops"])
+    recipe = with_rows(recipe, planned["micro_batch_size"]) if open_rows else recipe
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"compile": compiled})})
+
+
+def step_seconds(recipe: Recipe, ranks: Ranks = ALONE) -> list[float]:
+    """Return the time of a step in each stage on one device, as lengths that are given as time go by it.
+
+    It is measured; where one device has no room for a trial, it is by the table of devices.
+
+    Args:
+        recipe: The recipe.
+        ranks: The processes that run it.
+    """
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return measure_steps(recipe, ranks).seconds
+    device = this_machine()
+    warn(f"one device has no room to measure a step on; lengths go by what {device.name} is known to do")
+    source = open_source(recipe, None, weights=False)
+    recipe = with_target(recipe, source)
+    teacher = open_teacher(recipe, source, weights=False)
+    target = target_config([source.config], plan_of(recipe, source), for_a_plan=True)
+    return table_seconds(recipe, target, teacher and teacher.config, device)
 
 
 def _speed(recipe: Recipe, runtime: Runtime, objective: Objective, optimizer: Optimizer) -> Speed:
@@ -165,10 +207,9 @@ def _speed(recipe: Recipe, runtime: Runtime, objective: Objective, optimizer: Op
             before = 0.0
             for turn in range(_PASSES + 1):
                 before = objective.teacher_seconds if turn == 1 else before
-                passing.append(_seconds(lambda batch=batch: _pass(objective, optimizer, batch)))
-                whole.append(
-                    _seconds(lambda batch=batch, rows=rows: train_step(objective, optimizer, batch, rows, 0.0, 1.0))
-                )
+                passing.append(_seconds(partial(_pass, objective, optimizer, batch), runtime))
+                step = partial(train_step, objective, optimizer, batch, rows, 0.0, 1.0)
+                whole.append(_seconds(step, runtime))
                 progress.update(number * (_PASSES + 1) + turn + 1)
             one, all_of_it = float(np.median(passing[1:])), float(np.median(whole[1:]))
             passes = stage.sequences_per_step / rows
@@ -188,13 +229,15 @@ def _trial(
     model = random_model(target or target_config([source.config], plan_of(recipe, source)), recipe.seed)
     taught, layers = _teacher(recipe, source, runtime)
     always = Schedule((Piece("constant", "constant", 1, 1.0, 1.0),))
-    objective = open_objective(recipe, runtime, model, taught, layers, always)
-    if recipe.train.compile is True:
-        objective.compile()
     try:
+        objective = open_objective(recipe, runtime, model, taught, layers, always)
+        if recipe.train.compile is True:
+            objective.compile()
         yield objective, Optimizer(model, OptimizerSettings(name=recipe.optimizer.name))
     finally:
-        release(objective)
+        for each in (model, taught):  # also where one of them did not fit
+            if each is not None:
+                release(each)
 
 
 def _batch(model: PreTrainedModel, rows: int, seq_len: int) -> Batch:
@@ -211,14 +254,16 @@ def _teacher(recipe: Recipe, source: ModelFolder, runtime: Runtime) -> tuple[Pre
     return random_model(teacher.config, recipe.seed, runtime.compute_dtype), layers
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[], object], runtime: Runtime) -> float:
+    """Return the time that work takes, with what it gives the device to do."""
+    runtime.wait()
     started = time.perf_counter()
     work()
+    runtime.wait()
     return time.perf_counter() - started
 
 
 def _pass(objective: Objective, optimizer: Optimizer, batch: Batch) -> None:
     loss, _, _ = objective(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels))
     loss.backward()
-    loss.item()  # waits for a GPU
     optimizer.zero_grad()

@@ -19,12 +19,11 @@ from scionlm.core.records import Record
 from scionlm.core.signals import StopRequest
 from scionlm.data import Batch, SamplePlan
 from scionlm.data.mixing.windows import IGNORE
-from scionlm.parallel.placing import release
 from scionlm.parallel.ranks import ALONE
 from scionlm.parallel.runtime import check_attention, start_runtime
 from scionlm.planning.range_curve import is_over, range_rates, read_curve
 from scionlm.recipes.beginning import branching
-from scionlm.recipes.calibrate import measure_steps
+from scionlm.recipes.calibrate import step_seconds
 from scionlm.recipes.child import make_model
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inheritune import with_selection
@@ -113,7 +112,7 @@ def _check(recipe: Recipe) -> None:
 def _settled(recipe: Recipe) -> Recipe:
     """Return a recipe with what it leaves to the machine."""
     if has_times(recipe.model_dump(mode="json")):
-        recipe = resolve_times(recipe, measure_steps(recipe).seconds)
+        recipe = resolve_times(recipe, step_seconds(recipe))
     if recipe.resolved_stages[0].train.micro_batch_size == "auto":
         recipe = with_rows(recipe, plan_recipe(recipe)["micro_batch_size"])
     return recipe
@@ -155,7 +154,7 @@ def _opened(recipe: Recipe) -> Generator[_Trial, None, None]:
             sampling, start = inputs.sampling.going_on(position.cursors)
             yield _Trial(learner, sampling.plan(start), inputs.stage)
         finally:
-            release(objective)
+            objective.release()
 
 
 def _take(plan: SamplePlan, sequences: int) -> Batch:

@@ -119,9 +119,9 @@ def _begin(recipe: Recipe, out: Path, allow_change: bool, ranks: Ranks, opened: 
         say(f"{out} is finished already; nothing to do")
         return None
     if has_times(recipe.model_dump(mode="json")):
-        from scionlm.recipes.calibrate import measure_steps
+        from scionlm.recipes.calibrate import step_seconds
 
-        recipe = resolve_times(recipe, [seconds / ranks.world for seconds in measure_steps(recipe, ranks).seconds])
+        recipe = resolve_times(recipe, [seconds / ranks.world for seconds in step_seconds(recipe, ranks)])
     opened.append(open_inputs(recipe, out))
     return opened[0].recipe.model_dump(mode="json")
 

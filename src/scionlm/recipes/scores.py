@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scionlm.core.errors import DataError
-from scionlm.core.log import Progress
+from scionlm.core.log import Progress, warn
 from scionlm.families.shape import context_length
 from scionlm.sources import ModelFolder
 
@@ -56,7 +56,7 @@ class Scorer:
 
         from scionlm.analysis.importance import activation_scores, taylor_scores
         from scionlm.data import DataFolder
-        from scionlm.parallel.runtime import start_runtime
+        from scionlm.parallel.runtime import measuring_alone
         from scionlm.recipes.inputs import check_tokenizer
         from scionlm.sources import load_hf_model
 
@@ -77,9 +77,13 @@ class Scorer:
             )
         batches = [torch.stack(taken[i : i + _BATCH]) for i in range(0, len(taken), _BATCH)]
         model: Any = load_hf_model(self._source, torch.float32)
-        model.to(start_runtime("fp32").device)  # before a run has its own: all threads, or the GPU
-        collect = activation_scores if rule == "activation" else taylor_scores
-        with Progress(f"measuring importance by {rule}", len(taken) * length) as progress:
+        collect, held = (activation_scores, 1) if rule == "activation" else (taylor_scores, 2)  # with its gradients
+        title, size = f"measuring importance by {rule}", 4 * held * sum(p.numel() for p in model.parameters())
+        with measuring_alone() as runtime, Progress(title, len(taken) * length) as progress:
+            if runtime.kind == "cuda" and size > (runtime.memory() or 0):
+                warn(f"{title} on the processor: the {size:,} bytes that it takes are more than the GPU has")
+            else:
+                model.to(runtime.device)
             return collect(model, batches, progress.update)
 
 

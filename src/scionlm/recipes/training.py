@@ -18,7 +18,7 @@ from scionlm.data import Ledger
 from scionlm.data.mixing.ledger import LEDGER
 from scionlm.families import count_parameters, family_of, flops_per_token
 from scionlm.families.models import assemble
-from scionlm.parallel.placing import release, whole_weights
+from scionlm.parallel.placing import whole_weights
 from scionlm.parallel.runtime import peak_flops
 from scionlm.recipes.beginning import Beginning, branching, cursors_of
 from scionlm.recipes.config import Recipe
@@ -82,6 +82,7 @@ def train_model(
     ranks.on_main(lambda: remove_leftovers(out, "model."))
     ranks.on_main(lambda: record_plan(setting.plan, out))
     runtime.seed(recipe.seed)
+    runtime.forget_peak()  # of what was measured before
     make_pruner = pruning.opening(setting) if pruning else None
     model = ranks.together(lambda: make_model(setting))
     hf_config, pruner = model.config.to_dict(), make_pruner and make_pruner(model)
@@ -166,7 +167,7 @@ def train_model(
         weights = whole_weights(model, runtime)
         ranks.on_main(lambda: finish(weights))
     del learner
-    release(model)
+    objective.release()
 
 
 def objective_of(setting: Setting, model: PreTrainedModel, pruner: Pruner | None = None) -> Objective:

@@ -41,6 +41,8 @@ def layerwise(layers: Sequence[nn.Module], dtype: torch.dtype | None, checkpoint
 
 def compile_layers(layers: Sequence[nn.Module], *args: Any, **kwargs: Any) -> None:
     """Compile the pass of each layer; what is hooked onto it stays outside."""
+    # DDP would have graphs cut where its buckets end; those of layers are short enough to exchange gradients between.
+    torch._dynamo.config.optimize_ddp = False
     # The compiler looks at the gradient of what comes in, which has none, and warns of that.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     for layer in layers:

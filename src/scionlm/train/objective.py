@@ -18,7 +18,7 @@ from scionlm.data.mixing.windows import IGNORE
 from scionlm.families import family_of
 from scionlm.families.logits import logit_scaling
 from scionlm.families.models import layers_of
-from scionlm.parallel.placing import Trained, place
+from scionlm.parallel.placing import Trained, place, release
 from scionlm.parallel.runtime import Runtime
 from scionlm.train.attention import use_causal_attention
 from scionlm.train.distillation import Distillation
@@ -111,6 +111,12 @@ class Objective(nn.Module):
             self._head_losses = torch.compile(head_losses, *args, **kwargs)
         if self.distillation:
             self.distillation.teacher.compile()
+
+    def release(self) -> None:
+        """Give the memory of model and teacher back now; neither can be used any more."""
+        release(self)
+        if self.distillation:
+            self.distillation.teacher.release()
 
     def at_step(self, step: int) -> None:
         """Take the weights and masks of an update that `step` others came before."""

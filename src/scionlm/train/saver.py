@@ -151,7 +151,7 @@ class Saver:
                         name: {key: on_processor(tensor, self._background) for key, tensor in some.items()}
                         for name, some in tensors.items()
                     }
-                self._writing = _Writing(self.store, state, held, for_good)
+                self._writing = _Writing(self.store, self._background, state, held, for_good)
                 self._writing.start()
             else:
                 self.store.save(state, tensors, for_good)
@@ -208,16 +208,19 @@ class _Writing(threading.Thread):
         problem: Why it failed, if it did.
     """
 
-    def __init__(self, store: CheckpointStore, state: Record, tensors: Mapping[str, Tensors], for_good: bool) -> None:
+    def __init__(
+        self, store: CheckpointStore, runtime: Runtime, state: Record, tensors: Mapping[str, Tensors], for_good: bool
+    ) -> None:
         super().__init__(name="checkpoint", daemon=True)
         self.step: int = state["step"]
         self.problem: BaseException | None = None
         self._arguments = (state, tensors, for_good)
-        self._store = store
+        self._store, self._runtime = store, runtime
 
     def run(self) -> None:
         """Write it."""
         try:
+            self._runtime.enter_thread()
             self._store.save(*self._arguments)
         except BaseException as error:
             self.problem = error

@@ -45,6 +45,13 @@ def micro_batches(batch: Batch, size: int) -> Iterator[tuple[torch.Tensor, ...]]
     yield from zip(*(torch.from_numpy(array).split(size) for array in arrays), strict=True)
 
 
+def _on_gpu(arrays: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Have a GPU fetch tensors while others are computed with; a CPU's are there."""
+    if device.type != "cuda":
+        return arrays
+    return tuple(array.pin_memory().to(device, non_blocking=True) for array in arrays)
+
+
 def own_batch(plan: SamplePlan, samples: list[Sample], ranks: Ranks) -> Batch:
     """Return a rank's share of a step's samples, as many sequences as every other rank has.
 
@@ -76,7 +83,7 @@ def train_step(
     num_tokens = sum(ranks.gather(sum(mine)))
     losses: list[torch.Tensor] = []
     parts: dict[str, list[torch.Tensor]] = {}
-    pieces = list(micro_batches(batch, micro_batch_size))
+    pieces = [_on_gpu(arrays, objective.model.device) for arrays in micro_batches(batch, micro_batch_size)]
     for number, arrays in enumerate(pieces):
         objective.at_row(ranks.rank * len(mine) + number * micro_batch_size)
         with trained.passing(last=number == len(pieces) - 1):

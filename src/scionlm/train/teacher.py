@@ -1,6 +1,5 @@
 """The teacher: a model that looks at the student's tokens and never changes."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,8 @@ from transformers import PreTrainedModel
 from scionlm.families import ModelShape
 from scionlm.families.logits import LogitScaling, logit_scaling
 from scionlm.families.models import layers_of
-from scionlm.parallel.placing import place
-from scionlm.parallel.runtime import Runtime
+from scionlm.parallel.placing import place, release
+from scionlm.parallel.runtime import Runtime, Stopwatch
 from scionlm.train.attention import use_causal_attention
 from scionlm.train.head_loss import head_of
 from scionlm.train.hidden_loss import LayerOutputs, States
@@ -39,7 +38,12 @@ class Teacher:
         self.hidden_size = ModelShape.of(config).hidden_size
         self.scaling: LogitScaling = logit_scaling(config)
         self._outputs = LayerOutputs(model, layers)
-        self.seconds = 0.0
+        self._watch = Stopwatch()
+
+    @property
+    def seconds(self) -> float:
+        """The time that its passes have taken."""
+        return self._watch.seconds
 
     @property
     def weight(self) -> torch.Tensor:
@@ -56,14 +60,14 @@ class Teacher:
         The time that it takes is added to `seconds`.
         """
         device = self._model.device
-        started = time.perf_counter()
         positions = {} if position_ids is None else {"position_ids": position_ids.to(device)}
-        with torch.no_grad():
+        with torch.no_grad(), self._watch.timing(device):
             hidden = self._body(input_ids.to(device), **positions)
-        if hidden.is_cuda:
-            hidden[0, 0, 0].item()  # waits for it: the time is that of the work, and not of handing it over
-        self.seconds += time.perf_counter() - started
         return States(hidden, self._outputs.take())
+
+    def release(self) -> None:
+        """Give its memory back now; it cannot be asked any more."""
+        release(self._body)
 
 
 class _Body(nn.Module):
