@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from factories import tiny_model
 from scionlm import api
+from scionlm.core import devices
 from scionlm.core.devices import GPUS, gpu_by_name, this_machine
 from scionlm.core.errors import UsageError
 from scionlm.families import count_parameters, family_of, flops_per_token
 from scionlm.families.causal import KEPT_LENGTH
 from scionlm.planning.curve import draw
 from scionlm.planning.memory import MemoryRequest, checkpoint_bytes, optimizer_bytes, training_memory
-from scionlm.recipes import calibrate
+from scionlm.recipes import calibrate, planning
 from scionlm.recipes.planning import find_device, plan_recipe
 from scionlm.recipes.presets import load_recipe
 from scionlm.train.objective import Objective
@@ -70,7 +71,7 @@ def test_a_faster_device_takes_less_time_and_the_table_is_said(recipe):
     times = [plan_recipe(recipe, name)["seconds"] for name in ("a10", "a100", "h100")]
     assert times[0] > times[1] > times[2]
     assert plan_recipe(recipe, "h100")["seconds_known_from"] == "device table"
-    with pytest.raises(UsageError, match=r"abacus is not in the table \(known: B200"):
+    with pytest.raises(UsageError, match=r"abacus is not in the table \(known: B300"):
         find_device("abacus")
 
 
@@ -172,10 +173,61 @@ def test_the_machine_is_found_and_gpus_are_known_by_a_word_of_their_name():
     assert this_machine().fp32_flops > 0
     assert gpu_by_name("NVIDIA H200") is GPUS["h200"]
     assert gpu_by_name("NVIDIA A100-SXM4-80GB") is GPUS["a100"]
-    assert gpu_by_name("NVIDIA GeForce RTX 4090") is GPUS["4090"]
+    assert gpu_by_name("NVIDIA GeForce RTX 4090") is GPUS["rtx 4090"]
     assert gpu_by_name("NVIDIA A1000") is None
-    assert gpu_by_name("NVIDIA A100-SXM4-40GB").memory_bytes == 40 * 10**9
     assert gpu_by_name("NVIDIA A10G") is GPUS["a10g"]
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100 pcie"),
+        ("NVIDIA H100 NVL", "h100 nvl"),
+        ("NVIDIA H200 NVL", "h200 nvl"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA GH200 480GB", "gh200"),  # of the processor beside it
+        ("NVIDIA RTX 6000 Ada Generation", "rtx 6000 ada"),
+        ("NVIDIA RTX A6000", "rtx a6000"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA B300 SXM6 AC", "b300"),
+        ("Tesla T4", "t4"),
+        ("rtx4090", "rtx 4090"),
+        ("a6000", "rtx a6000"),
+        ("4090", "rtx 4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("Quadro RTX 6000", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+    ],
+)
+def test_a_card_is_not_taken_for_a_larger_one_of_its_name(name, entry):
+    assert gpu_by_name(name) is (GPUS[entry] if entry else None)
+    if entry:
+        assert find_device(name) is GPUS[entry]
+    else:
+        with pytest.raises(UsageError, match="is not in the table"):
+            find_device(name)
+
+
+def test_there_are_cards_of_less_memory_and_without_bfloat16(recipe):
+    small, large = (gpu_by_name(f"NVIDIA A100-SXM4-{size}GB") for size in (40, 80))
+    assert small.memory_bytes == pytest.approx(large.memory_bytes / 2, rel=0.01)
+    assert small.bf16_flops == large.bf16_flops
+    assert plan_recipe(recipe, "a100-40gb", world=2)["layout"]["shards"] == 1
+    assert plan_recipe(recipe, "a100-40gb")["memory_by_part"] == plan_recipe(recipe, "a100")["memory_by_part"]
+    assert plan_recipe(recipe, "t4")["precision"] == "fp32"
+
+
+def test_a_gpu_that_is_not_in_the_table_is_named(monkeypatch, capsys):
+    for module in (devices, planning):
+        monkeypatch.setattr(module, "driver_gpus", lambda: ["NVIDIA A1000"])
+    assert find_device(None).kind == "cpu"
+    assert "NVIDIA A1000 is not in the table of devices" in capsys.readouterr().err
+    monkeypatch.setattr(devices, "driver_gpus", lambda: ["NVIDIA A1000", "NVIDIA A10"])
+    assert find_device(None) is GPUS["a10"]
+    assert not capsys.readouterr().err
 
 
 def test_narrow_models_are_expected_to_reach_less_of_fast_products():

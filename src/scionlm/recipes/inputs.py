@@ -106,7 +106,7 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
     source = open_source(recipe, out)
     recipe = with_target(recipe, source)
     teacher = open_teacher(recipe, source)
-    for model in (source, teacher or source):
+    for model in (source,) if teacher is None or teacher is source else (source, teacher):
         check_text(recipe, model)
     plan = plan_of(recipe, source)
     check_growth(recipe, plan, source)
