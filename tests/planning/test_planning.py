@@ -20,8 +20,12 @@ from scionlm.families.causal import KEPT_LENGTH
 from scionlm.planning.curve import draw
 from scionlm.planning.memory import MemoryRequest, checkpoint_bytes, optimizer_bytes, training_memory
 from scionlm.recipes import calibrate, planning
-from scionlm.recipes.planning import find_device, plan_recipe
+from scionlm.recipes.layout import Devices, shared_layout
+from scionlm.recipes.planning import find_device, plan_recipe, trainings_of
 from scionlm.recipes.presets import load_recipe
+from scionlm.recipes.selection import plan_of
+from scionlm.recipes.shear_steps import with_target
+from scionlm.sources import open_folder
 from scionlm.train.objective import Objective
 from scionlm.train.optimizer import Optimizer, OptimizerSettings
 
@@ -323,6 +327,40 @@ def test_rounds_and_a_reference_are_planned_one_after_another():
     assert found["num_parameters"] == found["rounds"][0]["num_parameters"]  # all layers are the reference's own
     student = plan_recipe(load_recipe("inheritune-grow-mini", ["grow.from=student"]), "h100")
     assert student["rounds"][-1]["num_tokens"] == 6 * found["rounds"][-1]["num_tokens"]  # all that its weights see
+
+
+LLAMA_7B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096,
+}  # fmt: skip
+
+
+def test_pruning_and_recovery_lie_in_the_one_layout_that_a_run_has(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
+    recipe = load_recipe("shear-llama2-7b-1.3b", [f"source={tmp_path}"])
+    found = plan_recipe(recipe, "h100", world=8)
+    devices = Devices("cuda", "bf16", GPUS["h100"].memory_bytes, 8, 8)
+    source = open_folder(tmp_path)
+    settled = with_target(recipe, source)
+    pruning, recovery = trainings_of(settled, source.config, plan_of(settled, source), None)
+    assert [one.layout(devices).name for one in (pruning, recovery)] == ["fsdp", "ddp"]  # each by itself
+    assert found["layout"]["name"] == "fsdp"
+    assert found["layout"]["shards"] == 8
+    whole = count_parameters(family_of(LLAMA_7B), LLAMA_7B)["total"]
+    assert found["checkpoint_bytes"] == 12 * whole  # the pruning's, float32 with two moments
+    rows = shared_layout([pruning, recovery], devices)[1][-1]
+    assert found["memory_bytes_per_device"] == max(
+        pruning.memory(devices, 8)["total"], recovery.memory(devices, 8, rows)["total"]
+    )
+
+
+@pytest.mark.parametrize(("how", "longer"), [("selective", 1.16), ("full", 4 / 3)])
+def test_what_is_made_again_on_the_way_back_takes_time(recipe, how, longer):
+    train = recipe.train.model_copy(update={"activation_checkpointing": how})
+    once, again = (plan_recipe(one, "h100") for one in (recipe, recipe.model_copy(update={"train": train})))
+    assert again["flops"] == once["flops"]
+    assert again["seconds_by_part"]["training"] == pytest.approx(longer * once["seconds_by_part"]["training"])
+    assert again["seconds_by_part"]["evaluation"] == once["seconds_by_part"]["evaluation"]
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def evaluated_tokens(
 
     Losses are measured at the start, on the way and at the end, those of the source once. Where rounds are compared
     with the source, each is measured once more on the text that decides; where weights of domains move, a model is
-    measured at each move; what a score has pruned is measured once more before its recovery. A control, which decides
-    nothing, is measured at its start, on its way and at its end alone.
+    measured at each move; what is pruned is measured once more before its recovery. A control, which decides nothing,
+    is measured at its start, on its way and at its end alone.
 
     Args:
         recipe: The recipe.
@@ -84,8 +84,8 @@ def evaluated_tokens(
     own = (1 + recipe.control) * times * once
     if part != "control":
         own += deciding + sum(_moving_tokens(stage, part == "pruning") for stage in stages)
-    if part == "model" and recipe.prune is not None and recipe.prune.method != "masks":
-        own += once
+    if recipe.prune is not None and part == ("pruning" if recipe.prune.method == "masks" else "model"):
+        own += once  # under masks, or as it was cut
     return [(target, own), (source, of_source)]
 
 
