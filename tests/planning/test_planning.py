@@ -20,6 +20,7 @@ from scionlm.families.causal import KEPT_LENGTH
 from scionlm.planning.curve import draw
 from scionlm.planning.memory import MemoryRequest, checkpoint_bytes, optimizer_bytes, training_memory
 from scionlm.recipes import calibrate, planning
+from scionlm.recipes.inputs import open_inputs
 from scionlm.recipes.layout import Devices, shared_layout
 from scionlm.recipes.planning import find_device, plan_recipe, trainings_of
 from scionlm.recipes.presets import load_recipe
@@ -222,6 +223,13 @@ def test_there_are_cards_of_less_memory_and_without_bfloat16(recipe):
     assert plan_recipe(recipe, "a100-40gb", world=2)["layout"]["shards"] == 1
     assert plan_recipe(recipe, "a100-40gb")["memory_by_part"] == plan_recipe(recipe, "a100")["memory_by_part"]
     assert plan_recipe(recipe, "t4")["precision"] == "fp32"
+
+
+def test_sequences_longer_than_a_source_was_made_for_are_said_once(overrides, tmp_path, capsys):
+    recipe = load_recipe("inheritune-mini", overrides | {"data.seq_len": 144, "train.global_batch_tokens": 144})
+    for work in (plan_recipe, lambda recipe: open_inputs(recipe, tmp_path / "run")):
+        work(recipe)
+        assert capsys.readouterr().err.count("is longer than the 128 positions") == 1
 
 
 def test_a_gpu_that_is_not_in_the_table_is_named(monkeypatch, capsys):

@@ -7,6 +7,7 @@ import pytest
 
 from scionlm import api
 from scionlm.core.config import dump_yaml
+from scionlm.core.errors import UsageError
 from scionlm.core.records import read_json
 from scionlm.recipes import planning as planning_module
 from scionlm.recipes import setting as setting_module
@@ -104,6 +105,12 @@ def test_the_held_out_tokens_that_a_run_measures_are_those_of_its_plan(
 
 def test_passes_are_unknown_without_text(tiny_folder, tmp_path):
     assert epochs_of(recipe_of(tiny_folder, tmp_path / "none")) == {}
+
+
+def test_a_domain_that_is_not_in_the_text_is_no_plan(tiny_folder, data_folder):
+    changes = {"data.mixture": {"prose": 1.0}}
+    with pytest.raises(UsageError, match=r"domain 'prose' is not in .*; data.mixture=null takes all"):
+        epochs_of(recipe_of(tiny_folder, data_folder.path, **changes))
 
 
 def test_a_run_takes_the_room_that_was_planned(tmp_path, tiny_folder, data_folder):

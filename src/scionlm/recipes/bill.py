@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scionlm.core.duration import Duration
-from scionlm.core.errors import ScionError
 from scionlm.core.records import Record
 from scionlm.data import DataFolder
 from scionlm.recipes.config import Recipe
@@ -31,17 +30,18 @@ def epochs_of(recipe: Recipe, rounds: int = 1) -> dict[str, float]:
     Args:
         recipe: The recipe.
         rounds: How many times it goes on with its stages, on other text each time: rounds of a student that grows.
+
+    Raises:
+        UsageError: A domain is not there.
+        DataError: The data folder is broken.
     """
     found: dict[str, float] = {}
     before = [recipe.pruning_stage] if recipe.pruning_stage is not None else []
     for stage in [*before, *recipe.resolved_stages * rounds]:
-        try:
-            if stage.data.dir is None:
-                return {}
-            data = DataFolder(Path(stage.data.dir))
-            sampling = sampling_of(stage.model_copy(update={"replay": None}), data, recipe.seed, Path())
-        except ScionError:  # a plan may be made before the text is
-            return {}
+        if stage.data.dir is None or not (Path(stage.data.dir) / "index.json").exists():
+            return {}  # a plan may be made before the text is
+        data = DataFolder(Path(stage.data.dir))
+        sampling = sampling_of(stage.model_copy(update={"replay": None}), data, recipe.seed, Path())
         demand = sampling.mixture.demand()
         slots = stage.total_steps * stage.sequences_per_step
         share = 1 - (stage.replay.fraction if stage.replay else 0.0)
@@ -50,6 +50,23 @@ def epochs_of(recipe: Recipe, rounds: int = 1) -> dict[str, float]:
             tokens = windows * stage.data.seq_len
             found[name] = found.get(name, 0.0) + tokens / data.num_tokens(name, "train")
     return found
+
+
+def text_sizes(recipe: Recipe) -> dict[str, int]:
+    """Return the training tokens of every domain that a recipe draws from; empty where its stages have other ones."""
+    before = [recipe.pruning_stage] if recipe.pruning_stage is not None else []
+    asked = {(stage.data.dir, _drawn_from(stage)) for stage in [*before, *recipe.resolved_stages]}
+    place, names = next(iter(asked))
+    if len(asked) > 1 or place is None or not (Path(place) / "index.json").exists():
+        return {}
+    data = DataFolder(Path(place))
+    return {name: data.num_tokens(name, "train") for name in names or data.domains}
+
+
+def _drawn_from(stage: Stage) -> tuple[str, ...]:
+    """Return the domains that a stage names; none where it takes all."""
+    start = stage.data.ramp.start if stage.data.ramp else {}
+    return tuple({**stage.data.mixture, **start}) if stage.data.mixture else ()
 
 
 def evaluated_tokens(

@@ -15,7 +15,7 @@ from scionlm.recipes.advice import advice
 from scionlm.recipes.bill import Part, disk_bytes, epochs_of, evaluated_tokens
 from scionlm.recipes.budgets import with_budgets
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.inputs import check_text, match_layers, open_teacher
+from scionlm.recipes.inputs import check_enough, check_text, match_layers, open_teacher
 from scionlm.recipes.layout import Devices, Training, devices_of, shared_layout, with_rows
 from scionlm.recipes.lengths import has_times
 from scionlm.recipes.measured import DEPTHS
@@ -87,10 +87,12 @@ def plan_recipe(
     layers = match_layers(recipe, source, model, plan)
     for one in (source,) if model is None or model is source else (source, model):
         check_text(recipe, one)
+    asked = recipe
     if has_times(recipe.model_dump(mode="json")):
         count = devices_of(found, "", world, per_node).processors
         recipe = resolve_times(recipe, [s / count for s in table_seconds(recipe, target, teacher, found)])
     check_growth(recipe, plan, source)
+    check_enough(asked, plan)
     teaching = teaching_of(recipe, teacher, len(layers))
     planned = plan_run(recipe, source.config, plan, found, teaching, world, per_node, timed)
     whole = None if recipe.recipe == "scratch" else count_parameters(family_of(source.config), source.config)["total"]
