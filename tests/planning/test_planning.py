@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from factories import tiny_model
 from scionlm import api
+from scionlm.cli import main as cli
 from scionlm.core import devices
 from scionlm.core.devices import GPUS, gpu_by_name, this_machine
 from scionlm.core.errors import UsageError
 from scionlm.families import count_parameters, family_of, flops_per_token
 from scionlm.families.causal import KEPT_LENGTH
+from scionlm.parallel.runtime import Runtime
 from scionlm.planning.curve import draw
 from scionlm.planning.memory import MemoryRequest, checkpoint_bytes, optimizer_bytes, training_memory
 from scionlm.recipes import calibrate, planning
@@ -24,6 +26,7 @@ from scionlm.recipes.inputs import open_inputs
 from scionlm.recipes.layout import Devices, shared_layout
 from scionlm.recipes.planning import find_device, plan_recipe, trainings_of
 from scionlm.recipes.presets import load_recipe
+from scionlm.recipes.run import run_recipe
 from scionlm.recipes.selection import plan_of
 from scionlm.recipes.shear_steps import with_target
 from scionlm.sources import open_folder
@@ -223,6 +226,22 @@ def test_there_are_cards_of_less_memory_and_without_bfloat16(recipe):
     assert plan_recipe(recipe, "a100-40gb", world=2)["layout"]["shards"] == 1
     assert plan_recipe(recipe, "a100-40gb")["memory_by_part"] == plan_recipe(recipe, "a100")["memory_by_part"]
     assert plan_recipe(recipe, "t4")["precision"] == "fp32"
+
+
+def test_what_is_expected_not_to_fit_is_said_with_what_takes_less(recipe, tmp_path, monkeypatch, capsys):
+    less = "train.micro_batch_size=auto, train.activation_checkpointing=selective (or full), or a smaller data.seq_len"
+    command = ["plan", "scratch-tinyllama-1.1b", "--device", "rtx4090", "train.micro_batch_size=64"]
+    assert cli.run(command) == 0
+    assert f"warning: RTX 4090 has 23.6 GiB; less is taken with {less}\n" in capsys.readouterr().out
+    assert less in cli.explain(torch.OutOfMemoryError("of memory"))[0]
+    short = recipe.model_copy(update={"control": False, "train": recipe.train.model_copy(update={"steps": 1})})
+    run_recipe(short, tmp_path / "fits")
+    assert "is expected to take" not in capsys.readouterr().err
+    monkeypatch.setattr(Runtime, "memory", lambda self: 2**20)
+    run_recipe(short, tmp_path / "does-not")
+    said = capsys.readouterr().err
+    assert "of the 1 MiB that a device has" in said
+    assert less in said
 
 
 def test_sequences_longer_than_a_source_was_made_for_are_said_once(overrides, tmp_path, capsys):

@@ -52,9 +52,8 @@ def _epochs(recipe: Recipe, planned: Record) -> Record | None:
 def _less_often(recipe: Recipe, epochs: Mapping[str, float]) -> str | None:
     """Return the override with which no text is seen too often: others in its place, else fewer tokens."""
     sizes = text_sizes(recipe)
-    if sizes and sum(times * sizes[name] for name, times in epochs.items()) < _EPOCHS * sum(
-        size - 1 for size in sizes.values()
-    ):
+    room = _EPOCHS * sum(size - 1 for size in sizes.values())  # the last token is only predicted
+    if sizes and sum(times * sizes[name] for name, times in epochs.items()) < room:
         return f"data.max_epochs={_EPOCHS} data.exhausted=redistribute"
     if any(stage.train and stage.train.keys() & {"tokens", "steps", "time"} for stage in recipe.stages):
         return None  # each stage has a budget of its own
