@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from scionlm.core.devices import GPUS, Device, driver_gpus, gpu_by_name, this_machine
-from scionlm.core.errors import UsageError
+from scionlm.core.errors import DataError, UsageError
 from scionlm.core.log import say, warn
 from scionlm.core.records import Record
 from scionlm.families import ModelShape, count_parameters, family_of, flops_per_token
@@ -71,7 +71,7 @@ def plan_recipe(
         timed: Acts on the plan of every model that is trained; None leaves the times of the table.
 
     Raises:
-        UsageError: The device is not known, or the layers asked for are not there; machines would not be alike.
+        UsageError: The device is not known, or layers or domains asked for are not there; machines would not be alike.
         DataError: The source is broken or of an unknown family.
     """
     source = open_source(recipe, None, weights=False)
@@ -92,7 +92,6 @@ def plan_recipe(
         count = devices_of(found, "", world, per_node).processors
         recipe = resolve_times(recipe, [s / count for s in table_seconds(recipe, target, teacher, found)])
     check_growth(recipe, plan, source)
-    check_enough(asked, plan)
     teaching = teaching_of(recipe, teacher, len(layers))
     planned = plan_run(recipe, source.config, plan, found, teaching, world, per_node, timed)
     whole = None if recipe.recipe == "scratch" else count_parameters(family_of(source.config), source.config)["total"]
@@ -102,6 +101,10 @@ def plan_recipe(
         "source_memory_bytes": 4 * (whole or 0) // planned["layout"]["shards"],  # which is evaluated in float32
         "epochs": epochs_of(recipe, rounds),
     }
+    try:
+        check_enough(asked, plan)
+    except (DataError, UsageError) as error:  # what a budget will take may be asked before all of the text is there
+        warn(f"a run would be refused: {error}")
     planned["advice"] = advice(recipe, target, planned)
     return with_budgets(recipe, planned) | ({"candidates": [asdict(each) for each in shapes]} if shapes else {})
 
