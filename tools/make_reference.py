@@ -26,6 +26,7 @@ from pydantic_core import PydanticUndefined
 from scionlm.analysis.ranking import CRITERIA
 from scionlm.cli.commands import app
 from scionlm.core.config import Section
+from scionlm.core.devices import GPUS
 from scionlm.core.quantities import Beta, Count, Length, Time
 from scionlm.data.reading.corpora import Corpora
 from scionlm.recipes.analysis_options import AnalyzeOptions
@@ -272,11 +273,16 @@ def commands() -> str:
 
 
 def names() -> str:
-    """Return the page of presets, known models and ways to choose layers."""
+    """Return the page of presets, known models, devices and ways to choose layers."""
     presets = [(f"`{name}`", preset_summary(name)) for name in preset_names() if not name.endswith("-mini")]
     minis = [(f"`{name}`", preset_summary(name)) for name in preset_names() if name.endswith("-mini")]
     sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     shapes = [(f"`{name}`", *(f"{getattr(shape, size):,}" for size in sizes)) for name, shape in KNOWN_SHAPES.items()]
+    devices = [
+        (f"`{gpu.name}`", f"{gpu.bf16_flops / 1e12:g}" if gpu.has_bf16 else "none", f"{gpu.fp32_flops / 1e12:g}",
+         f"{(gpu.memory_bytes or 0) / 2**30:.1f}")
+        for gpu in GPUS.values()
+    ]  # fmt: skip
     return (
         f"# Names\n\n{MADE}\n"
         "## Presets\n\n`scion presets NAME` prints one, head comment and all; `--corpora` what prepares its text.\n\n"
@@ -285,6 +291,9 @@ def names() -> str:
         + _table(("preset", "what it does"), minis)
         + "\n## Known models\n\nFor `target.shape`, and for `model` where `scion` knows every setting of it.\n\n"
         + _table(("name", "layers", "hidden", "MLP", "heads", "key/value heads"), shapes)
+        + "\n## Devices\n\nFor `scion plan --device`, in small letters too, without RTX, or as the driver names a "
+        "card; `a100-40gb` has less memory.\n\n"
+        + _table(("name", "bf16 TFLOP/s", "fp32 TFLOP/s", "memory, GiB"), devices)
         + "\n## Ways to choose layers\n\nFor `scion inherit --strategy` and `inherit.strategy`.\n\n"
         + _table(("name", "which layers stay"), [(f"`{name}`", STRATEGIES[name][1]) for name in STRATEGIES])
         + "\nMeasured, for `inherit.strategy` and `prune.strategy`, or by `scion analyze`:\n\n"

@@ -12,15 +12,24 @@ from hypothesis import strategies as st
 
 from factories import tiny_model
 from scionlm import api
+from scionlm.cli import main as cli
+from scionlm.core import devices
 from scionlm.core.devices import GPUS, gpu_by_name, this_machine
 from scionlm.core.errors import UsageError
 from scionlm.families import count_parameters, family_of, flops_per_token
 from scionlm.families.causal import KEPT_LENGTH
+from scionlm.parallel.runtime import Runtime
 from scionlm.planning.curve import draw
 from scionlm.planning.memory import MemoryRequest, checkpoint_bytes, optimizer_bytes, training_memory
-from scionlm.recipes import calibrate
-from scionlm.recipes.planning import find_device, plan_recipe
+from scionlm.recipes import calibrate, planning
+from scionlm.recipes.inputs import open_inputs
+from scionlm.recipes.layout import Devices, shared_layout
+from scionlm.recipes.planning import find_device, plan_recipe, trainings_of
 from scionlm.recipes.presets import load_recipe
+from scionlm.recipes.run import run_recipe
+from scionlm.recipes.selection import plan_of
+from scionlm.recipes.shear_steps import with_target
+from scionlm.sources import open_folder
 from scionlm.train.objective import Objective
 from scionlm.train.optimizer import Optimizer, OptimizerSettings
 
@@ -70,7 +79,7 @@ def test_a_faster_device_takes_less_time_and_the_table_is_said(recipe):
     times = [plan_recipe(recipe, name)["seconds"] for name in ("a10", "a100", "h100")]
     assert times[0] > times[1] > times[2]
     assert plan_recipe(recipe, "h100")["seconds_known_from"] == "device table"
-    with pytest.raises(UsageError, match=r"abacus is not in the table \(known: B200"):
+    with pytest.raises(UsageError, match=r"abacus is not in the table \(known: B300"):
         find_device("abacus")
 
 
@@ -172,10 +181,84 @@ def test_the_machine_is_found_and_gpus_are_known_by_a_word_of_their_name():
     assert this_machine().fp32_flops > 0
     assert gpu_by_name("NVIDIA H200") is GPUS["h200"]
     assert gpu_by_name("NVIDIA A100-SXM4-80GB") is GPUS["a100"]
-    assert gpu_by_name("NVIDIA GeForce RTX 4090") is GPUS["4090"]
+    assert gpu_by_name("NVIDIA GeForce RTX 4090") is GPUS["rtx 4090"]
     assert gpu_by_name("NVIDIA A1000") is None
-    assert gpu_by_name("NVIDIA A100-SXM4-40GB").memory_bytes == 40 * 10**9
     assert gpu_by_name("NVIDIA A10G") is GPUS["a10g"]
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100 pcie"),
+        ("NVIDIA H100 NVL", "h100 nvl"),
+        ("NVIDIA H200 NVL", "h200 nvl"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA GH200 480GB", "gh200"),  # of the processor beside it
+        ("NVIDIA RTX 6000 Ada Generation", "rtx 6000 ada"),
+        ("NVIDIA RTX A6000", "rtx a6000"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA B300 SXM6 AC", "b300"),
+        ("Tesla T4", "t4"),
+        ("rtx4090", "rtx 4090"),
+        ("a6000", "rtx a6000"),
+        ("4090", "rtx 4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("Quadro RTX 6000", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+    ],
+)
+def test_a_card_is_not_taken_for_a_larger_one_of_its_name(name, entry):
+    assert gpu_by_name(name) is (GPUS[entry] if entry else None)
+    if entry:
+        assert find_device(name) is GPUS[entry]
+    else:
+        with pytest.raises(UsageError, match="is not in the table"):
+            find_device(name)
+
+
+def test_there_are_cards_of_less_memory_and_without_bfloat16(recipe):
+    small, large = (gpu_by_name(f"NVIDIA A100-SXM4-{size}GB") for size in (40, 80))
+    assert small.memory_bytes == pytest.approx(large.memory_bytes / 2, rel=0.01)
+    assert small.bf16_flops == large.bf16_flops
+    assert plan_recipe(recipe, "a100-40gb", world=2)["layout"]["shards"] == 1
+    assert plan_recipe(recipe, "a100-40gb")["memory_by_part"] == plan_recipe(recipe, "a100")["memory_by_part"]
+    assert plan_recipe(recipe, "t4")["precision"] == "fp32"
+
+
+def test_what_is_expected_not_to_fit_is_said_with_what_takes_less(recipe, tmp_path, monkeypatch, capsys):
+    less = "train.micro_batch_size=auto, train.activation_checkpointing=selective (or full), or a smaller data.seq_len"
+    command = ["plan", "scratch-tinyllama-1.1b", "--device", "rtx4090", "train.micro_batch_size=64"]
+    assert cli.run(command) == 0
+    assert f"warning: RTX 4090 has 23.6 GiB; less is taken with {less}\n" in capsys.readouterr().out
+    assert less in cli.explain(torch.OutOfMemoryError("of memory"))[0]
+    short = recipe.model_copy(update={"control": False, "train": recipe.train.model_copy(update={"steps": 1})})
+    run_recipe(short, tmp_path / "fits")
+    assert "is expected to take" not in capsys.readouterr().err
+    monkeypatch.setattr(Runtime, "memory", lambda self: 2**20)
+    run_recipe(short, tmp_path / "does-not")
+    said = capsys.readouterr().err
+    assert "of the 1 MiB that a device has" in said
+    assert less in said
+
+
+def test_sequences_longer_than_a_source_was_made_for_are_said_once(overrides, tmp_path, capsys):
+    recipe = load_recipe("inheritune-mini", overrides | {"data.seq_len": 144, "train.global_batch_tokens": 144})
+    for work in (plan_recipe, lambda recipe: open_inputs(recipe, tmp_path / "run")):
+        work(recipe)
+        assert capsys.readouterr().err.count("is longer than the 128 positions") == 1
+
+
+def test_a_gpu_that_is_not_in_the_table_is_named(monkeypatch, capsys):
+    for module in (devices, planning):
+        monkeypatch.setattr(module, "driver_gpus", lambda: ["NVIDIA A1000"])
+    assert find_device(None).kind == "cpu"
+    assert "NVIDIA A1000 is not in the table of devices" in capsys.readouterr().err
+    monkeypatch.setattr(devices, "driver_gpus", lambda: ["NVIDIA A1000", "NVIDIA A10"])
+    assert find_device(None) is GPUS["a10"]
+    assert not capsys.readouterr().err
 
 
 def test_narrow_models_are_expected_to_reach_less_of_fast_products():
@@ -271,6 +354,40 @@ def test_rounds_and_a_reference_are_planned_one_after_another():
     assert found["num_parameters"] == found["rounds"][0]["num_parameters"]  # all layers are the reference's own
     student = plan_recipe(load_recipe("inheritune-grow-mini", ["grow.from=student"]), "h100")
     assert student["rounds"][-1]["num_tokens"] == 6 * found["rounds"][-1]["num_tokens"]  # all that its weights see
+
+
+LLAMA_7B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096,
+}  # fmt: skip
+
+
+def test_pruning_and_recovery_lie_in_the_one_layout_that_a_run_has(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
+    recipe = load_recipe("shear-llama2-7b-1.3b", [f"source={tmp_path}"])
+    found = plan_recipe(recipe, "h100", world=8)
+    devices = Devices("cuda", "bf16", GPUS["h100"].memory_bytes, 8, 8)
+    source = open_folder(tmp_path)
+    settled = with_target(recipe, source)
+    pruning, recovery = trainings_of(settled, source.config, plan_of(settled, source), None)
+    assert [one.layout(devices).name for one in (pruning, recovery)] == ["fsdp", "ddp"]  # each by itself
+    assert found["layout"]["name"] == "fsdp"
+    assert found["layout"]["shards"] == 8
+    whole = count_parameters(family_of(LLAMA_7B), LLAMA_7B)["total"]
+    assert found["checkpoint_bytes"] == 12 * whole  # the pruning's, float32 with two moments
+    rows = shared_layout([pruning, recovery], devices)[1][-1]
+    assert found["memory_bytes_per_device"] == max(
+        pruning.memory(devices, 8)["total"], recovery.memory(devices, 8, rows)["total"]
+    )
+
+
+@pytest.mark.parametrize(("how", "longer"), [("selective", 1.16), ("full", 4 / 3)])
+def test_what_is_made_again_on_the_way_back_takes_time(recipe, how, longer):
+    train = recipe.train.model_copy(update={"activation_checkpointing": how})
+    once, again = (plan_recipe(one, "h100") for one in (recipe, recipe.model_copy(update={"train": train})))
+    assert again["flops"] == once["flops"]
+    assert again["seconds_by_part"]["training"] == pytest.approx(longer * once["seconds_by_part"]["training"])
+    assert again["seconds_by_part"]["evaluation"] == once["seconds_by_part"]["evaluation"]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import pytest
 
+from scionlm import api
 from scionlm.core.config import dump_yaml, validate
 from scionlm.core.errors import UsageError
 from scionlm.recipes.advice import advice
 from scionlm.recipes.advice_continual import continual_advice, pretraining_peak
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.presets import override_recipe
+from scionlm.recipes.planning import plan_recipe
+from scionlm.recipes.presets import load_recipe, override_recipe
 
 PEAK = 3e-3
 SOUND = {
@@ -188,6 +190,58 @@ def test_each_general_rule_speaks_alone(case):
     changes, planned, what = GENERAL[case]
     (one,) = told(changes, planned)
     assert what in one
+
+
+@pytest.mark.parametrize(
+    ("mixture", "stages", "override"),
+    [
+        ({"alpha": 1.0}, [], "train.tokens="),  # nothing takes its place
+        ({"alpha": 0.9, "beta": 0.1}, [], "data.max_epochs=4 data.exhausted=redistribute"),
+        ({"alpha": 1.0}, [{"name": "a", "train": {"steps": 400}}], None),  # a budget of its own
+    ],
+)
+def test_too_little_text_is_told_what_can_be_run(tiny_folder, data_folder, mixture, stages, override, capsys):
+    """What is advised is planned without a refusal, and is enough."""
+    settings = {"source": str(tiny_folder), "data.dir": str(data_folder.path), "data.mixture": mixture,
+                "data.seq_len": 24, "inherit.layers": 3, "train.global_batch_tokens": 96, "train.steps": 400,
+                "stages": stages}  # fmt: skip
+    found = api.plan("inheritune", settings)
+    (one,) = [one for one in found["advice"] if "again and again" in one["what"]]
+    if override is None:
+        assert one["set"] is None
+        return
+    assert one["set"].startswith(override)
+    recipe = override_recipe(load_recipe("inheritune", settings).model_dump(mode="json"), one["set"].split())
+    followed = plan_recipe(validate(Recipe, recipe, "given"))
+    assert "refused" not in capsys.readouterr().err
+    assert all("again and again" not in more["what"] for more in followed["advice"]) or "redistribute" in override
+    if "tokens" in override:
+        assert 3.5 < followed["epochs"]["alpha"] <= 4
+
+
+def test_a_plan_says_that_its_run_would_be_refused(tiny_folder, data_folder, capsys):
+    settings = {"source": str(tiny_folder), "data.dir": str(data_folder.path), "data.mixture": {"alpha": 1.0},
+                "data.seq_len": 24, "inherit.layers": 3, "train.global_batch_tokens": 96}  # fmt: skip
+    limits = {"data.max_epochs": 4, "data.exhausted": "redistribute"}
+    refused = "warning: a run would be refused: stage main wants 1,600 windows by its end"
+    assert api.plan("inheritune", settings | limits | {"train.steps": 400})["epochs"]["alpha"] > 4
+    assert refused in capsys.readouterr().err
+    assert api.plan("inheritune", settings | limits | {"train.steps": 10})["epochs"]["alpha"] < 4
+    assert api.plan("inheritune", settings | limits | {"train.time": "1000 hours"})["num_steps"] > 400
+    assert "refused" not in capsys.readouterr().err  # steps of a time are known when the run begins
+
+
+@pytest.mark.parametrize(
+    ("upstream", "override"),
+    [({"dir": "elsewhere"}, "replay.data=elsewhere"), ({"domains": ["old"]}, "replay.domains=[old]"),
+     (None, "replay.run=RUN")],
+)  # fmt: skip
+def test_what_stands_in_for_unknown_text_is_what_is_measured_of_it(sound, upstream, override):
+    config = sound | {"source": "org/model", "upstream": upstream, "replay": None}
+    (one,) = [one for one in said(config) if "nothing is replayed" in one["what"]]
+    assert one["set"] == override
+    recipe = validate(Recipe, override_recipe(config, [override]), "given")
+    assert all("nothing is replayed" not in more["what"] for more in continual_advice(recipe))
 
 
 @pytest.mark.parametrize(("every", "override"), [(10, "evaluate.every=0.5"), (0.5, None), (0, None)])

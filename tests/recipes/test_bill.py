@@ -7,6 +7,7 @@ import pytest
 
 from scionlm import api
 from scionlm.core.config import dump_yaml
+from scionlm.core.errors import UsageError
 from scionlm.core.records import read_json
 from scionlm.recipes import planning as planning_module
 from scionlm.recipes import setting as setting_module
@@ -39,11 +40,9 @@ def test_passes_are_those_that_training_makes(tmp_path, tiny_folder, data_folder
 
 
 def test_passes_of_pruning_and_of_rounds_that_go_on_are_counted(tiny_folder, data_folder):
-    target = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
-              "num_key_value_heads": 1}  # fmt: skip
     text = {"source": str(tiny_folder), "data.dir": str(data_folder.path), "data.seq_len": 16,
             "train.global_batch_tokens": 32, "train.precision": "fp32"}  # fmt: skip
-    shear = {"target": target, "prune": {"method": "masks", "steps": 40}, "train.steps": 10}
+    shear = {"target": TARGET, "prune": {"method": "masks", "steps": 40}, "train.steps": 10}
     alone = epochs_of(load_recipe("inheritune", text | {"inherit.layers": 2, "train.steps": 50}))
     assert api.plan("shear", text | shear)["epochs"] == pytest.approx(alone)
     grow = {"inherit.layers": 2, "grow": {"by": 1, "max_rounds": 3}, "train.steps": 50}
@@ -54,6 +53,9 @@ def test_passes_of_pruning_and_of_rounds_that_go_on_are_counted(tiny_folder, dat
     assert thrice == pytest.approx({name: 3 * passes for name, passes in alone.items()})
 
 
+TARGET = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
+          "num_key_value_heads": 1}  # fmt: skip
+SHEAR = {"recipe": "shear", "inherit": None, "target": TARGET}
 EVALUATED = {
     "child and control": {"control": True, "evaluate.every": 2},
     "what was known before": {
@@ -62,6 +64,15 @@ EVALUATED = {
     },
     "weights that move": {"reweight": {"every": 2, "tokens_per_domain": 64}, "train.steps": 8, "evaluate.every": 3},
     "rounds": {"grow": {"by": 1, "max_rounds": 2, "until": "end"}, "inherit.layers": 2},
+    "rounds and a control": {
+        "grow": {"by": 1, "max_rounds": 2, "until": "end", "from": "student"}, "inherit.layers": 2, "control": True,
+    },
+    "masks and a control": SHEAR | {"prune": {"method": "masks", "steps": 40}, "control": True, "evaluate.every": 3},
+    "scores in two steps": SHEAR | {"prune": {"method": "scores", "steps": 8, "iterations": 2}},
+    "scores at once, weights that move": SHEAR | {
+        "prune": {"method": "scores", "steps": 8, "iterations": 1}, "reweight": {"every": 2, "tokens_per_domain": 64},
+    },
+    "scores that train nothing": SHEAR | {"prune": {"method": "scores", "iterations": 1}},
 }  # fmt: skip
 
 
@@ -94,6 +105,12 @@ def test_the_held_out_tokens_that_a_run_measures_are_those_of_its_plan(
 
 def test_passes_are_unknown_without_text(tiny_folder, tmp_path):
     assert epochs_of(recipe_of(tiny_folder, tmp_path / "none")) == {}
+
+
+def test_a_domain_that_is_not_in_the_text_is_no_plan(tiny_folder, data_folder):
+    changes = {"data.mixture": {"prose": 1.0}}
+    with pytest.raises(UsageError, match=r"domain 'prose' is not in .*; data.mixture=null takes all"):
+        epochs_of(recipe_of(tiny_folder, data_folder.path, **changes))
 
 
 def test_a_run_takes_the_room_that_was_planned(tmp_path, tiny_folder, data_folder):

@@ -11,7 +11,7 @@ import yaml
 
 from scionlm import api
 from scionlm.core.config import dump_yaml, load_yaml
-from scionlm.core.errors import DivergenceError, StoppedError, StorageError, UsageError
+from scionlm.core.errors import DataError, DivergenceError, StoppedError, StorageError, UsageError
 from scionlm.core.records import read_json
 from scionlm.recipes import child as child_module
 from scionlm.recipes import origin as origin_module
@@ -350,6 +350,18 @@ def test_what_cannot_be_made_shows_before_anything_starts_and_leaves_nothing(sha
     with pytest.raises(UsageError, match=words):
         run_sweep(sweep_of(shared, runs=runs), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_text_that_would_run_out_shows_before_anything_starts_too(shared, tmp_path):
+    limits = {"max_epochs": 0.5, "exhausted": "stop"}
+    proxy = {"data": shared["data"]["dir"], "domains": ["alpha"], "fraction": 0.5}
+    for more, words in (
+        ({"data": limits, "train": {"steps": 500}}, "run b: domain 'alpha' would be gone through"),
+        ({"recipe": "continual", "replay": proxy, "train": {"steps": 500}}, "run b: replay.fraction 0.5 comes to"),
+    ):
+        with pytest.raises((DataError, UsageError), match=words):
+            run_sweep(sweep_of(shared, runs=[{"name": "a"}, {"name": "b"} | more]), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_diverged_run_does_not_end_the_sweep(shared, tmp_path, monkeypatch, capsys):

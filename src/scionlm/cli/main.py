@@ -72,8 +72,10 @@ def explain(error: Exception) -> tuple[str, int]:
         known = storage_error(error, Path(error.filename or "the output"))
         return str(known), known.exit_code
     if is_out_of_memory(error):
-        sizes = "train.micro_batch_size or data.seq_len of a run, --num-sequences, --seq-len or --batch-size elsewhere"
-        return f"out of memory; lower {sizes}", 74
+        from scionlm.planning.memory import LESS_MEMORY
+
+        elsewhere = "other commands with a lower --num-sequences, --seq-len or --batch-size"
+        return f"out of memory; a run takes less with {LESS_MEMORY}, {elsewhere}", 74
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text} (a fault in Scion; --debug shows where)", 1
 

@@ -5,8 +5,8 @@ from typing import Any
 from scionlm.cli.tables import add_row, new_table, show_table
 from scionlm.core.log import format_bytes, format_count, format_seconds
 from scionlm.planning.curve import draw
+from scionlm.planning.memory import LESS_MEMORY, TIGHT
 
-_TIGHT = 0.9  # of a device's memory
 _SHOWN = 8  # shapes; --json has them all
 _POINTS = 16  # of a range test, of which --json has all too
 
@@ -67,13 +67,11 @@ def _print_memory(found: dict[str, Any]) -> None:
 def _warn_of_memory(found: dict[str, Any]) -> None:
     """Say where a device has too little for a step, or for the source while that is evaluated."""
     there = found["device_memory_bytes"]
-    if there and found["memory_bytes_per_device"] > _TIGHT * there:
-        print(
-            f"warning: {found['device']} has {format_bytes(there)}; lower train.micro_batch_size or data.seq_len, or "
-            "keep fewer layers"
-        )
+    if there and found["memory_bytes_per_device"] > TIGHT * there:
+        smaller = {"inheritune": "; or keep fewer layers", "shear": "; or prune further"}.get(found["recipe"], "")
+        print(f"warning: {found['device']} has {format_bytes(there)}; less is taken with {LESS_MEMORY}{smaller}")
     source = found["source_memory_bytes"]
-    if there and source > _TIGHT * there:
+    if there and source > TIGHT * there:
         print(
             f"warning: {found['device']} has {format_bytes(there)}; the source takes {format_bytes(source)} of each "
             "while its losses are measured, in float32; train.parallel=fsdp shares it among devices"

@@ -9,6 +9,12 @@ from scionlm.families.causal import kept_softmax
 from scionlm.families.logits import BLOCK_BYTES, CHUNK_BYTES
 from scionlm.families.shape import expected_tensors
 
+TIGHT = 0.9
+"""Share of a device's memory above which a step is expected not to fit."""
+LESS_MEMORY = (
+    "train.micro_batch_size=auto, train.activation_checkpointing=selective (or full), or a smaller data.seq_len"
+)
+"""Settings with which a step takes less memory."""
 # Python, torch, transformers, and what a run of a tiny model has beside: as measured.
 _LIBRARIES = {"cpu": 580 * 2**20, "cuda": 600 * 2**20}
 _KEPT_BY_ERROR = {"mse": 4, "cosine": 8}  # bytes a state, as autograd was seen to keep

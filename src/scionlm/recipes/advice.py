@@ -6,6 +6,7 @@ from scionlm.core.records import Record
 from scionlm.families import ModelShape
 from scionlm.recipes.advice_continual import continual_advice
 from scionlm.recipes.advice_words import say
+from scionlm.recipes.bill import text_sizes
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.measured import MEASURED
 from scionlm.recipes.origin import REFERENCE
@@ -30,13 +31,13 @@ def advice(recipe: Recipe, config: Mapping[str, object], planned: Record) -> lis
         planned: The plan, with `epochs`, and `source_parameters` where there is a source.
     """
     found = continual_advice(recipe) if recipe.recipe == "continual" else []
-    more = [_epochs(planned), _first_layers(recipe, planned), _teacher(recipe), _tokens(recipe, planned)]
+    more = [_epochs(recipe, planned), _first_layers(recipe, planned), _teacher(recipe), _tokens(recipe, planned)]
     more += [_evaluation(recipe, planned), _measuring(recipe), _tasks(recipe)]
     more += [_rate(recipe, config)] if recipe.recipe != "continual" else []
     return found + [one for one in more if one is not None]
 
 
-def _epochs(planned: Record) -> Record | None:
+def _epochs(recipe: Recipe, planned: Record) -> Record | None:
     often = {name: times for name, times in planned["epochs"].items() if times > _EPOCHS}
     if not often:
         return None
@@ -44,8 +45,24 @@ def _epochs(planned: Record) -> Record | None:
     return say(
         f"text is gone through again and again: {named}",
         f"up to {_EPOCHS} times is nearly as good as new text (arXiv:2305.16264), more is worth less and less",
-        f"data.max_epochs={_EPOCHS} data.exhausted=redistribute",
+        _less_often(recipe, planned["epochs"]),
     )
+
+
+def _less_often(recipe: Recipe, epochs: Mapping[str, float]) -> str | None:
+    """Return the override with which no text is seen too often: others in its place, else fewer tokens."""
+    sizes = text_sizes(recipe)
+    room = _EPOCHS * sum(size - 1 for size in sizes.values())  # the last token is only predicted
+    if sizes and sum(times * sizes[name] for name, times in epochs.items()) < room:
+        return f"data.max_epochs={_EPOCHS} data.exhausted=redistribute"
+    if any(stage.train and stage.train.keys() & {"tokens", "steps", "time"} for stage in recipe.stages):
+        return None  # each stage has a budget of its own
+    pruning = recipe.pruning_stage
+    before = 0 if pruning is None else pruning.total_steps * pruning.train.global_batch_tokens
+    batch, parts = recipe.train.global_batch_tokens, len(recipe.resolved_stages)
+    fitting = (recipe.total_tokens + before) * _EPOCHS / max(epochs.values()) - before
+    tokens = int(fitting / parts) // batch * batch
+    return f"train.tokens={tokens}" if tokens > 0 else None
 
 
 def _first_layers(recipe: Recipe, planned: Record) -> Record | None:

@@ -53,7 +53,7 @@ def _peak(recipe: Recipe, first: Stage) -> Record | None:
 
 def pretraining_peak(recipe: Recipe) -> float | None:
     """Return the highest learning rate that the source was trained with, where it is the result of a run of Scion's."""
-    path = Path(recipe.source or "").parent / "config.yaml"
+    path = _run_of(recipe)
     if not recipe.source or not path.is_file():
         return None
     try:
@@ -61,6 +61,11 @@ def pretraining_peak(recipe: Recipe) -> float | None:
     except (ScionError, pydantic.ValidationError):  # of another version: then it is not known
         return None
     return max(stage.optimizer.lr for stage in stages)
+
+
+def _run_of(recipe: Recipe) -> Path:
+    """Return where the recipe of the run would be whose result the source is."""
+    return Path(recipe.source or "").parent / "config.yaml"
 
 
 def _upstream(recipe: Recipe) -> Record | None:
@@ -81,8 +86,16 @@ def _replay(recipe: Recipe, stages: list[Stage]) -> Record | None:
         "nothing is replayed",
         "one sequence in a hundred costs next to nothing downstream and saves most of what would be forgotten; the "
         "papers settle on 5 % where the new text is like the old, and 25 % where it is another language",
-        "replay.run=RUN" if recipe.replay is None else f"replay.fraction={_REPLAY}",
+        _what_to_replay(recipe) if recipe.replay is None else f"replay.fraction={_REPLAY}",
     )
+
+
+def _what_to_replay(recipe: Recipe) -> str:
+    """Return the override that names earlier data: those of the run that made the source, else what stands in."""
+    known = recipe.upstream
+    if known is None or _run_of(recipe).is_file():
+        return "replay.run=RUN"
+    return f"replay.data={known.dir}" if known.dir is not None else f"replay.domains=[{', '.join(known.domains or [])}]"
 
 
 def _warmup(stages: list[Stage]) -> Record | None:

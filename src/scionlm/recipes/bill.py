@@ -3,10 +3,9 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scionlm.core.duration import Duration
-from scionlm.core.errors import ScionError
 from scionlm.core.records import Record
 from scionlm.data import DataFolder
 from scionlm.recipes.config import Recipe
@@ -16,6 +15,8 @@ from scionlm.recipes.order import sampling_of
 from scionlm.recipes.stages import Stage
 
 Config = dict[str, Any]
+Part = Literal["model", "pruning", "control"]
+"""What a model is in its run: what comes out, a step on the way there, or what that is compared with."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _HOUR = 3600
 
@@ -29,17 +30,18 @@ def epochs_of(recipe: Recipe, rounds: int = 1) -> dict[str, float]:
     Args:
         recipe: The recipe.
         rounds: How many times it goes on with its stages, on other text each time: rounds of a student that grows.
+
+    Raises:
+        UsageError: A domain is not there.
+        DataError: The data folder is broken.
     """
     found: dict[str, float] = {}
     before = [recipe.pruning_stage] if recipe.pruning_stage is not None else []
     for stage in [*before, *recipe.resolved_stages * rounds]:
-        try:
-            if stage.data.dir is None:
-                return {}
-            data = DataFolder(Path(stage.data.dir))
-            sampling = sampling_of(stage.model_copy(update={"replay": None}), data, recipe.seed, Path())
-        except ScionError:  # a plan may be made before the text is
-            return {}
+        if stage.data.dir is None or not (Path(stage.data.dir) / "index.json").exists():
+            return {}  # a plan may be made before the text is
+        data = DataFolder(Path(stage.data.dir))
+        sampling = sampling_of(stage.model_copy(update={"replay": None}), data, recipe.seed, Path())
         demand = sampling.mixture.demand()
         slots = stage.total_steps * stage.sequences_per_step
         share = 1 - (stage.replay.fraction if stage.replay else 0.0)
@@ -50,18 +52,39 @@ def epochs_of(recipe: Recipe, rounds: int = 1) -> dict[str, float]:
     return found
 
 
-def evaluated_tokens(recipe: Recipe, source: Config, target: Config, with_source: bool) -> list[tuple[Config, int]]:
+def text_sizes(recipe: Recipe) -> dict[str, int]:
+    """Return the training tokens of every domain that a recipe draws from; empty where its stages have other ones."""
+    before = [recipe.pruning_stage] if recipe.pruning_stage is not None else []
+    asked = {(stage.data.dir, _drawn_from(stage)) for stage in [*before, *recipe.resolved_stages]}
+    place, names = next(iter(asked))
+    if len(asked) > 1 or place is None or not (Path(place) / "index.json").exists():
+        return {}
+    data = DataFolder(Path(place))
+    return {name: data.num_tokens(name, "train") for name in names or data.domains}
+
+
+def _drawn_from(stage: Stage) -> tuple[str, ...]:
+    """Return the domains that a stage names; none where it takes all."""
+    start = stage.data.ramp.start if stage.data.ramp else {}
+    return tuple({**stage.data.mixture, **start}) if stage.data.mixture else ()
+
+
+def evaluated_tokens(
+    recipe: Recipe, source: Config, target: Config, with_source: bool, part: Part = "model"
+) -> list[tuple[Config, int]]:
     """Return how many held-out tokens go through which models while one is trained.
 
     Losses are measured at the start, on the way and at the end, those of the source once. Where rounds are compared
     with the source, each is measured once more on the text that decides; where weights of domains move, a model is
-    measured at each move.
+    measured at each move; what is pruned is measured once more before its recovery. A control, which decides nothing,
+    is measured at its start, on its way and at its end alone.
 
     Args:
         recipe: The recipe.
         source: The source's `config.json`.
         target: The model's.
         with_source: Count the source's own.
+        part: What of the run the model is.
     """
     every, stages = recipe.steps(recipe.evaluate.every), recipe.resolved_stages
     times = 2 + (math.ceil(recipe.total_steps / every) - 1 if every else 0) + len(stages) - 1
@@ -75,15 +98,19 @@ def evaluated_tokens(recipe: Recipe, source: Config, target: Config, with_source
     }
     others = sum(_within(domains, budget) for budget in references - {recipe.evaluate.tokens_per_domain})
     of_source = (once + deciding + others) if with_source and recipe.recipe != "scratch" else 0
-    moving = sum(_moving_tokens(stage) for stage in stages)
-    return [(target, (1 + recipe.control) * times * once + deciding + moving), (source, of_source)]
+    own = (1 + recipe.control) * times * once
+    if part != "control":
+        own += deciding + sum(_moving_tokens(stage, part == "pruning") for stage in stages)
+    if recipe.prune is not None and part == ("pruning" if recipe.prune.method == "masks" else "model"):
+        own += once  # under masks, or as it was cut
+    return [(target, own), (source, of_source)]
 
 
-def _moving_tokens(stage: Stage) -> int:
-    """Return the held-out tokens that a stage measures to move the weights of its domains."""
+def _moving_tokens(stage: Stage, hands_on: bool) -> int:
+    """Return the held-out tokens that a stage measures to move the weights of its domains, for what follows it too."""
     if stage.reweight is None:
         return 0
-    moves = (stage.total_steps - 1) // max(stage.steps(stage.reweight.every), 1)  # one more where a recovery follows
+    moves = (stage.total_steps - (not hands_on)) // max(stage.steps(stage.reweight.every), 1)
     domains = _tokens_of(stage.data.dir, list(stage.data.mixture or []))
     return moves * _within(list(domains.values()), stage.reweight.tokens_per_domain)
 

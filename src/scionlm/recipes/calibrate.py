@@ -68,8 +68,9 @@ def calibrated(recipe: Recipe) -> Record:
     known: dict[str, Speed] = {}
 
     def timed(part: Recipe, target: dict[str, Any], planned: Record) -> Record:
-        alone = part.model_copy(update={"control": False})
-        key = json.dumps([alone.model_dump(mode="json"), target], sort_keys=True)
+        alone = part.model_copy(update={"control": False}).model_dump(mode="json")
+        alone["train"] |= {"steps": None, "tokens": None, "time": None}  # a control's budget may be another
+        key = json.dumps([alone, target], sort_keys=True)
         if key not in known:
             compiled = resolve_compile(part.train.compile, runtime, planned["flops"])  # as the run will be
             closed = with_rows(part, planned["micro_batch_size"])
@@ -98,7 +99,8 @@ def _with_seconds(recipe: Recipe, planned: Record, speed: Speed) -> Record:
         taught += min(asked, stage.total_steps) * teacher
         asked -= min(asked, stage.total_steps)
     models, once = planned["models_trained"], training + taught
-    slower = once / (planned["flops"] / (planned["peak_flops"] * planned["utilization"]))
+    by_table = sum(planned["seconds_by_part"].get(part, 0.0) for part in ("training", "teacher")) / models
+    slower = once / by_table
     parts = {"training": models * training} | ({"teacher": models * taught} if recipe.has_teacher else {})
     parts["evaluation"] = planned["seconds_by_part"]["evaluation"] * slower
     return planned | {"seconds": sum(parts.values()), "seconds_by_part": parts}

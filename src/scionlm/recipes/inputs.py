@@ -10,11 +10,13 @@ from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import sha256_file
 from scionlm.core.log import warn
 from scionlm.data import DataFolder
+from scionlm.data.mixing.ledger import LEDGER
 from scionlm.data.tokenizer import largest_id
 from scionlm.families import ModelShape, family_of
 from scionlm.families.shape import context_length, learned_positions
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_distill import SOURCE
+from scionlm.recipes.lengths import timed_paths
 from scionlm.recipes.lr_scales import check_scales
 from scionlm.recipes.order import Sampling, check_supply, replayed_data, sampling_of
 from scionlm.recipes.origin import check_model, open_source, with_data
@@ -107,7 +109,7 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
     source = open_source(recipe, out)
     recipe = with_target(recipe, source)
     teacher = open_teacher(recipe, source)
-    for model in (source, teacher or source):
+    for model in (source,) if teacher is None or teacher is source else (source, teacher):
         check_text(recipe, model)
     plan = plan_of(recipe, source)
     check_growth(recipe, plan, source)
@@ -128,11 +130,53 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
     known = known_before(recipe, stages)
     upstream = _add_upstream(held_out, known)
     if check:
-        trained = stages * len(round_shapes(recipe, plan)) if goes_on(recipe) else [*before, *stages]
-        _check(source, teacher, stages, held_out, trained)
+        _check(source, teacher, stages, held_out, _in_turn(recipe, plan, before, stages))
         for data, _ in known:
             check_tokenizer(source, data)
     return Inputs(recipe, source, stages, held_out, plan, branched, teacher, taught_layers, upstream)
+
+
+def _in_turn(
+    recipe: Recipe, plan: SurgeryPlan, before: list[StageInputs], stages: list[StageInputs]
+) -> list[StageInputs]:
+    """Return every stretch of training, in the order in which they go through the text."""
+    return stages * len(round_shapes(recipe, plan)) if goes_on(recipe) else [*before, *stages]
+
+
+def check_enough(recipe: Recipe, plan: SurgeryPlan) -> None:
+    """Refuse beforehand what would run out of text, as far as that is there, and its windows are counted at once.
+
+    A budget in time has no steps yet, and best_fit would pack all documents.
+
+    Args:
+        recipe: The recipe.
+        plan: The layers of its model, or of its first round's.
+
+    Raises:
+        UsageError: Replay would begin a second pass, or a domain is not there.
+        DataError: A domain would be exhausted where the recipe says to stop, or is shorter than a window.
+    """
+    pruning, paths = recipe.pruning_stage, timed_paths(recipe.model_dump(mode="json"))
+    all_stages = [*([] if pruning is None else [pruning]), *recipe.resolved_stages]
+    if any(path[-2:] in (("train", "steps"), ("ramp", "over")) for path in paths):
+        return
+    if any(stage.data.packing == "best_fit" or not _is_there(stage) for stage in all_stages):
+        return
+    before, stages = (
+        [_open_stage(stage, recipe.seed, Path()) for stage in some]
+        for some in (all_stages[: pruning is not None], recipe.resolved_stages)
+    )
+    check_supply([(one.stage, one.sampling) for one in _in_turn(recipe, plan, before, stages)])
+
+
+def _is_there(stage: Stage) -> bool:
+    """Return whether a stage's text is prepared, and what it replays was trained on."""
+    folders, replay = [stage.data.dir], stage.replay
+    if replay is not None and replay.stage is None:
+        if replay.run is not None and not (Path(replay.run) / LEDGER).is_file():
+            return False
+        folders += [replay.data] if replay.data is not None else []
+    return all(folder is not None and (Path(folder) / "index.json").exists() for folder in folders)
 
 
 def from_source(inputs: Inputs, source: ModelFolder) -> Inputs:

@@ -1,13 +1,17 @@
 """A recipe on the devices of a run: how its weights lie there, and how many sequences go through in a pass."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+from scionlm.core.devices import Device
+from scionlm.core.errors import UsageError
 from scionlm.families import family_of
 from scionlm.planning.layout import Layout, choose_layout, fitting_rows
 from scionlm.planning.memory import MemoryRequest, Teaching, training_memory
 from scionlm.recipes.config import Recipe
 
 Config = dict[str, Any]
+_PER_NODE = 8  # GPUs in a machine, as they are usually sold
 
 
 class Devices(NamedTuple):
@@ -89,6 +93,35 @@ class Training(NamedTuple):
         """Return the sequences in a pass that are worth a try."""
         most = max(-(-stage.sequences_per_step // devices.world) for stage in self.recipe.resolved_stages)
         return fitting_rows(most, lambda rows: self.memory(devices, shards, rows)["total"], devices.memory_bytes)
+
+
+def shared_layout(trainings: Sequence[Training], devices: Devices) -> tuple[Layout, list[int]]:
+    """Return how weights lie in all that one run trains, and the sequences in a pass that are worth a try.
+
+    What needs the most devices for a copy decides, and what has room for the fewest sequences; the latter are none
+    where the recipe says how many.
+
+    Args:
+        trainings: What is trained, one after another.
+        devices: The devices.
+    """
+    layout = max((training.layout(devices) for training in trainings), key=lambda layout: layout.shards)
+    fitting = [training.fitting(devices, layout.shards) for training in trainings if training.is_open]
+    return layout, min(fitting, key=lambda sizes: sizes[-1], default=[])
+
+
+def devices_of(device: Device, precision: str, world: int, per_node: int | None) -> Devices:
+    """Return devices of one kind; processes on one processor share its memory.
+
+    Raises:
+        UsageError: Machines would not be alike.
+    """
+    on_gpu = device.kind == "cuda"
+    each = per_node or min(world, _PER_NODE if on_gpu else world)
+    if world < 1 or world % each:
+        raise UsageError(f"{world} devices do not make machines of {each}")
+    memory = device.memory_bytes
+    return Devices(device.kind, precision, memory if on_gpu or not memory else memory // each, world, each)
 
 
 def with_rows(recipe: Recipe, rows: int) -> Recipe:

@@ -117,9 +117,10 @@ def sampling_of(stage: Stage, data: DataFolder, seed: int, run: Path) -> Samplin
     for key, names in (("mixture", domains), ("max_epochs", limits if isinstance(limits, dict) else ())):
         for name in names:
             if name not in data.domains:
+                way_out = "; data.mixture=null takes all" if key == "mixture" else ""
                 raise UsageError(
                     f"data.{key}: domain {name!r} is not in {data.path}{nearest(name, data.domains)} "
-                    f"(has: {', '.join(data.domains)})"
+                    f"(has: {', '.join(data.domains)}){way_out}"
                 )
     sizes = {name: data.num_tokens(name, "train") for name in domains}
     shares = config.mixture or by_temperature(sizes, config.temperature)

@@ -2,20 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
-from scionlm.core.devices import GPUS, Device, this_machine
-from scionlm.core.errors import UsageError
-from scionlm.core.log import say
+from scionlm.core.devices import GPUS, Device, driver_gpus, gpu_by_name, this_machine
+from scionlm.core.errors import DataError, UsageError
+from scionlm.core.log import say, warn
 from scionlm.core.records import Record
 from scionlm.families import ModelShape, count_parameters, family_of, flops_per_token
+from scionlm.planning.layout import Layout
 from scionlm.planning.memory import Teaching, checkpoint_bytes
 from scionlm.recipes.advice import advice
-from scionlm.recipes.bill import disk_bytes, epochs_of, evaluated_tokens
+from scionlm.recipes.bill import Part, disk_bytes, epochs_of, evaluated_tokens
 from scionlm.recipes.budgets import with_budgets
 from scionlm.recipes.config import Recipe
-from scionlm.recipes.inputs import check_text, match_layers, open_teacher
-from scionlm.recipes.layout import Devices, Training, with_rows
+from scionlm.recipes.inputs import check_enough, check_text, match_layers, open_teacher
+from scionlm.recipes.layout import Devices, Training, devices_of, shared_layout, with_rows
 from scionlm.recipes.lengths import has_times
 from scionlm.recipes.measured import DEPTHS
 from scionlm.recipes.origin import REFERENCE, open_source
@@ -30,11 +31,27 @@ from scionlm.surgery.plan import SurgeryPlan
 from scionlm.surgery.target import target_config
 
 _CURVE_POINTS = 200
-_PER_NODE = 8  # GPUs in a machine, as they are usually sold
 _FORWARD = 1 / 3  # of the operations of a training token
+_AGAIN = {"none": 1.0, "selective": 1.16, "full": 4 / 3}
+"""How much longer training is by what is made again on the way back: of `full` a forward pass by its operations, of
+`selective`, which keeps the products, as it was measured (docs/results/speed.md)."""
 Config = dict[str, Any]
 Timed = Callable[[Recipe, Config, Record], Record]
 """What puts measured times into the plan of one model: of its recipe, its configuration and the plan by the table."""
+
+
+class Place(NamedTuple):
+    """Where a model is trained.
+
+    Attributes:
+        device: One of the devices.
+        devices: All of them.
+        layout: How weights lie on them.
+    """
+
+    device: Device
+    devices: Devices
+    layout: Layout
 
 
 def plan_recipe(
@@ -54,7 +71,7 @@ def plan_recipe(
         timed: Acts on the plan of every model that is trained; None leaves the times of the table.
 
     Raises:
-        UsageError: The device is not known, or the layers asked for are not there; machines would not be alike.
+        UsageError: The device is not known, or layers or domains asked for are not there; machines would not be alike.
         DataError: The source is broken or of an unknown family.
     """
     source = open_source(recipe, None, weights=False)
@@ -68,8 +85,9 @@ def plan_recipe(
     model = open_teacher(recipe, source, weights=False)
     teacher = model and model.config
     layers = match_layers(recipe, source, model, plan)
-    for one in (source, model or source):
+    for one in (source,) if model is None or model is source else (source, model):
         check_text(recipe, one)
+    asked = recipe
     if has_times(recipe.model_dump(mode="json")):
         count = devices_of(found, "", world, per_node).processors
         recipe = resolve_times(recipe, [s / count for s in table_seconds(recipe, target, teacher, found)])
@@ -83,6 +101,10 @@ def plan_recipe(
         "source_memory_bytes": 4 * (whole or 0) // planned["layout"]["shards"],  # which is evaluated in float32
         "epochs": epochs_of(recipe, rounds),
     }
+    try:
+        check_enough(asked, plan)
+    except (DataError, UsageError) as error:  # what a budget will take may be asked before all of the text is there
+        warn(f"a run would be refused: {error}")
     planned["advice"] = advice(recipe, target, planned)
     return with_budgets(recipe, planned) | ({"candidates": [asdict(each) for each in shapes]} if shapes else {})
 
@@ -110,10 +132,23 @@ def plan_run(
         timed: Acts on the plan of every model that is trained.
     """
 
-    def of_model(recipe: Recipe, target: Config, teaching: Teaching | None, first: bool = True) -> Record:
-        planned = plan_model(recipe, source, target, device, teaching, world, per_node, with_source=first)
+    def placed(recipe: Recipe, trainings: list[Training]) -> tuple[Recipe, Place]:
+        """Return a recipe with the size of a pass, and where it is trained."""
+        devices = devices_of(device, _precision(recipe, device), world, per_node)
+        layout, sizes = shared_layout(trainings, devices)
+        return with_rows(recipe, sizes[-1]) if sizes else recipe, Place(device, devices, layout)
+
+    def of_model(
+        recipe: Recipe, target: Config, teaching: Teaching | None, with_source: bool = True, part: Part = "model"
+    ) -> Record:
+        planned = plan_model(recipe, source, target, places[recipe.recipe], teaching, with_source, part)
         return planned if timed is None else timed(recipe, target, planned)
 
+    places: dict[str, Place] = {}
+    reference = None if recipe.reference is None else reference_recipe(recipe)
+    if reference is not None:
+        reference, places[reference.recipe] = placed(reference, [Training(reference, source)])
+    recipe, places[recipe.recipe] = placed(recipe, trainings_of(recipe, source, plan, teaching))
     alone = recipe.model_copy(update={"control": False})
     first = of_model(recipe, target_config([source], plan, for_a_plan=True), teaching)
     if recipe.prune is not None:
@@ -127,15 +162,26 @@ def plan_run(
     }
     if recipe.grow is None:
         parts = {"child": rounds[0]}
-    if recipe.reference is not None:
-        parts = {"reference": of_model(reference_recipe(recipe), source, None)} | parts
+    if reference is not None:
+        parts = {"reference": of_model(reference, source, None)} | parts
     if recipe.control:
         times = len(rounds) if goes_on(recipe) else 1  # what the child's weights see
-        parts[CONTROL] = _longer(rounds[-1], times)
-    # A reference may be the largest; what the result has is the last round's.
-    largest = max(parts.values(), key=lambda part: part["memory_bytes_per_device"])
-    result = add_rounds(first | {"models_trained": 1}, largest, parts)
-    return result | {key: rounds[-1][key] for key in ("num_parameters", "parameters_by_part")}
+        control = _for_steps(alone, times * recipe.total_steps) if times > 1 else alone
+        parts[CONTROL] = of_model(control, shapes[-1], teaching, False, "control")
+    return _all(parts, first, rounds[-1])
+
+
+def trainings_of(recipe: Recipe, source: Config, plan: SurgeryPlan, teaching: Teaching | None) -> list[Training]:
+    """Return the largest of what a run trains, all of which lies on its devices in one way; see `plan_run`.
+
+    A reference is not among it: it is a run of its own.
+    """
+    largest = target_config([source], round_shapes(recipe, plan)[-1], for_a_plan=True)
+    if recipe.prune is None or recipe.pruning_stage is None:
+        return [Training(recipe, largest, teaching)]
+    left = target_config([source], plan, for_a_plan=True)  # the source is trained first; what is left of it is smaller
+    taught = teaching if recipe.prune.distill else None
+    return [Training(pruning_recipe(recipe), largest, taught), Training(recipe, left, teaching)]
 
 
 def _plan_shear(
@@ -154,23 +200,30 @@ def _plan_shear(
         for number, step in enumerate(steps, 1):
             name = "pruning" if len(steps) == 1 else f"pruning, step {number}"
             cut = source if recipe.prune.method == "masks" else config_with(source, target_shape(step, source))
-            parts[name] = of_model(pruning_recipe(step), cut, teaching if recipe.prune.distill else None)
+            taught = teaching if recipe.prune.distill else None
+            parts[name] = of_model(pruning_recipe(step), cut, taught, number == 1, "pruning")
     target = target_config([source], plan, for_a_plan=True)
     alone = recipe.model_copy(update={"control": False})
     parts["recovery"] = of_model(alone, target, teaching, not parts)
     if recipe.control:
-        both = sum(part["num_tokens"] for part in parts.values()) / parts["recovery"]["num_tokens"]
-        parts[CONTROL] = _longer(parts["recovery"], both)
+        before = sum(part["num_tokens"] for name, part in parts.items() if name != "recovery")
+        control = _for_steps(alone, recipe.total_steps + -(-before // recipe.train.global_batch_tokens))
+        parts[CONTROL] = of_model(control, target, teaching, False, "control")
+    return _all(parts, recovery, recovery)
+
+
+def _all(parts: dict[str, Record], first: Record, last: Record) -> Record:
+    """Return the plan of several models; memory is that of the largest, and what the result has that of the last."""
     largest = max(parts.values(), key=lambda part: part["memory_bytes_per_device"])
-    result = add_rounds(recovery | {"models_trained": 1}, largest, parts)
-    return result | {key: recovery[key] for key in ("num_parameters", "parameters_by_part")}
+    result = add_rounds(first | {"models_trained": 1}, largest, parts)
+    result |= {key: last[key] for key in ("num_parameters", "parameters_by_part")}
+    return result | {"checkpoint_bytes": max(part["checkpoint_bytes"] for part in parts.values())}
 
 
-def _longer(part: Record, times: float) -> Record:
-    """Return the plan of a model that is trained several times as long, and evaluated as often."""
-    evaluation = part["seconds_by_part"]["evaluation"]
-    longer = {key: round(times * part[key]) for key in ("num_tokens", "num_steps", "flops")}
-    return part | longer | {"seconds": evaluation + times * (part["seconds"] - evaluation)}
+def _for_steps(recipe: Recipe, steps: int) -> Recipe:
+    """Return a recipe of one stage with another number of steps."""
+    train = recipe.train.model_copy(update={"steps": steps, "tokens": None, "time": None})
+    return recipe.model_copy(update={"train": train})
 
 
 def teaching_of(recipe: Recipe, teacher: Config | None, layers: int) -> Teaching | None:
@@ -209,7 +262,7 @@ def table_seconds(recipe: Recipe, target: Config, teacher: Config | None, device
     speed = device.peak(precision) * device.reached(precision, ModelShape.of(target).hidden_size)
 
     def flops(seq_len: int) -> float:
-        mine = flops_per_token(family_of(target), target, seq_len)
+        mine = _AGAIN[recipe.train.activation_checkpointing] * flops_per_token(family_of(target), target, seq_len)
         return mine + (teacher_flops(teacher, seq_len) if teacher else 0.0)
 
     return [stage.train.global_batch_tokens * flops(stage.data.seq_len) / speed for stage in recipe.resolved_stages]
@@ -226,40 +279,41 @@ def find_device(name: str | None) -> Device:
     Raises:
         UsageError: There is none of that name.
     """
-    if name is None or name == "this":
-        return this_machine()
-    if name.lower() not in GPUS:
-        raise UsageError(f"--device {name} is not in the table (known: {', '.join(d.name for d in GPUS.values())})")
-    return GPUS[name.lower()]
+    if name is not None and name != "this":
+        found = gpu_by_name(name)
+        if found is None:
+            raise UsageError(f"--device {name} is not in the table (known: {', '.join(d.name for d in GPUS.values())})")
+        return found
+    found = this_machine()
+    if found.kind == "cpu" and (cards := driver_gpus()):
+        warn(
+            f"{cards[0]} is not in the table of devices: the plan is of the processor beside it; --device NAME takes "
+            "a card that is like it, --calibrate measures this one"
+        )
+    return found
 
 
 def plan_model(
     recipe: Recipe,
     source: Config,
     target: Config,
-    device: Device,
+    place: Place,
     teaching: Teaching | None = None,
-    world: int = 1,
-    per_node: int | None = None,
     with_source: bool = True,
+    part: Part = "model",
 ) -> Record:
     """Return what training a model of a known configuration will take.
 
     Args:
-        recipe: The recipe.
+        recipe: The recipe, with the size of a pass.
         source: The source's `config.json`.
         target: The model's.
-        device: What it is trained on.
+        place: Where it is trained.
         teaching: The teacher, where something is learned from one.
-        world: On how many of these.
-        per_node: How many of them are in one machine; None puts all into one, up to eight.
         with_source: Count what evaluating the source takes.
+        part: What of the run it is; see `evaluated_tokens`.
     """
-    devices = devices_of(device, _precision(recipe, device), world, per_node)
-    layout = Training(recipe, target, teaching).layout(devices)
-    if Training(recipe, target, teaching).is_open:
-        rows = Training(recipe, target, teaching).fitting(devices, layout.shards)[-1]
-        recipe = with_rows(recipe, rows)
+    device, devices, layout = place
     memory = Training(recipe, target, teaching).memory(devices, layout.shards)
     teacher = teaching and teaching.config
     family = family_of(target)
@@ -284,8 +338,9 @@ def plan_model(
         first += stage.total_steps
     models = 1 + recipe.control
     mine, taught = (sum(parts[k] for parts in flops) for k in (0, 1))
-    seconds = {"training": models * mine / speed} | ({"teacher": models * taught / speed} if teacher else {})
-    windows = evaluated_tokens(recipe, source, target, with_source)
+    again = _AGAIN[recipe.train.activation_checkpointing]
+    seconds = {"training": models * again * mine / speed} | ({"teacher": models * taught / speed} if teacher else {})
+    windows = evaluated_tokens(recipe, source, target, with_source, part)
     evaluation = sum(
         tokens * flops_per_token(family_of(config), config, recipe.data.seq_len) * _FORWARD / speed
         for config, tokens in windows
@@ -307,9 +362,9 @@ def plan_model(
         "precision": precision,
         "device": device.name,
         "device_memory_bytes": devices.memory_bytes,
-        "devices": world,
+        "devices": devices.world,
         "layout": {"name": layout.name, "shards": layout.shards, "replicas": layout.replicas, "why": layout.why},
-        "micro_batch_size": max(stage.rows(world) for stage in recipe.resolved_stages),
+        "micro_batch_size": max(stage.rows(devices.world) for stage in recipe.resolved_stages),
         "peak_flops": device.peak(precision),
         "utilization": utilization,
         "seconds": sum(seconds.values()) + evaluation,
@@ -321,19 +376,3 @@ def plan_model(
         "disk_bytes": models * disk_bytes(recipe, source, checkpoint, parameters["total"], once),
         "stages": stages,
     }  # fmt: skip
-
-
-def devices_of(device: Device, precision: str, world: int, per_node: int | None) -> Devices:
-    """Return devices of one kind; processes on one processor share its memory.
-
-    Raises:
-        UsageError: Machines would not be alike.
-    """
-    on_gpu = device in GPUS.values()
-    each = per_node or min(world, _PER_NODE if on_gpu else world)
-    if world < 1 or world % each:
-        raise UsageError(f"{world} devices do not make machines of {each}")
-    memory = device.memory_bytes
-    return Devices(
-        "cuda" if on_gpu else "cpu", precision, memory if on_gpu or not memory else memory // each, world, each
-    )

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from scionlm.core.devices import this_machine
-from scionlm.core.log import Progress
+from scionlm.core.log import Progress, format_bytes, warn
 from scionlm.core.machine import versions
 from scionlm.core.records import Record, read_json, write_json
 from scionlm.core.signals import StopRequest
@@ -20,15 +19,15 @@ from scionlm.families.models import assemble, layers_of
 from scionlm.parallel.placing import place
 from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.parallel.runtime import Runtime, check_attention, resolve_compile, start_runtime
+from scionlm.planning.memory import LESS_MEMORY, TIGHT
 from scionlm.recipes.calibrate import choose_rows
 from scionlm.recipes.config import PRUNING, Recipe
 from scionlm.recipes.inputs import Inputs, StageInputs
-from scionlm.recipes.layout import Devices, Training, with_rows
+from scionlm.recipes.layout import Devices, Training, shared_layout, with_rows
 from scionlm.recipes.order import sampling_of
-from scionlm.recipes.planning import plan_run, run_flops, teaching_of
+from scionlm.recipes.planning import find_device, plan_run, run_flops, teaching_of, trainings_of
 from scionlm.recipes.rounds import round_shapes
 from scionlm.recipes.run import write_config, write_manifest
-from scionlm.recipes.shear_steps import pruning_recipe
 from scionlm.recipes.siblings import is_in_sweep, measured_beside
 from scionlm.recipes.tasks import require_tasks
 from scionlm.sources import ModelFolder, load_hf_model, load_tokenizer
@@ -77,11 +76,8 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, a
     teacher = inputs.teacher and inputs.teacher.config
     teaching = teaching_of(recipe, teacher, len(inputs.taught_layers))
     devices = Devices(runtime.kind, runtime.precision, runtime.memory(), ranks.world, ranks.local_world)
-    trainings = [Training(recipe, target, teaching)]
-    if recipe.pruning_stage is not None:  # the source is what is trained first; what is left of it is smaller
-        left = target_config([source.config], inputs.plan)
-        trainings = [Training(pruning_recipe(recipe), target, teaching), Training(recipe, left, teaching)]
-    shards = ranks.on_main(lambda: max(training.layout(devices).shards for training in trainings))
+    trainings = trainings_of(recipe, source.config, inputs.plan, teaching)
+    shards, sizes = ranks.on_main(lambda: _laid_out(trainings, devices))
     runtime = replace(runtime, shards=shards)
     ranks.together(lambda: check_attention(recipe.train.attention, runtime))
     flops = run_flops(recipe, target, teacher)
@@ -90,17 +86,16 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, a
         "compile": ranks.on_main(lambda: resolve_compile(recipe.train.compile, runtime, flops)),
     }
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
-    if any(training.is_open for training in trainings):
-        fitting = [training.fitting(devices, shards) for training in trainings if training.is_open]
-        sizes = min(fitting, key=lambda sizes: sizes[-1])
+    if sizes:
         recipe = with_rows(recipe, ranks.on_main(lambda: choose_rows(recipe, sizes, runtime)))
 
     def write() -> None:
         write_manifest(out, recipe, _facts(inputs, recipe, runtime), allow_change)
         write_config(recipe, out)
         if not (out / "plan.json").exists():
+            _warn_of_memory(trainings, devices, shards, sizes)
             world = ranks.world, ranks.local_world
-            planned = plan_run(recipe, source.config, inputs.plan, this_machine(), teaching, *world)
+            planned = plan_run(recipe, source.config, inputs.plan, find_device(None), teaching, *world)
             write_json(out / "plan.json", planned)
 
     ranks.on_main(write)
@@ -120,6 +115,22 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, a
         folder=out,
         allow_change=allow_change,
     )
+
+
+def _laid_out(trainings: Sequence[Training], devices: Devices) -> tuple[int, list[int]]:
+    """Return how many devices hold a copy of what is trained, and the sequences in a pass that are worth a try."""
+    layout, sizes = shared_layout(trainings, devices)
+    return layout.shards, sizes
+
+
+def _warn_of_memory(trainings: Sequence[Training], devices: Devices, shards: int, sizes: Sequence[int]) -> None:
+    """Say beforehand where a device is expected to have too little for a step."""
+    needed = max(one.memory(devices, shards, sizes[-1] if one.is_open else None)["total"] for one in trainings)
+    if devices.memory_bytes and needed > TIGHT * devices.memory_bytes:
+        warn(
+            f"a step is expected to take {format_bytes(needed)} of the {format_bytes(devices.memory_bytes)} that a "
+            f"device has; less is taken with {LESS_MEMORY}"
+        )
 
 
 def with_recipe(setting: Setting, recipe: Recipe) -> Setting:

@@ -15,7 +15,7 @@ from scionlm.core.signals import StopRequest
 from scionlm.parallel.ranks import Ranks
 from scionlm.recipes.config import RUN_PREFIX, Recipe
 from scionlm.recipes.config_sweep import Sweep, SweepRun, read_sweep
-from scionlm.recipes.inputs import open_inputs
+from scionlm.recipes.inputs import check_enough, open_inputs
 from scionlm.recipes.lengths import timed_paths
 from scionlm.recipes.origin import with_data
 from scionlm.recipes.run import (
@@ -313,7 +313,9 @@ def _check_run(one: _Placed, made_now: list[Path], allow_change: bool) -> bool:
     paths = timed_paths(one.recipe.model_dump(mode="json"))
     ramps_by_time = any(path[-2:] == ("ramp", "over") for path in paths)  # in steps when its turn comes
     if not one.needs and not ramps_by_time and all(stage.data.dir for stage in one.recipe.resolved_stages):
-        open_inputs(one.recipe, one.folder, check=False)
+        inputs = open_inputs(one.recipe, one.folder, check=False)
+        with silenced():  # of padding, which is said when its turn comes
+            check_enough(inputs.recipe, inputs.plan)
     for key, folder in one.needs.items():
         if folder not in made_now and not is_done(folder):
             name = RUN_PREFIX + one.run.parents[key]
