@@ -355,7 +355,7 @@ def compare(options):
     from train_step import matmul_peak
     from transformers import LlamaConfig
 
-    from scionlm.families import family_of, flops_per_token
+    from scionlm.families import flops_per_token
     from scionlm.parallel.runtime import start_runtime
 
     names = options.engines.split(",")
@@ -384,7 +384,7 @@ def compare(options):
                 engine.turn(options.steps)
             peaks.append(matmul_peak(torch.bfloat16))
         config = LlamaConfig(**SHAPE, num_hidden_layers=options.layers).to_dict()
-        flops = flops_per_token(family_of(config), config, options.seq_len)
+        flops = flops_per_token(config, options.seq_len)
         print(
             f"{start_runtime().name}, {options.threads} threads, {options.sequences} x {options.seq_len} tokens, "
             f"{options.layers} layers; {options.rounds} turns of {options.steps} steps; bf16 product peak "

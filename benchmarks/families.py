@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "surgery"))
 from test_families import cut, widths
 
 from factories import MODELS, tiny_model
-from scionlm.families import count_parameters, family_of
+from scionlm.families import count_parameters
 from scionlm.sources import load_hf_model, open_folder
 from scionlm.surgery.depth import plan_depth, plan_growth
 from scionlm.surgery.oracle import build_oracle, load_needed
@@ -70,7 +70,7 @@ def row(model_type, changes, folder):
     with torch.no_grad(), short_windows(again):
         cached = torch.equal(greedy(again, IDS, use_cache=True), greedy(again, IDS, use_cache=False))
     config = again.config.to_dict()
-    counted = sum(p.numel() for p in again.parameters()) == count_parameters(family_of(config), config)["total"]
+    counted = sum(p.numel() for p in again.parameters()) == count_parameters(config)["total"]
     name = " ".join([model_type, *(f"{key}={value}" for key, value in changes.items())])
     cells = (f"{dropped:g}", f"{moved:.2g}", f"{grown:.2g}", f"{worst:.1e}", f"{reloaded:g}")
     return (

@@ -25,7 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from scionlm.core.devices import gpu_by_name
 from scionlm.core.machine import git_commit, peak_memory_bytes, versions
 from scionlm.data import Batch
-from scionlm.families import count_parameters, family_of, flops_per_token
+from scionlm.families import count_parameters, flops_per_token
 from scionlm.families.models import random_model
 from scionlm.parallel.runtime import start_runtime
 from scionlm.train.objective import Objective
@@ -238,9 +238,9 @@ def first_step(step, device):
 def flops_of(shape, seq_len):
     """Return the operations a token by TinyLlama's and nanoGPT's formula and by Scion's own."""
     config = {"model_type": "llama"} | shape
-    parameters = count_parameters(family_of(config), config)["total"]
+    parameters = count_parameters(config)["total"]
     attention = 12 * shape["num_hidden_layers"] * shape["hidden_size"] * seq_len
-    return 6 * parameters + attention, flops_per_token(family_of(config), config, seq_len)
+    return 6 * parameters + attention, flops_per_token(config, seq_len)
 
 
 def sdpa(case):

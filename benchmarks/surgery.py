@@ -62,7 +62,6 @@ def make_source(folder: Path, layers: int) -> None:
     """Write random bf16 weights, through Scion's own writer."""
     import torch
 
-    from scionlm.families import family_of
     from scionlm.families.shape import expected_tensors
     from scionlm.surgery.write import Tensor, write_weights
 
@@ -77,7 +76,7 @@ def make_source(folder: Path, layers: int) -> None:
 
     tensors = [
         Tensor(place.name, torch.bfloat16, place.shape, lambda shape=place.shape: blocks(shape))
-        for place in expected_tensors(family_of(config), config)
+        for place in expected_tensors(config)
     ]
     write_weights(tensors, folder, SHARD)
     (folder / "config.json").write_text(json.dumps(config))

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from scionlm.core.machine import peak_memory_bytes, versions
 from scionlm.data import Batch
-from scionlm.families import family_of, flops_per_token
+from scionlm.families import flops_per_token
 from scionlm.parallel.runtime import start_runtime
 from scionlm.train.objective import Objective
 from scionlm.train.optimizer import Optimizer, OptimizerSettings
@@ -75,7 +75,7 @@ def main():
     tokens = batch.labels.size
     peak = matmul_peak(torch.bfloat16)
     as_dict = config.to_dict()
-    flops = flops_per_token(family_of(as_dict), as_dict, options.seq_len)
+    flops = flops_per_token(as_dict, options.seq_len)
     print(
         f"{runtime.name}, {runtime.threads} threads; bf16 product peak {peak / 1e12:.3f} TFLOP/s, float32 "
         f"{matmul_peak(torch.float32) / 1e12:.3f}; {options.sequences} x {options.seq_len} tokens, {options.layers} layers"

@@ -174,7 +174,7 @@ def test_streamed_a_model_is_what_it_is(model_type, changes):
     expected, wanted = walked(Walk(model).__enter__())
     assert all(torch.equal(one, other) for one, other in zip(states, expected, strict=True))
     assert torch.equal(logits, wanted)
-    assert sorted(weights.read) == sorted(place.name for place in expected_tensors(family, config))  # each once
+    assert sorted(weights.read) == sorted(place.name for place in expected_tensors(config))  # each once
 
 
 @EVERY_MODEL

@@ -35,7 +35,7 @@ def test_every_weight_of_every_family_is_drawn_by_its_role(model_type, changes, 
     family, shape = family_of(config), ModelShape.of(config)
     others, outputs = standard_deviations(init, shape)
     state = random_model(config, seed=1, init=init).state_dict()
-    for place in expected_tensors(family, config):
+    for place in expected_tensors(config):
         weights, role = state[place.name].double(), place.spec.role
         if place.name.endswith(".bias"):
             assert torch.count_nonzero(weights) == 0

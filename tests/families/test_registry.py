@@ -108,7 +108,7 @@ def test_the_hook_points_are_modules_of_a_real_model(model_type):
     model = tiny_model(model_type)
     layers = model.get_submodule(family.layers)
     assert len(layers) == NUM_LAYERS
-    for place in expected_tensors(family, model.config.to_dict()):
+    for place in expected_tensors(model.config.to_dict()):
         owner = layers[place.layer] if place.layer is not None else model
         module = place.spec.module.replace("{head}", str(place.head))
         assert owner.get_submodule(module).get_parameter(place.spec.name.rpartition(".")[2]).shape == place.shape
@@ -121,7 +121,7 @@ def test_the_hook_points_are_modules_of_a_real_model(model_type):
 def test_full_bare_and_stored_names_are_the_same_tensors(model_type, tmp_path):
     family = family_of({"model_type": model_type})
     config = tiny_config(model_type, tie_word_embeddings=False).to_dict()
-    full = [place.name for place in expected_tensors(family, config)]
+    full = [place.name for place in expected_tensors(config)]
     head = family.one("head").name
     assert canonical_names(family, full) == {name: name for name in full}
     bare = {name: name if name == head else name.removeprefix(family.prefix) for name in full}
@@ -150,7 +150,7 @@ def test_full_bare_and_stored_names_are_the_same_tensors(model_type, tmp_path):
 )
 def test_constants_in_old_files_are_left_out_and_nothing_else_is(model_type, constants):
     family = family_of({"model_type": model_type})
-    full = [place.name for place in expected_tensors(family, tiny_config(model_type).to_dict())]
+    full = [place.name for place in expected_tensors(tiny_config(model_type).to_dict())]
     assert set(canonical_names(family, [*full, *constants])) == set(full)
     bare = [name.removeprefix(family.prefix) for name in [*full, *constants] if name != family.one("head").name]
     assert set(canonical_names(family, bare)) == set(full) - {family.one("head").name}

@@ -48,7 +48,7 @@ def tensors(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 def test_the_formula_counts_what_a_real_model_has(family, changes):
     model = tiny_model(family, **changes)
     config = model.config.to_dict()
-    counts = count_parameters(family_of(config), config)
+    counts = count_parameters(config)
     assert counts["total"] == sum(parameter.numel() for parameter in model.parameters())
     assert counts["total"] == sum(number for part, number in counts.items() if part != "total")
 
@@ -58,16 +58,15 @@ def test_the_formula_counts_what_a_real_model_has(family, changes):
 def test_the_names_and_shapes_are_those_of_a_real_model(family, changes):
     model = tiny_model(family, **changes)
     config = model.config.to_dict()
-    assert {place.name: place.shape for place in expected_tensors(family_of(config), config)} == tensors(model)
+    assert {place.name: place.shape for place in expected_tensors(config)} == tensors(model)
 
 
 @pytest.mark.parametrize(("model_type", "changes"), MODELS, ids=MODEL_IDS)
 def test_every_family_names_and_counts_the_tensors_of_a_real_model(model_type, changes):
     model = tiny_model(model_type, **changes)
     config = model.config.to_dict()
-    family = family_of(config)
-    assert {place.name: place.shape for place in expected_tensors(family, config)} == tensors(model)
-    counts = count_parameters(family, config)
+    assert {place.name: place.shape for place in expected_tensors(config)} == tensors(model)
+    counts = count_parameters(config)
     assert counts["total"] == sum(parameter.numel() for parameter in model.parameters())
     assert set(counts) - {"total"} <= set(PARTS)
 
@@ -98,7 +97,7 @@ def test_every_tensor_has_one_role_and_parts_cover_the_model():
 
 def test_parts_are_counted_where_they_belong():
     config = tiny_config(tie_word_embeddings=False).to_dict()
-    assert count_parameters(family_of(config), config) == {
+    assert count_parameters(config) == {
         "embedding": 320 * 32,
         "final_norm": 32,
         "attention_norm": 5 * 32,
@@ -112,18 +111,18 @@ def test_parts_are_counted_where_they_belong():
 
 def test_a_tied_head_counts_once_as_embedding():
     config = tiny_config().to_dict()
-    counts = count_parameters(family_of(config), config)
+    counts = count_parameters(config)
     assert "head" not in counts
     assert counts["embedding"] == 320 * 32
 
 
 def test_tinyllama_has_its_published_number_of_parameters():
-    assert count_parameters(family_of(TINYLLAMA), TINYLLAMA)["total"] == 1_100_048_384
+    assert count_parameters(TINYLLAMA)["total"] == 1_100_048_384
 
 
 def test_a_layer_of_tinyllama_has_as_many_as_it_should():
     shorter = TINYLLAMA | {"num_hidden_layers": TINYLLAMA["num_hidden_layers"] - 1}
-    counts, fewer = (count_parameters(family_of(TINYLLAMA), one) for one in (TINYLLAMA, shorter))
+    counts, fewer = (count_parameters(one) for one in (TINYLLAMA, shorter))
     assert counts["total"] - fewer["total"] == 44_044_288
     assert counts["total"] - counts["embedding"] - counts["head"] == 968_976_384
 
@@ -135,8 +134,7 @@ def test_a_layer_of_tinyllama_has_as_many_as_it_should():
 def test_gpt2_without_biases_and_positions_has_what_the_papers_logs_print(width, layers, millions):
     config = {"model_type": "gpt2", "n_layer": layers, "n_embd": width, "vocab_size": 50304, "n_positions": 1024}
     config |= {"n_head": width // 64}
-    family = family_of(config)
-    tensors = [one for one in expected_tensors(family, config) if not one.name.endswith((".bias", "wpe.weight"))]
+    tensors = [one for one in expected_tensors(config) if not one.name.endswith((".bias", "wpe.weight"))]
     count = sum(math.prod(one.shape) for one in tensors if one.name != "lm_head.weight")
     assert count / 1e6 == pytest.approx(millions, abs=0.05)
     layer = sum(math.prod(one.shape) for one in tensors if one.layer == 0)
@@ -147,7 +145,7 @@ def test_gpt2_without_biases_and_positions_has_what_the_papers_logs_print(width,
 def test_another_size_has_another_number_of_parameters(key):
     """The control for the count above."""
     other = TINYLLAMA | {key: TINYLLAMA[key] * 2}
-    assert count_parameters(family_of(other), other)["total"] != 1_100_048_384
+    assert count_parameters(other)["total"] != 1_100_048_384
 
 
 def test_the_shape_is_read_by_hugging_face_names():
@@ -224,7 +222,7 @@ def llama():
 
 
 def check(config, found):
-    check_tensors(family_of(config), config, found, "FOLDER")
+    check_tensors(config, found, "FOLDER")
 
 
 def test_a_whole_model_passes_with_or_without_a_copy_of_the_tied_head(llama):
@@ -277,7 +275,7 @@ def test_the_flops_are_those_that_torch_counts(model_type, changes, seq_len):
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, use_cache=False).logits.sum().backward()
     config = model.config.to_dict()
-    expected = flops_per_token(family_of(config), config, seq_len) * ids.numel()
+    expected = flops_per_token(config, seq_len) * ids.numel()
     assert counter.get_total_flops() == expected
 
 
@@ -286,7 +284,7 @@ def test_the_flops_are_those_that_torch_counts(model_type, changes, seq_len):
 def test_flops_grow_in_a_straight_line_with_layers_and_with_the_context(layers, seq_len):
     def flops(layers: int, seq_len: int) -> int:
         config = TINYLLAMA | {"num_hidden_layers": layers}
-        return flops_per_token(family_of(config), config, seq_len)
+        return flops_per_token(config, seq_len)
 
     assert flops(layers + 2, seq_len) - flops(layers + 1, seq_len) == flops(layers + 1, seq_len) - flops(
         layers, seq_len
@@ -296,6 +294,5 @@ def test_flops_grow_in_a_straight_line_with_layers_and_with_the_context(layers, 
 
 def test_tying_changes_the_parameters_but_not_the_flops():
     tied = TINYLLAMA | {"tie_word_embeddings": True}
-    family = family_of(TINYLLAMA)
-    assert flops_per_token(family, tied, 128) == flops_per_token(family, TINYLLAMA, 128)
-    assert count_parameters(family, tied)["total"] == count_parameters(family, TINYLLAMA)["total"] - 32000 * 2048
+    assert flops_per_token(tied, 128) == flops_per_token(TINYLLAMA, 128)
+    assert count_parameters(tied)["total"] == count_parameters(TINYLLAMA)["total"] - 32000 * 2048

@@ -16,7 +16,7 @@ from scionlm.cli import main as cli
 from scionlm.core import devices
 from scionlm.core.devices import GPUS, gpu_by_name, this_machine
 from scionlm.core.errors import UsageError
-from scionlm.families import count_parameters, family_of, flops_per_token
+from scionlm.families import count_parameters, flops_per_token
 from scionlm.families.causal import KEPT_LENGTH
 from scionlm.parallel.runtime import Runtime
 from scionlm.planning.curve import draw
@@ -70,9 +70,9 @@ def test_operations_and_parameters_are_the_childs_not_the_sources(recipe, tiny_f
     found = plan_recipe(recipe)
     config = json.loads((tiny_folder / "config.json").read_text())
     child = config | {"num_hidden_layers": 3}
-    assert found["num_parameters"] == count_parameters(family_of(child), child)["total"]
-    assert found["flops"] == 960 * flops_per_token(family_of(child), child, 24)
-    assert found["num_parameters"] < count_parameters(family_of(config), config)["total"]
+    assert found["num_parameters"] == count_parameters(child)["total"]
+    assert found["flops"] == 960 * flops_per_token(child, 24)
+    assert found["num_parameters"] < count_parameters(config)["total"]
 
 
 def test_a_faster_device_takes_less_time_and_the_table_is_said(recipe):
@@ -107,9 +107,9 @@ def test_bytes_of_optimizer_and_checkpoint_are_those_that_training_has(name):
     optimizer.step(1e-3)
     config = model.config.to_dict()
     held = sum(tensor.nbytes for tensor in optimizer.tensors().values() if tensor.ndim)
-    assert optimizer_bytes(family_of(config), config, name) == held
+    assert optimizer_bytes(config, name) == held
     weights = sum(p.nbytes for p in model.parameters())
-    assert checkpoint_bytes(family_of(config), config, name, averages=1) == 2 * weights + held
+    assert checkpoint_bytes(config, name, averages=1) == 2 * weights + held
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -138,7 +138,7 @@ def test_activations_are_about_what_autograd_keeps(dtype):
     }  # fmt: skip
     config = tiny_model(num_hidden_layers=1, **sizes).config.to_dict()
     request = MemoryRequest(128, 4, "bf16" if dtype == torch.bfloat16 else "fp32", "adamw", 0, "cpu")
-    planned = training_memory(family_of(config), config, request)["activations"]
+    planned = training_memory(config, request)["activations"]
     assert planned == pytest.approx((kept(5) - kept(1)) / 4, rel=0.15)
 
 
@@ -151,7 +151,7 @@ def test_memory_adds_up_and_grows_with_everything(seq_len, rows, precision, opti
     config = tiny_model().config.to_dict()
 
     def total(*changes) -> int:
-        parts = training_memory(family_of(config), config, MemoryRequest(*changes))
+        parts = training_memory(config, MemoryRequest(*changes))
         assert parts["total"] == sum(size for part, size in parts.items() if part != "total")
         assert all(size >= 0 for size in parts.values())
         return parts["total"]
@@ -170,7 +170,7 @@ def test_attentions_softmax_counts_where_it_is_kept():
     config = tiny_model().config.to_dict()
 
     def activations(*changes) -> int:
-        return training_memory(family_of(config), config, MemoryRequest(*changes))["activations"]
+        return training_memory(config, MemoryRequest(*changes))["activations"]
 
     short, longer = ((length, 1, "bf16", "adamw", 0) for length in (KEPT_LENGTH, KEPT_LENGTH + 1))
     assert activations(*short, "cpu") > activations(*longer, "cpu")
@@ -373,7 +373,7 @@ def test_pruning_and_recovery_lie_in_the_one_layout_that_a_run_has(tmp_path):
     assert [one.layout(devices).name for one in (pruning, recovery)] == ["fsdp", "ddp"]  # each by itself
     assert found["layout"]["name"] == "fsdp"
     assert found["layout"]["shards"] == 8
-    whole = count_parameters(family_of(LLAMA_7B), LLAMA_7B)["total"]
+    whole = count_parameters(LLAMA_7B)["total"]
     assert found["checkpoint_bytes"] == 12 * whole  # the pruning's, float32 with two moments
     rows = shared_layout([pruning, recovery], devices)[1][-1]
     assert found["memory_bytes_per_device"] == max(

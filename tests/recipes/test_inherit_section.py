@@ -55,7 +55,7 @@ def weights(source, plan):
 
 
 def part_of(source):
-    return {place.name: place.spec.part for place in expected_tensors(family_of(source.config), source.config)}
+    return {place.name: place.spec.part for place in expected_tensors(source.config)}
 
 
 def fresh_in(source, asked):

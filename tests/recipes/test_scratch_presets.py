@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from scionlm.families import count_parameters, family_of
+from scionlm.families import count_parameters
 from scionlm.recipes.origin import open_source
 from scionlm.recipes.presets import load_recipe, preset_names
 from scionlm.schedules import Sizes, build_schedule
@@ -30,7 +30,7 @@ def rates(name):
 def test_models_and_tokens_are_the_published_ones(name, parameters, tokens):
     recipe = load_recipe(name)
     config = open_source(recipe, None, weights=False).config
-    assert count_parameters(family_of(config), config)["total"] == parameters
+    assert count_parameters(config)["total"] == parameters
     assert recipe.total_tokens == tokens or tokens is None
     if tokens is None:
         assert recipe.total_tokens / parameters == pytest.approx(20, rel=2e-3)

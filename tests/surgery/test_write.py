@@ -275,7 +275,6 @@ def test_memory_stays_at_a_few_tensors_whatever_the_size_of_the_model(tmp_path):
     """A model of 0.27 GB is cut with less than three of its largest tensors (33 MB) and 100 MB on top of imports."""
     from transformers import AutoConfig
 
-    from scionlm.families import family_of
     from scionlm.families.shape import expected_tensors
 
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6, "num_attention_heads": 16}
@@ -291,7 +290,7 @@ def test_memory_stays_at_a_few_tensors_whatever_the_size_of_the_model(tmp_path):
     def blocks(number):
         return lambda: (block[: min(2**20, number - at)] for at in range(0, number, 2**20))
 
-    places = list(expected_tensors(family_of(plain), plain))
+    places = list(expected_tensors(plain))
     write_weights(
         [Tensor(p.name, torch.bfloat16, p.shape, blocks(torch.Size(p.shape).numel())) for p in places], source, 10**9
     )

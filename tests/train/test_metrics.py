@@ -18,7 +18,7 @@ from scionlm.core.errors import StoppedError, StorageError, UsageError
 from scionlm.core.machine import peak_memory_bytes
 from scionlm.core.records import JsonlWriter, read_json, read_jsonl
 from scionlm.data import Ledger
-from scionlm.families import family_of, flops_per_token
+from scionlm.families import flops_per_token
 from scionlm.recipes import training as training_module
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
@@ -166,7 +166,7 @@ def test_the_utilization_is_there_where_a_peak_is_known_and_is_the_formula(tmp_p
     attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * SEQ_LEN
     per_token = 6 * (matrices + head) + attention
     hf_config = config.to_dict()
-    assert flops_per_token(family_of(hf_config), hf_config, SEQ_LEN) == per_token
+    assert flops_per_token(hf_config, SEQ_LEN) == per_token
     train(run, flops_per_token=per_token, peak_flops=peak)
     for line in updates_of(run.folder):
         if peak is None:
@@ -481,7 +481,7 @@ def test_a_recipe_tracks_its_run_over_a_stop_and_measures_its_utilization(
     assert evaluated == [line["step"] for line in read_jsonl(out / "metrics.jsonl") if "eval/alpha/nll_nats" in line]
     assert sum(run.finished for run in package.server.runs.values()) == 3
     hf_config = json.loads((out / "model" / "config.json").read_text())
-    per_token = flops_per_token(family_of(hf_config), hf_config, 24)
+    per_token = flops_per_token(hf_config, 24)
     lines = updates_of(out)
     assert len(lines) == 6
     for line in lines:

@@ -44,7 +44,7 @@ def magnitude_scores(config: dict[str, Any], weights: Weights) -> Scores:
         "heads": np.zeros((layers, shape.num_attention_heads)),
         "ffn": np.zeros((layers, shape.intermediate_size)),
     }
-    for place in expected_tensors(family, config):
+    for place in expected_tensors(config):
         sums = _axis_sums(place, weights, family)
         for axis, values in zip(place.spec.axes, sums, strict=True):
             for part, segment in _segments(axis, values, family, config, shape):

@@ -155,7 +155,7 @@ def streamed(config: dict[str, Any], weights: Weights, dtype: torch.dtype, devic
         device: Where to compute.
     """
     family = family_of(config)
-    places = list(expected_tensors(family, config))
+    places = list(expected_tensors(config))
     outside = {p.name: weights.rows(p.name, 0, p.shape[0]) for p in places if p.layer is None}
     model = assemble(config, outside, dtype)  # memory of the layers is reserved, and never touched
     model.requires_grad_(False)

@@ -21,11 +21,11 @@ def inspect_model(name: str, allow_pickle: bool = False) -> dict[str, Any]:
     shape = ModelShape.of(config, folder.path / "config.json")
     tensors = tensor_index(folder.path)
     names = canonical_names(family, list(tensors))
-    check_tensors(family, config, {full: tensors[own][1].shape for full, own in names.items()}, str(folder.path))
-    counts = count_parameters(family, config)
+    check_tensors(config, {full: tensors[own][1].shape for full, own in names.items()}, str(folder.path))
+    counts = count_parameters(config)
     layers = [Counter[str]() for _ in range(shape.num_hidden_layers)]
     axes: dict[str, dict[str, Any]] = {}
-    for place in expected_tensors(family, config):
+    for place in expected_tensors(config):
         if place.layer is not None:
             layers[place.layer][place.spec.part] += prod(place.shape)
         if place.layer in (None, 0) and place.head in (None, 0):
@@ -46,7 +46,7 @@ def inspect_model(name: str, allow_pickle: bool = False) -> dict[str, Any]:
         "stored_dtypes": dict(Counter(entry.dtype for _, entry in tensors.values())),
         "num_files": len({file for file, _ in tensors.values()}),
         "num_bytes": sum(file.stat().st_size for file in {file for file, _ in tensors.values()}),
-        "flops_per_token": flops_per_token(family, config, 1024),
+        "flops_per_token": flops_per_token(config, 1024),
         "layers": [
             {"index": i, "num_parameters": layer.total(), **layer} | {key: value[i] for key, value in lists.items()}
             for i, layer in enumerate(layers)

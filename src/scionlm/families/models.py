@@ -63,7 +63,7 @@ def _drawn(config: dict[str, Any], seed: int, init: Init) -> dict[str, torch.Ten
             return weights.fill_(1.0 - family.norm_offset if is_gain else 0.0)
         return weights.normal_(0.0, outputs if place.spec.role in OUTPUTS else others, generator=generator)
 
-    return {place.name: draw(place) for place in expected_tensors(family, config)}
+    return {place.name: draw(place) for place in expected_tensors(config)}
 
 
 def assemble(

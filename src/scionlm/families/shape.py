@@ -131,9 +131,9 @@ class TensorPlace:
     head: int | None = None
 
 
-def expected_tensors(family: FamilySpec, config: dict[str, Any]) -> Iterator[TensorPlace]:
+def expected_tensors(config: dict[str, Any]) -> Iterator[TensorPlace]:
     """Yield every tensor of a model in storage order; the head only where it is not tied."""
-    shape = ModelShape.of(config)
+    family, shape = family_of(config), ModelShape.of(config)
     repeats = {"heads": shape.num_attention_heads, "kv_heads": shape.num_key_value_heads}
 
     def sizes(spec: TensorSpec) -> tuple[int, ...]:
@@ -153,15 +153,15 @@ def expected_tensors(family: FamilySpec, config: dict[str, Any]) -> Iterator[Ten
                     yield TensorPlace(name.replace("{head}", str(head)), spec, lengths, layer, head)
 
 
-def count_parameters(family: FamilySpec, config: dict[str, Any]) -> dict[str, int]:
+def count_parameters(config: dict[str, Any]) -> dict[str, int]:
     """Return the number of parameters by part, and their `total`; a tied head counts once, as embedding."""
     counts: Counter[str] = Counter()
-    for place in expected_tensors(family, config):
+    for place in expected_tensors(config):
         counts[place.spec.part] += prod(place.shape)
     return dict(counts) | {"total": counts.total()}
 
 
-def flops_per_token(family: FamilySpec, config: dict[str, Any], seq_len: int) -> int:
+def flops_per_token(config: dict[str, Any], seq_len: int) -> int:
     """Return the floating-point operations of one training token, forward and backward.
 
     Six for each parameter that is multiplied (the head once, tied or not; the embedding look-up not), and
@@ -171,9 +171,7 @@ def flops_per_token(family: FamilySpec, config: dict[str, Any], seq_len: int) ->
     """
     shape = ModelShape.of(config)
     looked_up = ("embedding", "position")
-    matmul = sum(
-        prod(p.shape) for p in expected_tensors(family, config) if len(p.shape) == 2 and p.spec.role not in looked_up
-    )
+    matmul = sum(prod(p.shape) for p in expected_tensors(config) if len(p.shape) == 2 and p.spec.role not in looked_up)
     if shape.tie_word_embeddings:
         matmul += shape.vocab_size * shape.hidden_size
     attention = 12 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * seq_len
@@ -197,21 +195,19 @@ def canonical_names(family: FamilySpec, names: list[str]) -> dict[str, str]:
     return result
 
 
-def check_tensors(
-    family: FamilySpec, config: dict[str, Any], found: dict[str, tuple[int, ...] | None], where: str
-) -> None:
+def check_tensors(config: dict[str, Any], found: dict[str, tuple[int, ...] | None], where: str) -> None:
     """Check that a model has exactly the tensors, in the shapes, that its configuration promises.
 
     Args:
-        family: The model's family.
-        config: Its `config.json`.
+        config: The model's `config.json`.
         found: Full name to shape of the tensors that are there; None for one whose file is not here.
         where: Folder or file, for messages.
 
     Raises:
         DataError: A tensor is unknown, missing, or of another shape.
     """
-    expected = {place.name: place.shape for place in expected_tensors(family, config)}
+    family = family_of(config)
+    expected = {place.name: place.shape for place in expected_tensors(config)}
     embedding, head = family.one("embedding").name, family.one("head").name
     for name, shape in found.items():
         tied_copy = name == head and name not in expected

@@ -46,7 +46,7 @@ class FolderWeights:
         here = set(tensors.names())
         self._names = canonical_names(family, list(weight_map(where) or tensors.names()))
         shapes = {name: tensors.shape(own) if own in here else None for name, own in self._names.items()}
-        check_tensors(family, config, shapes, str(where))
+        check_tensors(config, shapes, str(where))
         embedding, head = family.one("embedding").name, family.one("head").name
         if shapes.get(head) and shapes.get(embedding) and ModelShape.of(config).tie_word_embeddings:
             self._require_copy(embedding, head, where)
@@ -86,7 +86,7 @@ class StateWeights:
 
     def __init__(self, config: dict[str, Any], state: Mapping[str, torch.Tensor], where: str = "the model") -> None:
         self._state = state
-        check_tensors(family_of(config), config, {name: tuple(t.shape) for name, t in state.items()}, where)
+        check_tensors(config, {name: tuple(t.shape) for name, t in state.items()}, where)
 
     def names(self) -> set[str]:
         """Return the full names of all tensors."""

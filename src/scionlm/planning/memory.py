@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from scionlm.families import FamilySpec, ModelShape, count_parameters, family_of
+from scionlm.families import ModelShape, count_parameters
 from scionlm.families.causal import kept_softmax
 from scionlm.families.logits import BLOCK_BYTES, CHUNK_BYTES
 from scionlm.families.shape import expected_tensors
@@ -67,12 +67,11 @@ class Teaching:
 
 
 def training_memory(
-    family: FamilySpec, hf_config: dict[str, Any], request: MemoryRequest, teaching: Teaching | None = None
+    hf_config: dict[str, Any], request: MemoryRequest, teaching: Teaching | None = None
 ) -> dict[str, int]:
     """Return the bytes of each part, and their `total`, at the height of a step on one device.
 
     Args:
-        family: The model's family.
         hf_config: Its `config.json`.
         request: What else decides.
         teaching: The teacher, where something is learned from one.
@@ -82,7 +81,7 @@ def training_memory(
     on a CPU what `families.causal` says.
     """
     shape = ModelShape.of(hf_config)
-    parameters = count_parameters(family, hf_config)["total"]
+    parameters = count_parameters(hf_config)["total"]
     width = 2 if request.precision == "bf16" else 4
     tokens = request.seq_len * request.micro_batch_size
     heads = shape.num_attention_heads * shape.head_dim
@@ -104,9 +103,9 @@ def training_memory(
     parts = {
         "weights": 4 * parameters // share,
         "gradients": 4 * parameters // share,
-        "optimizer": optimizer_bytes(family, hf_config, request.optimizer) // share,
+        "optimizer": optimizer_bytes(hf_config, request.optimizer) // share,
         "averages": 4 * parameters * request.averages // share,
-        "compute_copies": _gathered(family, hf_config, width) if share > 1 else 2 * parameters if width == 2 else 0,
+        "compute_copies": _gathered(hf_config, width) if share > 1 else 2 * parameters if width == 2 else 0,
         "activations": int(tokens * activations),
         "activation_gradients": int(tokens * kept),  # of the layer that is passed backwards
         "logits": _head_bytes(shape, tokens, width, request.kind, 2 if teaching else 1),
@@ -114,19 +113,19 @@ def training_memory(
     }
     if teaching:
         taught = ModelShape.of(teaching.config)
-        own = width * count_parameters(family_of(teaching.config), teaching.config)["total"]
+        own = width * count_parameters(teaching.config)["total"]
         passing = width * tokens * (4 * taught.hidden_size + 3 * taught.intermediate_size)  # of one layer at a time
         # Of each taught layer the teacher's states, and what the error keeps of both in float32.
         states = tokens * taught.hidden_size * teaching.layers * (width + _KEPT_BY_ERROR.get(teaching.error or "", 0))
-        own = own // share + (_gathered(family_of(teaching.config), teaching.config, width) if share > 1 else 0)
+        own = own // share + (_gathered(teaching.config, width) if share > 1 else 0)
         parts["teacher"] = own + passing + states + 16 * teaching.projections(shape)
     return parts | {"total": sum(parts.values())}
 
 
-def _gathered(family: FamilySpec, hf_config: dict[str, Any], width: int) -> int:
+def _gathered(hf_config: dict[str, Any], width: int) -> int:
     """Return what is whole at a time of shared weights: what is outside the layers, two layers, gradients of one."""
-    by_part = count_parameters(family, hf_config)
-    inside = sum(prod(p.shape) for p in expected_tensors(family, hf_config) if p.layer is not None)
+    by_part = count_parameters(hf_config)
+    inside = sum(prod(p.shape) for p in expected_tensors(hf_config) if p.layer is not None)
     one = inside // ModelShape.of(hf_config).num_hidden_layers
     return width * (by_part["total"] - inside + 2 * one) + 4 * one
 
@@ -139,10 +138,10 @@ def _head_bytes(shape: ModelShape, tokens: int, width: int, kind: str, models: i
     return models * (chunk + _FLOAT32_COPIES * block) + head
 
 
-def optimizer_bytes(family: FamilySpec, hf_config: dict[str, Any], name: str) -> int:
+def optimizer_bytes(hf_config: dict[str, Any], name: str) -> int:
     """Return the bytes of an optimizer's state: two moments a weight, or one where Muon has it."""
     total = 0
-    for place in expected_tensors(family, hf_config):
+    for place in expected_tensors(hf_config):
         size = 1
         for length in place.shape:
             size *= length
@@ -151,10 +150,8 @@ def optimizer_bytes(family: FamilySpec, hf_config: dict[str, Any], name: str) ->
     return total
 
 
-def checkpoint_bytes(
-    family: FamilySpec, hf_config: dict[str, Any], optimizer: str, averages: int, teaching: Teaching | None = None
-) -> int:
+def checkpoint_bytes(hf_config: dict[str, Any], optimizer: str, averages: int, teaching: Teaching | None = None) -> int:
     """Return the bytes of one checkpoint."""
-    parameters = count_parameters(family, hf_config)["total"]
+    parameters = count_parameters(hf_config)["total"]
     beside = 12 * teaching.projections(ModelShape.of(hf_config)) if teaching else 0
-    return beside + 4 * parameters * (1 + averages) + optimizer_bytes(family, hf_config, optimizer)
+    return beside + 4 * parameters * (1 + averages) + optimizer_bytes(hf_config, optimizer)

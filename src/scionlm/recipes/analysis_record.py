@@ -13,7 +13,7 @@ from scionlm.analysis.ranking import CRITERIA, rank_correlation, suggest
 from scionlm.analysis.summary import Collapse, layer_scores
 from scionlm.core.files import write_text_atomic
 from scionlm.core.records import Record, write_json
-from scionlm.families import ModelShape, count_parameters, family_of
+from scionlm.families import ModelShape, count_parameters
 from scionlm.recipes.analysis_options import AnalyzeOptions
 from scionlm.recipes.analysis_store import Arrays
 from scionlm.surgery.indices import format_indices
@@ -37,7 +37,7 @@ def analysis_record(
         options: How.
         domains: The domain of each sequence.
     """
-    shape, family = ModelShape.of(config), family_of(config)
+    shape = ModelShape.of(config)
     settings = collapse_settings(options)
     counts = HeadCounts(**{name: arrays["forward"][f"heads.{name}"] for name in HeadCounts.names()})
     collapse = Collapse(counts, settings, options.lazy_tolerance)
@@ -55,7 +55,7 @@ def analysis_record(
         "model": model
         | {
             "model_type": config["model_type"],
-            "num_parameters": count_parameters(family, config)["total"],
+            "num_parameters": count_parameters(config)["total"],
             **shape.to_dict(),
         },
         "seq_len": options.seq_len,

@@ -13,7 +13,7 @@ from scionlm.core.errors import DataError, StoppedError
 from scionlm.core.log import Progress, say
 from scionlm.core.records import Record
 from scionlm.core.signals import StopRequest
-from scionlm.families import ModelShape, count_parameters, family_of
+from scionlm.families import ModelShape, count_parameters
 from scionlm.recipes.analysis_against import beside, is_analysis, read_other
 from scionlm.recipes.analysis_options import AnalyzeOptions
 from scionlm.recipes.analysis_store import Arrays, Store, flatten
@@ -239,7 +239,7 @@ def _open_walk(folder: ModelFolder, runtime: "Runtime", stream: bool | None) -> 
     from scionlm.sources.tensors import FolderTensors
 
     config, dtype = folder.config, runtime.compute_dtype
-    size = count_parameters(family_of(config), config)["total"] * dtype.itemsize
+    size = count_parameters(config)["total"] * dtype.itemsize
     memory = runtime.memory()
     if stream is None:
         stream = memory is not None and size > _STREAM_FROM * memory

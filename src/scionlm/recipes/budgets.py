@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from scionlm.core.config import Mapping
 from scionlm.core.devices import GPUS
 from scionlm.core.records import Record
-from scionlm.families import count_parameters, family_of, flops_per_token
+from scionlm.families import count_parameters, flops_per_token
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.model_shapes import SHAPE, model_config
 
@@ -98,10 +98,10 @@ def _published(model: Mapping) -> Record | None:
         return None
     whole = model_config({SHAPE: model[SHAPE]})
     mine = model_config(model) | {"vocab_size": whole["vocab_size"]}
-    if count_parameters(family_of(mine), mine) != count_parameters(family_of(whole), whole):
+    if count_parameters(mine) != count_parameters(whole):
         return None
     device = GPUS[known.device.lower()]
-    peak, flops = device.peak("bf16"), flops_per_token(family_of(whole), whole, known.seq_len)
+    peak, flops = device.peak("bf16"), flops_per_token(whole, known.seq_len)
     return {
         "what": known.what,
         "source": known.source,

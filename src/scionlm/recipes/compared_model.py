@@ -9,7 +9,7 @@ from typing import Any
 from scionlm.core.log import say
 from scionlm.core.records import Record, read_json, write_json
 from scionlm.data import DataFolder
-from scionlm.families import ModelShape, count_parameters, family_of
+from scionlm.families import ModelShape, count_parameters
 from scionlm.sources import resolve
 
 MODELS = "models"
@@ -52,8 +52,7 @@ def measured_model(
     losses = evaluate(name, data, seq_len=seq_len, max_tokens=max_tokens, domains=names)
     found = {
         "name": folder.name,
-        "model": {"num_parameters": count_parameters(family_of(folder.config), folder.config)["total"]}
-        | ModelShape.of(folder.config).to_dict(),
+        "model": {"num_parameters": count_parameters(folder.config)["total"]} | ModelShape.of(folder.config).to_dict(),
         "domains": {domain: loss.to_dict() for domain, loss in losses.items()},
     } | how
     write_json(path, found)

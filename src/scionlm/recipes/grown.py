@@ -77,7 +77,7 @@ class Grown:
                 first.setdefault(layer.index, place)
         old = {place: index for index, place in first.items()}
         names: dict[str, str] = {}
-        for tensor in expected_tensors(family, config):
+        for tensor in expected_tensors(config):
             if tensor.layer is None:
                 names[tensor.name] = tensor.name
             elif tensor.layer in old:

@@ -14,7 +14,7 @@ from scionlm.core.errors import UsageError
 from scionlm.core.files import require_free_folder, staged_folder
 from scionlm.core.log import warn
 from scionlm.core.records import Record
-from scionlm.families import ModelShape, family_of
+from scionlm.families import ModelShape
 from scionlm.recipes.card import inherit_card
 from scionlm.recipes.measured import MEASURED
 from scionlm.recipes.run import command_line
@@ -140,12 +140,12 @@ def describe_request(request: Request) -> Record:
     configs = [folder.config for folder in request.folders]
     target = target_config(configs, request.plan)
     found = operations(configs, target, request.plan)
-    names = [{place.name for place in expected_tensors(family_of(config), config)} for config in configs]
+    names = [{place.name for place in expected_tensors(config)} for config in configs]
     summary = summarize(found, names, request.folders[0].bytes_each())
     return {
         "source": request.folders[0].name,
         "plan": request.plan.to_dict(),
-        "source_parameters": count_parameters(family_of(configs[0]), configs[0])["total"],
+        "source_parameters": count_parameters(configs[0])["total"],
         "source_shape": ModelShape.of(configs[0]).to_dict(),
         "target_shape": ModelShape.of(target).to_dict(),
         **summary,

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple, cast
 
 from scionlm.core.devices import Device
 from scionlm.core.errors import UsageError
-from scionlm.families import family_of
 from scionlm.planning.layout import Layout, choose_layout, fitting_rows
 from scionlm.planning.memory import MemoryRequest, Teaching, training_memory
 from scionlm.recipes.config import Recipe
@@ -70,7 +69,7 @@ class Training(NamedTuple):
                 checkpointing=recipe.train.activation_checkpointing,
                 shards=shards,
             )
-            parts = training_memory(family_of(self.target), self.target, request, self.teaching)
+            parts = training_memory(self.target, request, self.teaching)
             found = max(found, parts, key=lambda parts: parts.get("total", 0))
         return found
 

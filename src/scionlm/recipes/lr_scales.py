@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scionlm.core.errors import UsageError
-from scionlm.families import ModelShape, family_of
+from scionlm.families import ModelShape
 from scionlm.families.shape import expected_tensors
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_train import OptimizerConfig
@@ -45,7 +45,7 @@ def check_scales(recipe: Recipe, source: ModelFolder, plan: SurgeryPlan) -> None
     if recipe.pruning_stage is not None:
         trained += [(recipe.pruning_stage.optimizer, cut) for cut in _while_pruning(recipe, source.config)]
     for optimizer, config in trained:
-        places = expected_tensors(family_of(config), config)
+        places = expected_tensors(config)
         known = {place.spec.role if place.layer is None else place.layer for place in places}
         for name in scales_of(optimizer):
             if name not in known:

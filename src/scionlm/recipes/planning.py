@@ -8,7 +8,7 @@ from scionlm.core.devices import GPUS, Device, driver_gpus, gpu_by_name, this_ma
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.log import say, warn
 from scionlm.core.records import Record
-from scionlm.families import ModelShape, count_parameters, family_of, flops_per_token
+from scionlm.families import ModelShape, count_parameters, flops_per_token
 from scionlm.planning.layout import Layout
 from scionlm.planning.memory import Teaching, checkpoint_bytes
 from scionlm.recipes.advice import advice
@@ -94,7 +94,7 @@ def plan_recipe(
     check_growth(recipe, plan, source)
     teaching = teaching_of(recipe, teacher, len(layers))
     planned = plan_run(recipe, source.config, plan, found, teaching, world, per_node, timed)
-    whole = None if recipe.recipe == "scratch" else count_parameters(family_of(source.config), source.config)["total"]
+    whole = None if recipe.recipe == "scratch" else count_parameters(source.config)["total"]
     rounds = len(round_shapes(recipe, plan)) if goes_on(recipe) else 1
     planned |= {
         "source_parameters": whole,
@@ -235,7 +235,7 @@ def teaching_of(recipe: Recipe, teacher: Config | None, layers: int) -> Teaching
 
 def teacher_flops(teacher: Config, seq_len: int) -> float:
     """Return the operations of a token's way through the teacher."""
-    return _FORWARD * flops_per_token(family_of(teacher), teacher, seq_len)
+    return _FORWARD * flops_per_token(teacher, seq_len)
 
 
 def run_flops(recipe: Recipe, target: Config, teacher: Config | None) -> int:
@@ -249,7 +249,7 @@ def _stage_flops(recipe: Recipe, target: Config, teacher: Config | None) -> list
     asked = recipe.teacher_steps if teacher else 0
     for stage in recipe.resolved_stages:
         tokens = stage.total_steps * stage.train.global_batch_tokens
-        mine = tokens * flops_per_token(family_of(target), target, stage.data.seq_len)
+        mine = tokens * flops_per_token(target, stage.data.seq_len)
         taught = min(asked, stage.total_steps) * stage.train.global_batch_tokens
         asked -= min(asked, stage.total_steps)
         found.append((mine, round(taught * teacher_flops(teacher, stage.data.seq_len)) if teacher else 0))
@@ -262,7 +262,7 @@ def table_seconds(recipe: Recipe, target: Config, teacher: Config | None, device
     speed = device.peak(precision) * device.reached(precision, ModelShape.of(target).hidden_size)
 
     def flops(seq_len: int) -> float:
-        mine = _AGAIN[recipe.train.activation_checkpointing] * flops_per_token(family_of(target), target, seq_len)
+        mine = _AGAIN[recipe.train.activation_checkpointing] * flops_per_token(target, seq_len)
         return mine + (teacher_flops(teacher, seq_len) if teacher else 0.0)
 
     return [stage.train.global_batch_tokens * flops(stage.data.seq_len) / speed for stage in recipe.resolved_stages]
@@ -316,7 +316,6 @@ def plan_model(
     device, devices, layout = place
     memory = Training(recipe, target, teaching).memory(devices, layout.shards)
     teacher = teaching and teaching.config
-    family = family_of(target)
     precision = _precision(recipe, device)
     utilization = device.reached(precision, ModelShape.of(target).hidden_size)
     speed = device.peak(precision) * utilization * devices.processors
@@ -342,11 +341,10 @@ def plan_model(
     seconds = {"training": models * again * mine / speed} | ({"teacher": models * taught / speed} if teacher else {})
     windows = evaluated_tokens(recipe, source, target, with_source, part)
     evaluation = sum(
-        tokens * flops_per_token(family_of(config), config, recipe.data.seq_len) * _FORWARD / speed
-        for config, tokens in windows
+        tokens * flops_per_token(config, recipe.data.seq_len) * _FORWARD / speed for config, tokens in windows
     )
-    parameters = count_parameters(family, target)
-    checkpoint = checkpoint_bytes(family, target, recipe.optimizer.name, int(recipe.average is not None), teaching)
+    parameters = count_parameters(target)
+    checkpoint = checkpoint_bytes(target, recipe.optimizer.name, int(recipe.average is not None), teaching)
     once = sum(seconds.values()) / models
     return {
         "recipe": recipe.recipe,

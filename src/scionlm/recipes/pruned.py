@@ -21,7 +21,7 @@ from scionlm.core.log import say
 from scionlm.core.records import Record, read_json, read_jsonl
 from scionlm.data import Mixture
 from scionlm.evaluation.loss import model_token_nll
-from scionlm.families import ModelShape, count_parameters, family_of
+from scionlm.families import ModelShape, count_parameters
 from scionlm.families.models import assemble
 from scionlm.parallel.placing import release
 from scionlm.recipes.beginning import Beginning, behind
@@ -268,7 +268,7 @@ def _record(setting: Setting, out: Path, plan: SurgeryPlan, costs: Record) -> Re
 
 def _shape_of(setting: Setting, plan: SurgeryPlan) -> Record:
     config = target_config([setting.source.config], plan)
-    return {"num_parameters": count_parameters(family_of(config), config)["total"]} | ModelShape.of(config).to_dict()
+    return {"num_parameters": count_parameters(config)["total"]} | ModelShape.of(config).to_dict()
 
 
 def _shape_words(folder: ModelFolder) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from scionlm.core.files import write_text_atomic
 from scionlm.core.records import Record, read_json
 from scionlm.data import DataFolder
-from scionlm.families import ModelShape, count_parameters, family_of
+from scionlm.families import ModelShape, count_parameters
 from scionlm.recipes.card import model_card
 from scionlm.recipes.config_inherit import SIZES
 from scionlm.recipes.measured import strategy_reason
@@ -19,7 +19,6 @@ from scionlm.surgery.target import target_config
 def describe(setting: Setting, name: str, source: Record, training: Record) -> Record:
     """Return the part of result.json that says what was made from what."""
     recipe, folder = setting.recipe, setting.source
-    family = family_of(folder.config)
     config = target_config([folder.config], setting.plan)
     return {
         "recipe": recipe.recipe,
@@ -27,7 +26,7 @@ def describe(setting: Setting, name: str, source: Record, training: Record) -> R
         "source": None if recipe.recipe == "scratch" else _describe_source(setting, source),
         "inherit": None if recipe.recipe == "scratch" else _describe_inheritance(setting),
         "upstream": list(setting.upstream),
-        "model": {"num_parameters": count_parameters(family, config)["total"]} | ModelShape.of(config).to_dict(),
+        "model": {"num_parameters": count_parameters(config)["total"]} | ModelShape.of(config).to_dict(),
         "initialization": recipe.initialization if recipe.from_random else None,
         "rounds": 1,
         "training": {k: v for k, v in training.items() if k not in ("format_version", "before")},
@@ -42,7 +41,7 @@ def _describe_source(setting: Setting, source: Record) -> Record:
         "base_model": folder.base_model,
         "model_type": folder.config["model_type"],
         "num_hidden_layers": setting.plan.num_source_layers,
-        "num_parameters": count_parameters(family_of(folder.config), folder.config)["total"],
+        "num_parameters": count_parameters(folder.config)["total"],
         "license": folder.license,
         "domains": source["domains"],
     } | {key: source[key] for key in ("tasks", "items") if key in source}

@@ -166,7 +166,7 @@ def open_reweighting(
         return {domain: losses[named]["nll"] for domain, named in names.items()}
 
     references = _references(setting, inputs, config)
-    prior = inputs.prior or start
+    prior = dict(inputs.prior or start)
     return Reweighter(config, every, plan, sequences, references, prior, measure, setting.ranks)
 
 

@@ -10,7 +10,7 @@ from scionlm.core.log import warn
 from scionlm.core.records import Record, read_json, write_json
 from scionlm.core.signals import StopRequest
 from scionlm.data import DataFolder
-from scionlm.families import ModelShape, family_of
+from scionlm.families import ModelShape
 from scionlm.families.shape import context_length, expected_tensors
 from scionlm.families.spec import Part
 from scionlm.parallel.ranks import Ranks
@@ -244,7 +244,7 @@ def fresh_parts(recipe: Recipe, source: ModelFolder) -> list[str]:
     """
     config, found = source.config, list(recipe.inherits.fresh)
     if recipe.fidelity in ("paper-text", "paper-code"):
-        there = {place.spec.part for place in expected_tensors(family_of(config), config)}
+        there = {place.spec.part for place in expected_tensors(config)}
         untied = not ModelShape.of(config).tie_word_embeddings
         left = _NOT_IN_TEXT + (_NOT_IN_CODE if recipe.fidelity == "paper-code" and untied else ())
         found += [part for part in left if part in there]

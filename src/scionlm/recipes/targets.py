@@ -96,7 +96,7 @@ def config_with(config: Config, shape: TargetShape) -> Config:
 
 
 def _total(config: Config) -> int:
-    return count_parameters(family_of(config), config)["total"]
+    return count_parameters(config)["total"]
 
 
 def complete_target(

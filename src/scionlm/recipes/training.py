@@ -16,7 +16,7 @@ from scionlm.core.log import say, warn
 from scionlm.core.records import JsonlWriter, Record, read_json, read_jsonl, write_json
 from scionlm.data import Ledger
 from scionlm.data.mixing.ledger import LEDGER
-from scionlm.families import count_parameters, family_of, flops_per_token
+from scionlm.families import count_parameters, flops_per_token
 from scionlm.families.models import assemble
 from scionlm.parallel.placing import whole_weights
 from scionlm.parallel.runtime import peak_flops
@@ -191,7 +191,7 @@ def _distill_facts(setting: Setting, position: Position) -> Record | None:
     recipe, teacher = setting.recipe, setting.teacher
     if teacher is None or recipe.distill is None:
         return None
-    parameters = count_parameters(family_of(teacher.config), teacher.config)["total"]
+    parameters = count_parameters(teacher.config)["total"]
     return recipe.distill.model_dump(mode="json") | {
         "teacher": teacher.name,
         "license": teacher.license,
@@ -296,7 +296,7 @@ def _open_stage(
         sequences_per_step=config.sequences_per_step,
         seq_len=config.data.seq_len,
         micro_batch_size=config.rows(setting.ranks.world),
-        flops_per_token=flops_per_token(family_of(hf_config), hf_config, config.data.seq_len),
+        flops_per_token=flops_per_token(hf_config, config.data.seq_len),
         teacher_flops_per_token=teacher_flops(setting.teacher.config, config.data.seq_len) if setting.teacher else 0.0,
         ledger=Ledger(folder / LEDGER if setting.ranks.is_main else None, sampling.facts(start)),
         hands_on=inputs.hands_on,

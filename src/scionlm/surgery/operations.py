@@ -119,7 +119,7 @@ def operations(configs: list[dict[str, Any]], target: dict[str, Any], plan: Surg
         plan: What to make.
     """
     family = family_of(target)
-    return [_operation(place, family, configs, target, plan) for place in expected_tensors(family, target)]
+    return [_operation(place, family, configs, target, plan) for place in expected_tensors(target)]
 
 
 def _operation(

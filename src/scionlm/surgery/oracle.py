@@ -31,7 +31,7 @@ def load_needed(config: dict[str, Any], donor: Weights, layers: set[int]) -> Pre
     """Return a donor in float32 with only the layers that are needed; the others pass their input on."""
     family = family_of(config)
     state: dict[str, torch.Tensor] = {}
-    for place in expected_tensors(family, config):
+    for place in expected_tensors(config):
         if place.layer is None or place.layer in layers:
             state[place.name] = donor.rows(place.name, 0, place.shape[0]).float()
     model = assemble(config, state, torch.float32)

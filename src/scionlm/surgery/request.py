@@ -203,7 +203,7 @@ def complete_plan(
     padding = 0 if multiple is None else padding_to(rows, multiple)
     fresh = options.get("fresh")
     parts = parse_parts(fresh) if fresh else ()
-    there = {place.spec.part for place in expected_tensors(family, source.config)}
+    there = {place.spec.part for place in expected_tensors(source.config)}
     absent = [part for part in parts if part not in there]
     if absent:
         raise UsageError(f"fresh: {source.name} has no {absent[0]} of its own (it has: {', '.join(sorted(there))})")

@@ -43,7 +43,7 @@ def short_windows(*models: PreTrainedModel) -> Generator[None, None, None]:
 
 def tolerance(config: dict[str, Any]) -> float:
     """Return how far logits of a model may be from the oracle's, as a share of the largest: it grows with the sums."""
-    parameters = count_parameters(family_of(config), config)["total"]
+    parameters = count_parameters(config)["total"]
     return next(bound for size, bound in _TOLERANCES if parameters < size)
 
 
@@ -105,7 +105,7 @@ def prove(configs: list[dict[str, Any]], donors: list[Weights], plan: SurgeryPla
             except (RuntimeError, IndexError):
                 cached_equals = False
             proof.require("cached greedy generation equals uncached", cached_equals)
-    formula = count_parameters(family_of(config), config)["total"]
+    formula = count_parameters(config)["total"]
     proof.require(f"{formula} parameters, as the formula says", sum(p.numel() for p in target.parameters()) == formula)
     return proof
 

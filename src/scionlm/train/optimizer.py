@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.records import Record
-from scionlm.families import family_of
 from scionlm.families.shape import expected_tensors
 from scionlm.train.muon import SharedMuon
 from scionlm.train.shards import Saved
@@ -222,10 +221,7 @@ def _group_of(name: str, settings: OptimizerSettings, places: Mapping[str, tuple
 def _places(model: PreTrainedModel) -> dict[str, tuple[int, str, int | None]]:
     """Return number of dimensions, role and layer of each tensor."""
     hf_config = model.config.to_dict()
-    return {
-        place.name: (len(place.shape), place.spec.role, place.layer)
-        for place in expected_tensors(family_of(hf_config), hf_config)
-    }
+    return {place.name: (len(place.shape), place.spec.role, place.layer) for place in expected_tensors(hf_config)}
 
 
 def _check_scales(scales: Mapping[int | str, float], places: Mapping[str, tuple[int, str, int | None]]) -> None:

@@ -30,7 +30,7 @@ def fold_gates(model: PreTrainedModel, values: Values) -> None:
     config: dict[str, Any] = model.config.to_dict()
     family, shape = family_of(config), ModelShape.of(config)
     weights = dict(model.named_parameters())
-    for place in expected_tensors(family, config):
+    for place in expected_tensors(config):
         weight = weights.get(place.name)
         if weight is not None:
             for axis, factor in _factors(place, family, shape, values).items():
