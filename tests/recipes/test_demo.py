@@ -3,8 +3,12 @@
 import importlib
 from importlib.util import find_spec
 
+import pytest
+
 from scionlm import api
+from scionlm.core.errors import StoppedError
 from scionlm.core.records import read_json
+from whole_runs import Watch
 
 resolving = importlib.import_module("scionlm.sources.resolve")  # the package exports a function of that name
 demo_module = importlib.import_module("scionlm.recipes.demo")
@@ -30,8 +34,12 @@ def test_the_demo_runs_on_the_real_model_and_says_so(tmp_path):
 def test_without_the_real_model_a_tiny_source_is_trained_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(resolving.util, "find_spec", lambda name: None)
     monkeypatch.setattr(demo_module, "TINY_STEPS", 2)
+    with monkeypatch.context() as patch:
+        Watch(patch, [2])  # stopped while its source is trained, and gone on with
+        with pytest.raises(StoppedError):
+            demo_module.demo(tmp_path / "demo", SMALL)
     result = demo_module.demo(tmp_path / "demo", SMALL)
     assert "training a tiny source instead" in capsys.readouterr().err
-    assert result["source"]["name"].endswith("demo-tiny-source")
+    assert result["source"]["name"].endswith("demo-tiny-source/model")
     assert result["source"]["num_hidden_layers"] == 8
     assert len(result["inherit"]["keep"]) == 4
