@@ -77,6 +77,10 @@ def test_keys_of_a_run_clear_what_they_exclude(shared):
     kept = recipe_in(strategic, {"inherit": {"keep": "0,2"}}).inherit
     assert (kept.keep, kept.layers, kept.strategy) == ("0,2", None, None)
     assert recipe_in(shared | {"inherit": {"keep": "0,2"}}, {"inherit": {"layers": 4}}).inherit.keep is None
+    measured = recipe_in(shared | {"inherit": {"keep": "0,2"}}, {"inherit": {"strategy": "potent_prefix"}}).inherit
+    assert (measured.keep, measured.strategy) == (None, "potent_prefix")
+    sized = recipe_in(shared | {"inherit": {"width": "half"}}, {"inherit": {"intermediate_size": 8}}).inherit
+    assert (sized.width, sized.intermediate_size) == (None, 8)
     assert recipe_in(shared, {"data": {"temperature": 2.0}}).data.mixture is None
 
 

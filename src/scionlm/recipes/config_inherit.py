@@ -1,6 +1,6 @@
 """The section of a recipe that says what is inherited: which layers, how many, which parts and what width of them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -123,21 +123,26 @@ def says_how_many(inherit: Mapping[str, Any]) -> bool:
     return bool(inherit.get("fresh")) or any(inherit.get(name) is not None for name in ("width", *SIZES))
 
 
-def settle_inherit(inherit: dict[str, Any], given: list[str]) -> None:
-    """Clear what the keys that were just set in a section exclude."""
+def cleared_by(own: Mapping[str, Any], given: Collection[str]) -> list[str]:
+    """Return the keys of a section that those that were just set in it, with the values in `own`, exclude."""
     cleared: list[str] = []
     depth = {"layers", "strategy"} & set(given)
     if "keep" in given and not depth:
         cleared += ["layers", "strategy", "analysis"]
     if depth and "keep" not in given:
         cleared += ["keep", "repeat"]
-    if "strategy" in given and "layers" not in given and says_how_many({"strategy": inherit["strategy"]}):
+    if "strategy" in given and "layers" not in given and says_how_many({"strategy": own["strategy"]}):
         cleared += ["layers"]  # the number that another strategy was given
     sizes = [name for name in SIZES if name in given]
     if ("width" in given) != bool(sizes):
         cleared += ["width"] if sizes else SIZES
-    for name in cleared:
-        if name in inherit and name not in given:
+    return [name for name in cleared if name not in given]
+
+
+def settle_inherit(inherit: dict[str, Any], given: list[str]) -> None:
+    """Clear what the keys that were just set in a section exclude."""
+    for name in cleared_by(inherit, given):
+        if name in inherit:
             inherit[name] = False if name == "repeat" else None
 
 

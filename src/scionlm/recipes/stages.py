@@ -9,6 +9,7 @@ from scionlm.core.config import Mapping, Section, nearest, validate
 from scionlm.core.duration import Duration
 from scionlm.core.errors import UsageError
 from scionlm.recipes.config_data import DataConfig, ReplayConfig, ReweightConfig
+from scionlm.recipes.config_inherit import cleared_by
 from scionlm.recipes.config_train import OptimizerConfig, ScheduleConfig, TrainConfig
 from scionlm.schedules import Schedule
 
@@ -39,9 +40,6 @@ _EXCLUDING = (
     ("stage", "data"),
     ("run", "stage"),
     ("data", "stage"),
-    ("layers", "keep"),
-    ("keep", "layers"),
-    ("keep", "strategy"),
 )
 _ANY_SCHEDULE = ("warmup", "start_lr_ratio", "min_lr_ratio")
 _WHOLE_RUN = ("precision", "compile", "skip_nonfinite", "z_loss", "parallel", "activation_checkpointing", "attention")
@@ -195,6 +193,8 @@ def left_of(name: str, base: Mapping, own: Mapping) -> Mapping:
     if name == "target":  # one way to say a shape clears the others, and sizes clear them all
         ways = {"shape", "parameters", "memory_bytes", "seconds_per_token"}
         cleared = set(base) - set(own) if ways & set(own) else ways
+    if name == "inherit":
+        cleared = set(cleared_by(own, {key for key, value in own.items() if value is not None}))
     values = {key: value for key, value in base.items() if key not in cleared}
     if name == "schedule":
         usual = ScheduleConfig.model_fields["name"].default

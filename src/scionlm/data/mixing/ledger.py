@@ -14,8 +14,7 @@ from scionlm.core.records import JsonlWriter, Record, read_jsonl
 from scionlm.data.folder import DataFolder
 from scionlm.data.mixing.chooser import Chooser
 from scionlm.data.mixing.mixture import demand_from_json
-from scionlm.data.mixing.plan import Order, Place, Sample, SamplePlan
-from scionlm.data.mixing.windows import open_windows
+from scionlm.data.mixing.plan import Order, Place, Sample, SamplePlan, places_of
 
 LEDGER = "ledger.jsonl"
 
@@ -182,18 +181,13 @@ def read_consumed(run: Path, data: DataFolder | None = None) -> Consumed:
     if folder.fingerprint != facts["fingerprint"]:
         raise DataError(f"{folder.path} is not the data that {run} was trained on; give replay.data where they are")
     return Consumed(
-        folder, places_of(folder, names, order), counts, phases, list(all_counts),
+        folder, _places(folder, names, order), counts, phases, list(all_counts),
         order.seq_len, start,
     )  # fmt: skip
 
 
-def places_of(data: DataFolder, domains: list[str], order: Order) -> dict[str, Place]:
-    """Return where the windows of each domain are, and the key of their order."""
-    key = f"{order.seed}/{order.stage}"
-    return {
-        name: Place(open_windows(data.stream(name, "train"), order.seq_len, order.packing, name), f"{key}/{name}")
-        for name in domains
-    }
+def _places(data: DataFolder, domains: list[str], order: Order) -> dict[str, Place]:
+    return places_of({name: data.stream(name, "train") for name in domains}, order)
 
 
 def as_consumed(data: DataFolder, order: Order, domains: list[str] | None = None) -> Consumed:
@@ -205,7 +199,7 @@ def as_consumed(data: DataFolder, order: Order, domains: list[str] | None = None
         domains: Which of its domains; None takes all.
     """
     names = domains or data.domains
-    places = places_of(data, names, order)
+    places = _places(data, names, order)
     counts = {name: place.windows.num_windows for name, place in places.items()}
     phase = {"slot": 0, "weights": list(counts.values())}
     return Consumed(data, places, counts, [phase], names, order.seq_len)

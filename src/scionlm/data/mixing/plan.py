@@ -8,6 +8,7 @@ sequence of it (`chooser`). New weights begin a new phase; they are rounded to w
 for, and what was rounded away is carried over, so that nothing a domain is owed is ever lost.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -90,6 +91,15 @@ class Order:
     exhausted: Exhausted = "repeat"
 
 
+def places_of(streams: Mapping[str, TokenStream], order: Order) -> dict[str, Place]:
+    """Return where the windows of each domain are; a replay finds those of an earlier plan by the same keys."""
+    key = f"{order.seed}/{order.stage}"
+    return {
+        name: Place(open_windows(stream, order.seq_len, order.packing, name), f"{key}/{name}")
+        for name, stream in streams.items()
+    }
+
+
 class SamplePlan:
     """An endless sequence of samples from weighted domains, and the batches made of them.
 
@@ -116,11 +126,7 @@ class SamplePlan:
     ) -> None:
         if set(mixture.shares) != set(streams):
             raise UsageError(f"mixture {mixture.shares} needs a weight for each of {', '.join(streams)}, and no other")
-        key = f"{order.seed}/{order.stage}"
-        self._places = {
-            name: Place(open_windows(streams[name], order.seq_len, order.packing, name), f"{key}/{name}")
-            for name in mixture.shares
-        }
+        self._places = places_of({name: streams[name] for name in mixture.shares}, order)
         self._mixture, self._order, self.replay = mixture, order, replay
         if replay is not None:
             self._places |= replay.places
