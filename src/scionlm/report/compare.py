@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from scionlm.core.errors import UsageError
 from scionlm.core.files import write_text_atomic
@@ -38,9 +39,13 @@ def compared(
     return join([replace(row, scores=_with(row.scores, given.get(row.name, {}))) for row in rows])
 
 
-def _with(scores: Mapping[str, Record], more: Mapping[str, Record]) -> dict[str, Record]:
+def _with(scores: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """Return scores with more of them: what was not asked now, a task or a whole record, stays as it is."""
-    return {**scores} | {key: {**scores.get(key, {}), **record} for key, record in more.items() if record}
+    found = {**scores}
+    for key in ("tasks", "items", "suites", "inference"):
+        if more.get(key):
+            found[key] = {**found.get(key, {}), **more[key]}
+    return found
 
 
 def scored_models(items: Sequence[Path], models: Sequence[tuple[str, Record]] = ()) -> dict[str, str]:

@@ -122,7 +122,7 @@ def compared_tasks(records: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Tas
             means[k],
             alike[k],
             None if best in (k, None) else _apart(items[k], items[best], voting),
-            mapping(one.get("suites")) or mapping(mapping(one.get("tasks_with")).get("suites")),
+            {**mapping(mapping(one.get("tasks_with")).get("suites")), **mapping(one.get("suites"))},
             mapping(one.get("inference")),
         )
         for k, (name, kind, one) in enumerate(known)
