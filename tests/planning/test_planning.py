@@ -208,6 +208,10 @@ def test_the_machine_is_found_and_gpus_are_known_by_a_word_of_their_name():
         ("NVIDIA GeForce RTX 3090 Ti", None),
         ("Quadro RTX 6000", None),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA A40-8Q", None),
+        ("l40s-48gb", "l40s"),  # a card by its own size has what the table says, not more
+        ("t4-16gb", "t4"),
+        ("b200-192gb", "b200"),
     ],
 )
 def test_a_card_is_not_taken_for_a_larger_one_of_its_name(name, entry):

@@ -234,7 +234,7 @@ def test_a_plan_says_that_its_run_would_be_refused(tiny_folder, data_folder, cap
 @pytest.mark.parametrize(
     ("upstream", "override"),
     [({"dir": "elsewhere"}, "replay.data=elsewhere"), ({"domains": ["old"]}, "replay.domains=[old]"),
-     (None, "replay.run=RUN")],
+     ({}, "replay.run=RUN"), (None, "replay.run=RUN")],
 )  # fmt: skip
 def test_what_stands_in_for_unknown_text_is_what_is_measured_of_it(sound, upstream, override):
     config = sound | {"source": "org/model", "upstream": upstream, "replay": None}

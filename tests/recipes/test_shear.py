@@ -375,6 +375,20 @@ def test_the_recovery_needs_no_checkpoint_of_the_pruning_once_it_has_its_own(she
     assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("prune", [MASKS, {"method": "scores", "steps": 6, "iterations": 1}], ids=["masks", "scores"])
+def test_a_stop_in_the_last_step_of_pruning_takes_no_move_of_the_weights(shear, tmp_path, monkeypatch, prune):
+    recipe = shear(prune, reweight=MOVING)
+    run_recipe(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        Watch(patch, [6])
+        with pytest.raises(StoppedError):
+            run_recipe(recipe, tmp_path / "parts")
+    run_recipe(recipe, tmp_path / "parts")
+    assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
+    whole, parts = (read_json(tmp_path / name / "prune/result.json")["weights"] for name in ("whole", "parts"))
+    assert parts == whole
+
+
 @pytest.mark.parametrize("method", ["masks", "scores"])
 def test_the_recovery_begins_with_the_weights_of_the_last_step_of_pruning(shear, tmp_path, monkeypatch, method):
     """They are moved after the last step too, and the recipe's own are what they are led back to all along."""

@@ -61,6 +61,7 @@ def hub(tmp_path, monkeypatch) -> Hub:
         (remote / folder / name).write_bytes(b"large")
     made = Hub(remote, tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", made.download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.chdir(tmp_path)
     return made
 
@@ -226,6 +227,16 @@ def test_a_model_with_nothing_but_pickles_is_a_data_error_that_names_the_flag(hu
         inherit_folder("org/name", Path("out"), {"layers": 2}, True, 0)
     assert not hub.here("*.bin")
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_weights_that_a_machine_without_a_network_has_not_are_out_of_reach(hub, monkeypatch, allowed):
+    """The hub's client returns what its cache has then, and says nothing."""
+    for path in [*hub.remote.glob("*.safetensors*"), *hub.remote.glob("*.bin")]:
+        path.unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(StorageError, match=r"'org/name': its weights: .* cannot be reached"):
+        resolve("org/name", allow_pickle=allowed)
 
 
 def test_a_shard_that_the_hub_does_not_have_is_a_data_error_that_names_it(hub):

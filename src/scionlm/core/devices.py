@@ -94,6 +94,7 @@ GPUS = {
 _SERIES = ("nvidia", "geforce", "rtx", "tesla")  # words of a name that tell no card from another
 _ANOTHER = {"laptop", "mobile", "max", "mig", "d", "ti", "super", "quadro", "pro", "ada", "nvl"}
 """Words that make another, mostly smaller, card of the one whose name is beside them."""
+_VIRTUAL = re.compile(r"\d+[qabc]")  # A40-8Q: a share of one
 _SIZE = re.compile(r"(\d+)gb?")
 # Per core: name of the instruction set in /proc/cpuinfo, bf16, float32.
 _CORES = (
@@ -110,12 +111,12 @@ def gpu_by_name(name: str) -> Device | None:
     words = _words(name)
     fitting = [device for device in GPUS.values() if _words(device.name) <= words]
     found = max(fitting, key=lambda device: len(_words(device.name)), default=None)
-    if found is None or (words - _words(found.name)) & _ANOTHER:
+    if found is None or (words - _words(found.name)) & _ANOTHER or any(map(_VIRTUAL.fullmatch, words)):
         return None
     assert found.memory_bytes is not None
     size = next((int(match[1]) for word in sorted(words) if (match := _SIZE.fullmatch(word))), None)
     much = (size or 0) * _GIB / found.memory_bytes  # there are A100 of 40 and of 80 GB; GH200 480GB is of its host
-    if size is None or 0.95 < much < 1.05 or much > 2.1:
+    if size is None or 0.9 < much < 1.12 or much > 2.1:
         return found
     return replace(found, memory_bytes=int(0.985 * size * _GIB))
 

@@ -95,7 +95,11 @@ def _what_to_replay(recipe: Recipe) -> str:
     known = recipe.upstream
     if known is None or _run_of(recipe).is_file():
         return "replay.run=RUN"
-    return f"replay.data={known.dir}" if known.dir is not None else f"replay.domains=[{', '.join(known.domains or [])}]"
+    if known.dir is not None:
+        return f"replay.data={known.dir}"
+    if known.domains and recipe.data.mixture is not None:  # else they would be new text too
+        return f"replay.domains=[{', '.join(known.domains)}]"
+    return "replay.run=RUN"
 
 
 def _warmup(stages: list[Stage]) -> Record | None:

@@ -131,7 +131,8 @@ def cleared_by(own: Mapping[str, Any], given: Collection[str]) -> list[str]:
         cleared += ["layers", "strategy", "analysis"]
     if depth and "keep" not in given:
         cleared += ["keep", "repeat"]
-    if "strategy" in given and "layers" not in given and says_how_many({"strategy": own["strategy"]}):
+    named = isinstance(own.get("strategy"), str)  # else what it is is refused later
+    if "strategy" in given and "layers" not in given and named and says_how_many({"strategy": own["strategy"]}):
         cleared += ["layers"]  # the number that another strategy was given
     sizes = [name for name in SIZES if name in given]
     if ("width" in given) != bool(sizes):

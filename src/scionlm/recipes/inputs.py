@@ -341,8 +341,8 @@ def check_tokenizer(source: ModelFolder, data: DataFolder) -> None:
     if (token := _without_embedding(source, data)) is not None:
         raise DataError(
             f"{source.name!r} has no embedding for token {token} of its tokenizer, which the data in {data.path} may "
-            "hold; prepare the data again with the tokenizer that the model was made with, or give a model from scratch "
-            f"model.vocab_size={token + 1}"
+            "hold; prepare the data again with the tokenizer that the model was made with, or give a model from "
+            f"scratch model.vocab_size={token + 1}"
         )
 
 

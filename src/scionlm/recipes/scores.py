@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scionlm.core.errors import DataError
 from scionlm.core.log import Progress, warn
 from scionlm.families.shape import context_length
+from scionlm.planning.memory import TIGHT
 from scionlm.sources import ModelFolder
 
 # A pass over this much text, spread evenly over the domains' training part.
@@ -80,7 +81,7 @@ class Scorer:
         collect, held = (activation_scores, 1) if rule == "activation" else (taylor_scores, 2)  # with its gradients
         title, size = f"measuring importance by {rule}", 4 * held * sum(p.numel() for p in model.parameters())
         with measuring_alone() as runtime, Progress(title, len(taken) * length) as progress:
-            if runtime.kind == "cuda" and size > (runtime.memory() or 0):
+            if runtime.kind == "cuda" and size > TIGHT * (runtime.memory() or 0):
                 warn(f"{title} on the processor: the {size:,} bytes that it takes are more than the GPU has")
             else:
                 model.to(runtime.device)

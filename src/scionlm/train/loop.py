@@ -247,7 +247,7 @@ def fit(learner: Learner, stage: Stage, position: Position, session: Session) ->
             ends, stops = position.step == stage.last_step, stop.agreed()
             if session.saver.is_due(position.step, calm=learner.guard.is_calm) or ends or stops:
                 save(must=ends or stops)
-            if ends:
+            if ends and not (stage.hands_on and position.reweight_owed):
                 break
             if stops:
                 raise StoppedError(f"stopped at step {position.step} of {session.total_steps}, saved")
