@@ -64,7 +64,8 @@ def broken_links(path: Path, text: str) -> list[str]:
         for name in named
         if (first := name.split("/")[0]) in FOLDERS or (first in packages and name.endswith(".py"))
     ]
-    lost = [name for name in paths if not any((root / name).exists() for root in (ROOT, PACKAGE))]
+    paths += re.findall(r"\bdocs/results/[\w./-]*\w", text)  # in commands too
+    lost = [name for name in dict.fromkeys(paths) if not any((root / name).exists() for root in (ROOT, PACKAGE))]
     return links + [f"there is no {name}" for name in lost]
 
 

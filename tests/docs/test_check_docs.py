@@ -86,6 +86,7 @@ def test_a_sweep_file_on_a_page_is_the_recipe_of_its_commands():
         ("![picture](images/nowhere.png)", "nowhere.png"),
         ("see `src/scionlm/nowhere.py`", "nowhere.py"),
         ("see `recipes/nowhere.py`", "nowhere.py"),
+        ("`scion run docs/results/nowhere.yaml data.dir=data`", "nowhere.yaml"),
         ("set `train.tokns`", "train.tokns"),
         ("set `prune.gates.sharper: 3`", "prune.gates.sharper"),
         ("set `grow.base=student`", "grow.base"),
