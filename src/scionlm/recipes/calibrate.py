@@ -192,7 +192,7 @@ def step_seconds(recipe: Recipe, ranks: Ranks = ALONE) -> list[float]:
     try:
         return measure_steps(recipe, ranks).seconds
     except torch.OutOfMemoryError:
-        if torch.cuda.is_available() and device.kind != "cuda":  # a card that is in no table: nothing is known of it
+        if start_runtime(recipe.train.precision, ranks).kind != device.kind:  # a card that is in no table
             raise
     warn(f"one device has no room to measure a step on; lengths go by what {device.name} is known to do")
     source = open_source(recipe, None, weights=False)
