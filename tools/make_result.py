@@ -8,13 +8,14 @@ metrics.csv    every held-out measurement on the way: run, seed, step, tokens, n
 losses.svg     the final means, a dot a seed
 index.md       is written by hand but for the table between two comments, a line for all seeds of a run
 
-With --keep runs that the result has already and that are not made again stay in it: of one seed, on the same text.
+With --keep runs that the result has already and that are not made again stay in it, on the same text and without controls.
 """
 
 import argparse
 import csv
 import json
 import shutil
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,48 @@ _SAME = ("domains", "num_tokens_by_domain", "seq_len", "data_fingerprint")
 
 def with_earlier(found: dict[str, Any], earlier: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
     """Return a comparison with the runs of an earlier one that it has not, and their names."""
-    if any(found[key] != earlier[key] for key in _SAME) or any(group["n"] > 1 for group in earlier["groups"]):
-        raise SystemExit("the earlier runs are of other text, or of several seeds: make all of them again")
-    names = {row["name"] for row in found["rows"]}
-    rows = [row for row in earlier["rows"] if row["name"] not in names]
-    groups = [group | {"best": False} for group in earlier["groups"] if group["name"] not in names]
-    groups = sorted([*found["groups"], *groups], key=lambda group: group["mean"])
-    groups = [group | {"best": group is groups[0]} for group in groups]
-    rows_ = sorted([*found["rows"], *rows], key=lambda row: row["mean"])
-    return found | {"rows": rows_, "groups": groups, "summary": []}, {row["name"] for row in rows}
+    if any(found[key] != earlier[key] for key in _SAME):
+        raise SystemExit("the earlier runs are of other text: make all of them again")
+    made = {row["name"] for row in found["rows"]}
+    kept = [row for row in earlier["rows"] if row["name"] not in made]
+    if any(row["kind"] == "control" or row["gap_closed"] is not None for row in [*found["rows"], *kept]):
+        raise SystemExit("runs with a control: make all of them again")
+    rows = sorted([*found["rows"], *kept], key=lambda row: row["mean"])
+    groups = regrouped(rows)
+    names = {name: group["name"] for group in groups for name in group["rows"]}
+    rows = [row | {"group": names[row["name"]]} for row in rows]
+    return found | {"rows": rows, "groups": groups, "summary": []}, {row["name"] for row in kept}
+
+
+def regrouped(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the groups of rows without controls: those whose names differ by their seed alone, the best first."""
+    members: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        members.setdefault(row["name"].removesuffix(f"-seed{row['seed']}"), []).append(row)
+    ordered = sorted(members.values(), key=lambda group: statistics.fmean(row["mean"] for row in group))
+    best = {row["seed"]: row["mean"] for row in ordered[0]}
+    groups = []
+    for group in ordered:
+        first, means = group[0], [row["mean"] for row in group]
+        apart = [row["mean"] - best[row["seed"]] for row in group if group is not ordered[0] and row["seed"] in best]
+        behind = {"mean": statistics.fmean(apart), "std": statistics.stdev(apart)} if len(apart) > 1 else None
+        groups.append(
+            {
+                "name": first["name"] if len(group) == 1 else first["name"].removesuffix(f"-seed{first['seed']}"),
+                "kind": first["kind"],
+                "rows": [row["name"] for row in group],
+                "seeds": [row["seed"] for row in group],
+                "n": len(group),
+                "mean": statistics.fmean(means),
+                "std": statistics.stdev(means) if len(group) > 1 else None,
+                "domains": {name: statistics.fmean(row["domains"][name] for row in group) for name in first["domains"]},
+                "gap_closed": None,
+                "best": group is ordered[0],
+                "behind_best": behind
+                and behind | {"seeds": len(apart), "worse": sum(difference > 0 for difference in apart)},
+            }
+        )
+    return groups
 
 
 def draw(path: Path, found: dict[str, Any]) -> None:
@@ -163,6 +197,7 @@ def main() -> None:
         row["folder"] = Path(row["folder"]).name
     manifest = json.loads((arguments.run[0] / "manifest.json").read_text())
     kept = {key: manifest.get(key) for key in ("command", "git_commit", "versions")}
+    kept["command"] = [Path(word).name if word.startswith("/") else word for word in kept["command"]]
     (out / "compare.json").write_text(json.dumps(kept | found, indent=1, ensure_ascii=False) + "\n")
     shutil.copyfile(arguments.recipe, out / "recipe.yaml")
 

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from scionlm.recipes.config_sweep import read_sweep
+from scripts import load_script
 
+keeping = load_script("tools/make_result.py")
 RESULTS = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*/compare.json"))
 
 
@@ -50,3 +52,16 @@ def test_the_recipe_is_one(path):
     sweep = read_sweep(yaml.safe_load((path.parent / "recipe.yaml").read_text()), "recipe.yaml")
     runs = {run.folder for run in sweep.runs}
     assert {row["name"].split("/")[-1] for row in known(path)["rows"] if row["kind"] == "run"} <= runs
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_it_names_no_path_of_the_machine_that_made_it(path):
+    assert not [word for word in known(path)["command"] if word.startswith("/")]
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_seeds_that_join_later_are_grouped_as_compare_groups_them(path):
+    found = known(path)
+    rows = [row for row in found["rows"] if row["kind"] == "run" and row["seed"] is not None]
+    groups = [group | {"gap_closed": None} for group in found["groups"] if group["kind"] == "run"]
+    assert keeping.regrouped(rows) == groups
