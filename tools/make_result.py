@@ -8,7 +8,7 @@ metrics.csv    every held-out measurement on the way: run, seed, step, tokens, n
 losses.svg     the final means, a dot a seed
 index.md       is written by hand but for the table between two comments, a line for all seeds of a run
 
-With --keep runs that the result has already and that are not made again stay in it, on the same text and without controls.
+With --keep runs that the result has already and that are not made again stay in it: on the same text, without controls.
 """
 
 import argparse

@@ -166,7 +166,8 @@ def compare(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UsageError(f"output {out} exists and is not a folder; choose another path")
-    if out.exists() and not (out / "compare.json").exists() and {path.name for path in out.iterdir()} - {"models"}:
+    ours = {"models", "compare.html", "compare.md"}  # a kill may have kept the document from being written
+    if out.exists() and not (out / "compare.json").exists() and {path.name for path in out.iterdir()} - ours:
         raise UsageError(f"output {out} holds something else than a comparison; choose another path")
     runs = [Path(item) for item in items if is_run(Path(item))]
     models = [str(item) for item in items if not is_run(Path(item))]

@@ -115,3 +115,12 @@ def test_sliding_windows_are_told():
     found = kv_cache_bytes(tiny_model("gemma2").config, 2)
     assert (found["window_layers"], found["window"]) == (2, 8)
     assert kv_cache_bytes(tiny_model("llama").config, 2)["window"] is None
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, tiny_folder, capsys):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "x.json", tmp_path / "file" / "folder"):
+        assert scion(["evaluate", str(tiny_folder), "--speed", "-o", str(out)]) == 74
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert "file" in shown.err

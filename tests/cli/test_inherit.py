@@ -344,6 +344,7 @@ WRONG = [
     ("--layers 2 --scores nan.json", 2, "NaN"),
     ("--layers 2 --scores words.json", 65, "layer_scores"),
     ("--layers 2 --scores none.json", 65, "layer_scores"),
+    ("--layers 2 --scores newer.json", 65, "format_version 9"),
     ("--layers 2 --scores huge.json", 65, "huge.json"),
     ("--layers 2 --scores broken.json", 65, "broken.json"),
     ("--layers 2 --scores tiny", 2, "tiny"),
@@ -358,7 +359,14 @@ WRONG = [
     ("--layers 2 --strategy random:x", 2, "random:x: the number behind the colon must be 0 or more"),
     ("--layers 2 --strategy frist", 2, "hybrid_stack, block_influence)"),
     ("--layers 2 --strategy block_influenc", 2, "did you mean 'block_influence'?"),
-    ("--layers 2 --strategy removal", 2, "is measured: scion analyze tiny --data DATA -o ANALYSIS, then --scores"),
+    ("--layers 2 --strategy removal", 2, "is measured: scion analyze tiny --data DATA --layers N"),
+    (
+        "--layers 2 --strategy taylor --data nowhere",
+        2,
+        "is measured: scion analyze tiny --data DATA --layers N -o ANALYSIS lists",
+    ),
+    ("--layers 3 --strategy greedy", 2, "--greedy M (the number that goes) lists the layers that it keeps, for"),
+    ("--layers 2 --strategy lazy", 2, "strategy lazy is measured; in a recipe inherit.strategy measures it by itself"),
     ("--layers 2 --strategy first:2", 2, "first:2"),
     ("--layers 3 --strategy every:3", 2, "every:3"),
     ("--layers 3 --strategy hybrid_stack", 2, "even"),
@@ -417,6 +425,7 @@ def files(tmp_path):
     }  # fmt: skip
     for name, value in scores.items():
         (tmp_path / f"{name}.json").write_text(f'{{"format_version": 1, "layer_scores": {value}}}')
+    (tmp_path / "newer.json").write_text('{"format_version": 9, "layer_scores": [1, 5, 2, 3, 4]}')
     (tmp_path / "empty").mkdir()
 
 

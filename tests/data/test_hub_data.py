@@ -89,9 +89,10 @@ def test_an_address_of_nothing_is_refused_by_name(tmp_path, hub, address, error,
         find_files(DomainConfig(paths=[address]), tmp_path, "x")
 
 
-def test_a_hub_that_cannot_be_reached_is_a_storage_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["OfflineModeIsEnabled", "HTTPError"])
+def test_a_hub_that_cannot_be_reached_is_a_storage_error(tmp_path, monkeypatch, name):
     def offline(self, *arguments, **settings):
-        raise huggingface_hub.errors.OfflineModeIsEnabled("offline")
+        raise getattr(huggingface_hub.errors, name)("offline")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
     with pytest.raises(StorageError, match=r"org/name.*cannot be reached.*local files"):

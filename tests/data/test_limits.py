@@ -172,3 +172,28 @@ def test_preparing_without_a_tokenizer_says_what_to_do(tiny_folder, tmp_path):
     asked = corpora(tmp_path, tiny_folder).model_copy(update={"tokenizer": None})
     with pytest.raises(UsageError, match="scion train-tokenizer"):
         prepare(asked, tmp_path, tmp_path / "out")
+
+
+def test_nothing_is_read_beyond_a_limit_in_documents(tiny_folder, tmp_path):
+    asked = corpora(tmp_path, tiny_folder, files=1, max_documents=12)
+    lines = (tmp_path / "x0.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "x0.jsonl").write_text("".join([*lines[:12], "{broken\n"]))
+    prepare(asked, tmp_path, tmp_path / "out")
+    train_tokenizer(asked, tmp_path, tmp_path / "tok", 300)
+    more = corpora(tmp_path, tiny_folder, files=1, max_documents=13)
+    (tmp_path / "x0.jsonl").write_text("".join([*lines[:12], "{broken\n"]))
+    with pytest.raises(DataError, match=r"x0\.jsonl:13 is not JSON"):
+        prepare(more, tmp_path, tmp_path / "more")
+
+
+def test_a_finished_folder_keeps_what_its_user_put_there(tiny_folder, tmp_path):
+    asked = corpora(tmp_path, tiny_folder)
+    prepare(asked, tmp_path, tmp_path / "out")
+    domain = tmp_path / "out" / "x"
+    (domain / "notes.txt").write_text("mine")
+    (domain / "more").mkdir()
+    (domain / "train-00099-00000.safetensors").write_bytes(b"of a killed attempt")
+    prepare(asked, tmp_path, tmp_path / "out")
+    assert (domain / "notes.txt").read_text() == "mine"
+    assert (domain / "more").is_dir()
+    assert not (domain / "train-00099-00000.safetensors").exists()

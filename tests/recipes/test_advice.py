@@ -166,7 +166,7 @@ PLANNED = {"num_parameters": 500, "source_parameters": 1000, "num_tokens": 5000,
 GENERAL = {
     "many epochs": ({}, {"epochs": {"a": 3.0, "b": 4.5}}, "again and again: b 4.5 times"),
     "the first layers": ({"inherit": {"layers": 4}}, {}, "the first layers are kept"),
-    "no teacher": ({"distill": None}, {}, "the source teaches nothing"),
+    "no teacher": ({"distill": None}, {}, "the source is not used as a teacher"),
     "few tokens": ({}, {"num_tokens": 200}, "50 % of the source's parameters are kept, and trained on 0.4 tokens each"),
     "few tokens for a deep cut": ({}, {"source_parameters": 2000, "num_tokens": 2000}, "25 % of the source's"),
     "a high rate": ({"optimizer": {"lr": 2e-3}}, {}, "the peak learning rate is 0.002"),

@@ -6,9 +6,10 @@ from importlib.util import find_spec
 import pytest
 
 from scionlm import api
-from scionlm.core.errors import StoppedError
+from scionlm.core.errors import StoppedError, UsageError
 from scionlm.core.records import read_json
-from whole_runs import Watch
+from scionlm.recipes.run import run_recipe
+from whole_runs import Watch, recipe_of
 
 resolving = importlib.import_module("scionlm.sources.resolve")  # the package exports a function of that name
 demo_module = importlib.import_module("scionlm.recipes.demo")
@@ -43,3 +44,12 @@ def test_without_the_real_model_a_tiny_source_is_trained_first(tmp_path, monkeyp
     assert result["source"]["name"].endswith("demo-tiny-source/model")
     assert result["source"]["num_hidden_layers"] == 8
     assert len(result["inherit"]["keep"]) == 4
+
+
+def test_a_run_of_another_recipe_is_not_taken_for_the_demos(tmp_path, tiny_folder, data_folder):
+    with pytest.MonkeyPatch.context() as patch:
+        Watch(patch, [2])
+        with pytest.raises(StoppedError):
+            run_recipe(recipe_of(tiny_folder, data_folder.path), tmp_path / "run")
+    with pytest.raises(UsageError, match=r"started with other settings: .*data\.seq_len"):
+        demo_module.demo(tmp_path / "run")

@@ -72,7 +72,7 @@ def fresh_in(source, asked):
 @pytest.mark.parametrize(
     ("inherit", "words"),
     [
-        ({}, "needs inherit.layers"),
+        ({}, "either layers"),
         ({"layers": None, "strategy": "taylor"}, "either layers"),
         ({"layers": 2, "keep": "0-1"}, "keep names the layers"),
         ({"keep": "0-1", "strategy": "taylor"}, "keep names the layers"),
@@ -293,12 +293,6 @@ def test_a_bare_recipe_needs_something_that_says_how_many(word):
     assert load_recipe("inheritune", [*GIVEN, f"inherit.{word}"])
 
 
-@pytest.mark.parametrize("words", [[], ["inherit.strategy=taylor"], ["inherit.importance=taylor"]])
-def test_a_bare_recipe_without_it_says_so(words):
-    with pytest.raises(UsageError, match=r"needs inherit\.layers|either layers"):
-        load_recipe("inheritune", [*GIVEN, *words])
-
-
 def overridden(*words):
     return load_recipe("inheritune-mini", [f"inherit.{word}" for word in words]).inherit
 
@@ -334,3 +328,15 @@ def test_a_single_layer_may_be_kept_by_its_number():
     assert load_recipe("inheritune-mini", ["inherit.keep=12"]).inherits.keep == "12"
     with pytest.raises(UsageError, match=r"inherit\.keep: true is not a value for it"):
         load_recipe("inheritune-mini", ["inherit.keep=true"])
+
+
+def test_the_bare_recipe_keeps_half_of_the_layers_where_nothing_says_how_many():
+    def bare(*words):
+        return load_recipe("inheritune", ["source=x", "data.dir=d", "train.steps=3", *words]).inherit
+
+    assert bare() == InheritConfig(layers="half")
+    assert bare("inherit.strategy=spaced") == InheritConfig(layers="half", strategy="spaced")
+    assert bare("inherit.keep=0-2") == InheritConfig(keep="0-2")
+    assert bare("inherit.width=half") == InheritConfig(width="half")
+    assert bare("inherit.strategy=potent_prefix") == InheritConfig(strategy="potent_prefix")
+    assert bare("inherit.layers=3") == InheritConfig(layers=3)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,19 +15,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from factories import corpora_file, model_folder
 from scionlm import api
 from scionlm.cli import main as cli
-from scionlm.core.errors import DataError, StoppedError, UsageError
+from scionlm.core.errors import DataError, NewerFormatError, StoppedError, StorageError, UsageError
 from scionlm.core.records import read_json, read_jsonl
 from scionlm.data import DataFolder, load_corpora, prepare
 from scionlm.evaluation.loss import domain_losses, model_token_nll
+from scionlm.parallel.ranks import ALONE
 from scionlm.recipes import child as child_module
+from scionlm.recipes import run as run_module
+from scionlm.recipes import setting as setting_module
 from scionlm.recipes import training as training_module
 from scionlm.recipes.child import control_recipe
 from scionlm.recipes.inputs import check_tokenizer
 from scionlm.recipes.presets import load_recipe, preset_names
 from scionlm.recipes.run import run_recipe, settle_recipe
 from scionlm.sources import load_hf_model, load_tokenizer, open_folder
+from scionlm.train import metrics as metrics_module
 from scionlm.train import step as step_module
-from whole_runs import quicken, recipe_of
+from whole_runs import Watch, quicken, recipe_of
 
 SETTINGS = {
     "data.mixture": {"alpha": 0.6, "beta": 0.4},
@@ -454,3 +459,63 @@ def test_presets_with_dots_in_their_names_have_folders_of_their_own(monkeypatch,
     for name in [*names, "mine.yaml", "folder/config.yaml"]:
         cli.run(["run", name])
     assert asked == [Path("runs") / name for name in [*names, "mine"]] + [Path("folder")]
+
+
+def test_what_ends_before_the_work_begins_stands_in_the_status(settings, tmp_path, monkeypatch):
+    recipe = load_recipe("inheritune-mini", settings)
+    out = tmp_path / "run"
+
+    def ends(error):
+        def open_inputs(*arguments, **named):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "open_inputs", open_inputs)
+            with pytest.raises(type(error)):
+                run_recipe(recipe, out)
+
+    ends(StoppedError("stopped while text was prepared"))
+    status = read_json(out / "status.json")
+    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    Watch(monkeypatch, [4])
+    with pytest.raises(StoppedError):
+        run_recipe(recipe, out)
+    ends(StorageError("the hub cannot be reached"))
+    status = read_json(out / "status.json")
+    assert (status["state"], status["exit_code"], status["step"]) == ("failed", 74, 4)
+    ends(UsageError("refused"))
+    assert read_json(out / "status.json") == status
+    assert run_recipe(recipe, out)["training"]["steps"] == 10
+
+
+def test_a_failure_between_manifest_and_config_leaves_a_free_folder(settings, tmp_path, monkeypatch):
+    recipe = load_recipe("inheritune-mini", settings)
+
+    def write_config(*arguments):
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(setting_module, "write_config", write_config)
+        with pytest.raises(StorageError):
+            run_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_a_newer_scion_is_refused_by_name(finished, settings, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    (out / "status.json").write_text('{"format_version": 2, "phase": "over"}')
+    with pytest.raises(NewerFormatError, match=r"status\.json has format_version 2"):
+        run_recipe(load_recipe("inheritune-mini", settings), out)
+
+
+@pytest.mark.parametrize("name", ["run", "control"])
+def test_a_run_of_any_name_says_how_far_it_is_and_its_control_does_not(settings, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(metrics_module, "_BEAT_SECONDS", 0.0)
+    folder = tmp_path / name
+    setting = SimpleNamespace(ranks=ALONE, recipe=load_recipe("inheritune-mini", settings), folder=folder)
+    for out, step in ((folder, 7), (folder / "control", 8)):
+        metrics = training_module.open_metrics(setting, out)
+        metrics.write({"step": step})
+        metrics.close()
+    assert read_json(folder / "status.json")["step"] == 7

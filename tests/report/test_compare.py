@@ -7,6 +7,8 @@ import pytest
 from compared_folders import SOURCE, TOKENS, compared_run, pair
 from test_report import HOSTILE, Page, check_inert, check_page, words
 
+from scionlm import api
+from scionlm.core.config import dump_yaml
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.records import read_json
 from scionlm.report import comparable_setup, is_run, render_report, write_comparison, write_report
@@ -472,3 +474,41 @@ def test_seeds_that_were_measured_at_other_steps_are_one(root, tmp_path):
         config = json.loads((folder / "config.yaml").read_text())
         (folder / "config.yaml").write_text(json.dumps(config | {"evaluate": {"every": every}}))
     assert [group["n"] for group in write_comparison(items, tmp_path / "out")["groups"]] == [2]
+
+
+def test_a_report_takes_no_other_files_place(root, tmp_path):
+    run = compared_run(root / "a", pair(4.0, 3.0), strategy="a")
+    other = compared_run(root / "b", pair(4.0, 3.5), strategy="b")
+    for name in ("page.html", "page.md"):
+        mine = tmp_path / name
+        write_report(run, mine)
+        write_report(run, mine)  # its own, drawn again
+        mine.write_text("# years of work\n")
+        with pytest.raises(UsageError, match=f"{name} is there already"):
+            write_report(run, mine)
+        assert mine.read_text() == "# years of work\n"
+    write_report(run, tmp_path / "named.md")
+    with pytest.raises(UsageError, match="there already"):
+        write_report(other, tmp_path / "named.md")
+
+
+def test_words_that_older_yaml_takes_for_something_else_stay_words(root, tmp_path):
+    for name in ("a", "b"):
+        run = compared_run(root / name, pair(4.0, 3.0), strategy=name)
+        config = json.loads((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(
+            dump_yaml(config | {"data": {"mixture": {"no": 1, "en": 1}, "dir": "2024-05-01"}})
+        )
+    assert len(write_comparison([root / "a", root / "b"], tmp_path / "out")["rows"]) == 2
+
+
+def test_a_comparison_that_was_killed_half_way_can_be_made_again(root, tmp_path):
+    run = compared_run(root / "a", pair(4.0, 3.0), strategy="a")
+    out = tmp_path / "out"
+    api.compare([run], out)
+    (out / "compare.json").unlink()
+    assert api.compare([run], out)["rows"]
+    (out / "compare.json").unlink()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="something else"):
+        api.compare([run], out)

@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from scionlm.cli.main import run
+from scionlm.core import log
 from scionlm.core.errors import ScionError, StorageError
 from scionlm.core.files import sha256_file
 from scionlm.core.tensors import read_header
 from scionlm.recipes.inherit import inherit_folder
 from scionlm.sources import tensor_index
+from scionlm.surgery import surgery as surgery_module
 from scionlm.surgery import write as write_module
 from scionlm.surgery.write import INDEX, Tensor, write_weights
 
@@ -306,3 +308,17 @@ def test_memory_stays_at_a_few_tensors_whatever_the_size_of_the_model(tmp_path):
     before, after = map(float, done.stdout.split())
     largest = max(torch.Size(p.shape).numel() for p in places) * 2 / 2**20
     assert after - before < 3 * largest + 100, (before, after, largest)
+
+
+def test_progress_is_that_of_all_blocks(tmp_path, tiny_folder, monkeypatch):
+    told = []
+
+    class Seen(log.Progress):
+        def update(self, done, detail=""):
+            told.append((done, self._total))
+
+    monkeypatch.setattr(surgery_module, "Progress", Seen)
+    inherit_folder(str(tiny_folder), tmp_path / "out", {"layers": 2}, False, 20_000)
+    assert len(told) > 2
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1]

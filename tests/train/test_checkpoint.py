@@ -19,7 +19,7 @@ from torch import nn
 
 from factories import tiny_model
 from scionlm.core import files
-from scionlm.core.errors import DataError, StorageError, UsageError
+from scionlm.core.errors import DataError, NewerFormatError, StorageError, UsageError
 from scionlm.core.records import read_json, write_json
 from scionlm.parallel.runtime import random_state
 from scionlm.train import checkpoint as module
@@ -709,3 +709,30 @@ def test_random_numbers_go_on_from_a_checkpoint_of_today(tmp_path):
     make_learner(seed=3).load(checkpoint)
     assert torch.equal(torch.rand(5), drawn)
     assert not torch.equal(torch.rand(5), drawn)
+
+
+def test_a_checkpoint_of_a_newer_scion_is_named_and_stays_where_it_is(three, tmp_path):
+    store = CheckpointStore(shutil.copytree(three, tmp_path / "checkpoints"), keep=5)
+    newer = {"format_version": 2, "files": {}}
+    (store.folder / NEWEST / "manifest.json").write_text(json.dumps(newer, indent=2) + "\n")
+    for ask in (store.newest, lambda: open_checkpoint(store.folder / NEWEST)):
+        with pytest.raises(NewerFormatError, match=r"manifest\.json has format_version 2"):
+            ask()
+    assert (store.folder / NEWEST).is_dir()
+    change_manifest(store.folder / "step-00000002", lambda record: record.update(format_version=2))
+    assert find_damage(store.folder / "step-00000002") == ["manifest.json"]  # of ours, one number of it damaged
+
+
+def test_an_old_checkpoint_is_whole_until_it_is_gone(three, tmp_path, monkeypatch):
+    store = CheckpointStore(shutil.copytree(three, tmp_path / "checkpoints"), keep=1)
+
+    def killed(path, **_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store._remove_old()
+    assert [find_damage(path) for path in store.all()] == [[], []]
+    store.newest()
+    assert not [path for path in store.folder.iterdir() if path.name.startswith(".")]

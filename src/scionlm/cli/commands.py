@@ -124,7 +124,9 @@ def fit_reference(
 
 @app.command()
 def inherit(
-    source: Annotated[str, typer.Argument(help="A model, as above, or a YAML file with mergekit's slices.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder, hub id, .gguf file or smollm2-135m, or a YAML file with mergekit's slices.")
+    ],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the result.")] = None,
     layers: Annotated[int | None, typer.Option(help="How many layers the result has.")] = None,
     keep: Annotated[str | None, typer.Option(help="Which layers to keep, as 0-7,12 or 0-29:2.")] = None,
@@ -136,7 +138,8 @@ def inherit(
         ),
     ] = None,
     scores: Annotated[
-        str | None, typer.Option(help="Keep the layers with the highest layer_scores of a JSON file.")
+        str | None,
+        typer.Option(help="Keep the layers of highest layer_scores in a JSON file; an analysis has those of removal."),
     ] = None,
     repeat: Annotated[bool, typer.Option("--repeat", help="Let --keep name a layer twice.")] = False,
     grow: Annotated[
@@ -157,7 +160,7 @@ def inherit(
     vocab_size: Annotated[int | None, typer.Option(help="Trim the source's own tokenizer to this size.")] = None,
     pad_vocab_to: Annotated[int | None, typer.Option(help="Pad the vocabulary to a multiple of this.")] = None,
     fresh: Annotated[str | None, typer.Option(help="Parts not to inherit, as mlp,mlp_norm.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything fresh.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of fresh weights and of what is drawn by lot.", min=0)] = 0,
     shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     no_verify: Annotated[
@@ -188,25 +191,32 @@ def analyze(
     model: Model,
     data: Annotated[Path, typer.Option(help="Data folder made by scion prepare.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the analysis.")],
-    seq_len: Annotated[int | None, typer.Option(help="Tokens of a sequence (100).")] = None,
-    num_sequences: Annotated[int | None, typer.Option(help="How many (100).")] = None,
-    loss_sequences: Annotated[int | None, typer.Option(help="How many of them losses are measured on (20).")] = None,
-    layers: Annotated[int | None, typer.Option(help="Layers that suggestions keep (half).")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens of a sequence (default 100).")] = None,
+    num_sequences: Annotated[int | None, typer.Option(help="Sequences to look at (default 100).")] = None,
+    loss_sequences: Annotated[
+        int | None, typer.Option(help="How many of them losses are measured on (default 20).")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers that suggestions keep (default: half).")] = None,
     greedy: Annotated[int | None, typer.Option(help="Take out this many, the cheapest first; takes long.")] = None,
     against: Annotated[str | None, typer.Option(help="Another MODEL, or its analysis, to set beside.")] = None,
-    tau: Annotated[float | None, typer.Option(help="Share of the energy that defines the rank (0.9).")] = None,
-    eta: Annotated[float | None, typer.Option(help="Share of the mass that defines the minimal mass (0.9).")] = None,
+    tau: Annotated[float | None, typer.Option(help="Share of the energy that defines the rank (default 0.9).")] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="Share of the mass that defines the minimal mass (default 0.9).")
+    ] = None,
     length: Annotated[list[int] | None, typer.Option(help="A shorter length to count for too; repeatable.")] = None,
-    lazy_tolerance: Annotated[float | None, typer.Option(help="Lazy is a MaxRank below 1 and this (0.5).")] = None,
+    lazy_tolerance: Annotated[
+        float | None, typer.Option(help="Lazy is a MaxRank below 1 and this (default 0.5).")
+    ] = None,
     domain: Annotated[list[str] | None, typer.Option(help="Only this domain; repeatable.")] = None,
-    split: Annotated[str | None, typer.Option(help="train (usual) or held_out.")] = None,
+    split: Annotated[str | None, typer.Option(help="train (default) or held_out.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Singular values in float64, slower.")] = False,
-    precision: Annotated[str | None, typer.Option(help="fp32 (usual), bf16 or auto.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 (default), bf16 or auto.")] = None,
     stream: Annotated[
-        bool | None, typer.Option("--stream/--no-stream", help="Read weights layer by layer (by size).")
+        bool | None,
+        typer.Option("--stream/--no-stream", help="Read weights layer by layer (default: by the model's size)."),
     ] = None,
     plots: Annotated[bool, typer.Option("--plots", help="Write figures as SVG and PNG.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Of the sample (0).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sample (default 0).")] = None,
     allow_pickle: Pickle = False,
     json: Json = False,
 ) -> None:
@@ -228,14 +238,20 @@ def analyze(
 def plan(
     recipe: Annotated[str, typer.Argument(help="A preset, a recipe's name, or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")] = None,
-    device: Annotated[str | None, typer.Option(help="Of the table, as h100; this machine's where left out.")] = None,
-    devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
-    per_node: Annotated[int | None, typer.Option(min=1, help="How many in one machine (all, up to 8 GPUs).")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="What to plan for, as h100 (docs/reference/names.md); default: this machine.")
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="How many devices.")] = 1,
+    per_node: Annotated[
+        int | None, typer.Option(min=1, help="Devices in one machine (default: all, up to 8 GPUs).")
+    ] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure a few steps here.")] = False,
     find_lr: Annotated[
         bool, typer.Option("--find-lr", help="Suggest a peak learning rate from a few dozen steps here.")
     ] = False,
-    price: Annotated[float | None, typer.Option(min=0, help="Of a device's hour, to know the cost.")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Price of one device for an hour, to know the cost.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say what a run will take before anything is spent: parameters, FLOPs, memory, time, learning rate."""
@@ -279,7 +295,7 @@ def run(
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder, or the folder of a checkpoint.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the model.")],
-    step: Annotated[int | None, typer.Option(help="Of the checkpoint; the newest where left out.", min=0)] = None,
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint (default: the newest).", min=0)] = None,
     last: Annotated[int, typer.Option(help="Average so many checkpoints up to that one.", min=1)] = 1,
     averaged: Annotated[bool, typer.Option("--averaged", help="Take the run's own average of the weights.")] = False,
 ) -> None:
@@ -293,11 +309,13 @@ def export(
 def evaluate(
     model: Model,
     data: Annotated[Path | None, typer.Option(help="Data folder made by scion prepare.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Budget a domain.", min=1)] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Held-out tokens to measure of each domain (default: all).", min=1)
+    ] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens predicted in one window.", min=2)] = 1024,
     per_document: Annotated[bool, typer.Option("--per-document", help="The rolling form of lm-eval.")] = False,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
-    domain: Annotated[list[str] | None, typer.Option(help="Only this domain (may be given again).")] = None,
+    domain: Annotated[list[str] | None, typer.Option(help="Only this domain; repeatable.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval or --tasks-dir, as piqa,arc_easy.")] = None,
     suite: Annotated[
         list[str] | None, typer.Option(help="offline (of --data), or a paper's: sheared, tinyllama, ...; repeatable.")
@@ -309,7 +327,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Items of each task, from its start.", min=1)] = None,
     num_fewshot: Annotated[int | None, typer.Option(help="Examples before each question.", min=0)] = None,
     batch_size: Annotated[str, typer.Option(help="Inputs in one pass; auto finds one.")] = "auto",
-    seed: Annotated[int | None, typer.Option(help="Of examples and offline items (lm-eval's own).", min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of examples and offline items (default: lm-eval's own).", min=0)
+    ] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Measure tokens/s, time to first token, cache.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the JSON: OUT.json, or a folder.")] = None,
     allow_pickle: Pickle = False,
@@ -331,8 +351,10 @@ def compare(
     items: Annotated[list[str], typer.Argument(metavar="RUN_OR_MODEL...", help="Run or sweep folders, models.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for compare.html, .json and .md.")],
     data: Annotated[Path | None, typer.Option(help="Data folder that models are measured on.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Budget a domain for models (the runs').", min=1)] = None,
-    seq_len: Annotated[int | None, typer.Option(help="Window for models (the runs').", min=2)] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Held-out tokens of each domain for models (default: as in the runs).", min=1)
+    ] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Window for models (default: as in the runs).", min=2)] = None,
     tasks: Annotated[str | None, typer.Option(help="Also score all of them on these, as piqa,arc_easy.")] = None,
     suite: Annotated[list[str] | None, typer.Option(help="Likewise on a suite; repeatable.")] = None,
     tasks_dir: Annotated[Path | None, typer.Option(help="Folder with lm-eval tasks of your own.")] = None,

@@ -5,6 +5,7 @@ from typing import Any
 
 from scionlm.cli.tables import add_row, new_table, print_json, print_losses, print_tasks, show_table
 from scionlm.core.errors import UsageError
+from scionlm.core.files import require_writable
 from scionlm.core.log import format_count
 from scionlm.core.records import Record, write_json
 
@@ -27,6 +28,7 @@ def evaluate_command(
 
     Raises:
         UsageError: A flag is wrong, or `out` is there already.
+        StorageError: `out` cannot be written.
     """
     from scionlm import api
     from scionlm.parallel.ranks import tells_the_user
@@ -42,17 +44,16 @@ def evaluate_command(
     settings = {"model": model} | {key: options[key] for key in ("seq_len", "per_document", "precision")}
     domains = {name: loss.to_dict() for name, loss in found.losses.items()}
     record = settings | {"domains": domains} | found.record
-    if place is not None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_json(place, record)
     if json:
         print_json(record)
-        return
-    if domains:
-        print_losses(domains, settings)
-    _print_found(record)
-    if place is not None:
-        print(f"written: {place}")
+    else:
+        if domains:
+            print_losses(domains, settings)
+        _print_found(record)
+    if place is not None:  # last: what was measured is on the screen, should it fail
+        write_json(place, record)
+        if not json:
+            print(f"written: {place}")
 
 
 def task_names(tasks: str | None) -> list[str]:
@@ -74,6 +75,7 @@ def _place(out: Path | None) -> Path | None:
     place = out if out.suffix == ".json" else out / _FILE
     if place.exists() or (out.suffix != ".json" and out.exists() and not out.is_dir()):
         raise UsageError(f"output {place if place.exists() else out} exists; choose another path")
+    require_writable(place.parent)
     return place
 
 

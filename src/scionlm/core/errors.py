@@ -34,6 +34,10 @@ class DataError(ScionError):
     exit_code = 65
 
 
+class NewerFormatError(DataError):
+    """A later version of Scion wrote a file."""
+
+
 class BrokenModelError(DataError):
     """A model's loss is not finite: its weights are broken."""
 

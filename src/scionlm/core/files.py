@@ -114,6 +114,14 @@ def remove_leftovers(folder: Path, name: str) -> None:
                 path.unlink(missing_ok=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Take a folder away so that a kill leaves all of it, or a leftover that `remove_leftovers` knows."""
+    aside = _temporary(path)
+    with contextlib.suppress(OSError):
+        path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def require_free_folder(out: Path) -> None:
     """Check that `out` can become a new folder: absent or empty, and creatable.
 
@@ -127,7 +135,19 @@ def require_free_folder(out: Path) -> None:
                 raise UsageError(f"output folder {out} is not empty; choose another one or remove it first")
         elif out.exists() or out.is_symlink():
             raise UsageError(f"output {out} exists and is not a folder; choose another path")
-        parent = out
+    except OSError as error:
+        raise storage_error(error, out) from error
+    require_writable(out)
+
+
+def require_writable(out: Path) -> None:
+    """Check that something can be made in `out`, or in the nearest folder above that is there.
+
+    Raises:
+        StorageError: It cannot.
+    """
+    parent = out
+    try:
         while not parent.exists():
             parent = parent.parent
         # Asking the system by doing it: permission bits say little to root, on network disks, or in containers.

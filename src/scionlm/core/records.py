@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from scionlm.core.errors import DataError, StorageError
+from scionlm.core.errors import DataError, NewerFormatError, StorageError
 from scionlm.core.files import storage_error, write_text_atomic
 from scionlm.core.log import warn
 
@@ -33,13 +33,14 @@ def check_version(record: Any, path: Path) -> Record:
     """Return `record` if it is a mapping of a format version that this Scion reads.
 
     Raises:
-        DataError: It is not, or its version is newer.
+        DataError: It is not.
+        NewerFormatError: A newer Scion wrote it.
     """
     version = cast("Record", record).get("format_version") if isinstance(record, dict) else None
     if not isinstance(version, int):
         raise DataError(f"{path} is not a Scion record: it has no format_version")
     if version > FORMAT_VERSION:
-        raise DataError(
+        raise NewerFormatError(
             f"{path} has format_version {version}, this Scion reads up to {FORMAT_VERSION}; "
             "install a newer Scion to read it"
         )

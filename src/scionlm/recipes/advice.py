@@ -89,7 +89,7 @@ def _teacher(recipe: Recipe) -> Record | None:
     if recipe.recipe not in ("inheritune", "shear") or recipe.distill is not None or not has_source:
         return None
     return say(
-        "the source teaches nothing",
+        "the source is not used as a teacher",
         "distillation was worth 0.08 to 0.15 nats at the same tokens (docs/results/shears, docs/results/inheritance), "
         "for 1.5 to 2.3 times the operations: where time is short, not text, more tokens without a teacher did more "
         "(docs/results/distillation.md)",

@@ -169,6 +169,8 @@ class Recipe(Section):
             _ = self.teacher_schedule
         if (stage := self.pruning_stage) is not None:
             self.check_pruning(stage)
+        elif self.prune is not None:
+            self._pruning_within({"tokens": None, "steps": 1})  # keys are checked where there is no budget, too
         if self.control and self.from_random:
             raise ValueError("control: true compares with random initialization, but this begins with it already")
         if self.control and self.branch:
@@ -290,12 +292,16 @@ class Recipe(Section):
     @property
     def pruning_stage(self) -> Stage | None:
         """What is trained while the source is pruned, with everything filled in; None where nothing is."""
-        prune = self.prune
-        if prune is None or not prune.is_trained:
+        if self.prune is None or not self.prune.is_trained:
             return None
+        return self._pruning_within({"tokens": self.prune.tokens, "steps": self.prune.steps})
+
+    def _pruning_within(self, budget: Mapping) -> Stage:
+        assert self.prune is not None
+        prune = self.prune
         keys = {key: getattr(prune, key) for key in ("data", "optimizer", "schedule")}
         own: Mapping = {key: value for key, value in keys.items() if value is not None}
-        own["train"] = (prune.train or {}) | {"tokens": prune.tokens, "steps": prune.steps, "time": None}
+        own["train"] = (prune.train or {}) | budget | {"time": None}
         if self.replay is not None and self.replay.stage is not None:
             own["replay"] = None  # there is no stage before it
         if "reweight" in prune.model_fields_set:

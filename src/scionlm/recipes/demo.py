@@ -47,9 +47,11 @@ def demo(out: Path, overrides: dict[str, Any] | None = None) -> Record:
         out: The run folder.
         overrides: Settings that differ from the preset's.
     """
-    if (out / "config.yaml").exists():  # whichever source it started with stays
-        return run_recipe(load_recipe(str(out / "config.yaml")), out)
     settings: dict[str, Any] = dict(overrides or {})
+    if (out / "config.yaml").exists():  # whichever source it started with stays
+        begun = load_recipe(str(out / "config.yaml"))
+        layers = {"inherit.layers": begun.inherit.layers} if begun.inherit else {}
+        return run_recipe(load_recipe(PRESET, settings | layers | {"source": begun.source}), out)
     try:
         resolve(settings.get("source", BUILTIN))
     except (DataError, StorageError) as error:

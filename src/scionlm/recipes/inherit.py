@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from scionlm.analysis.ranking import CRITERIA, WAYS
 from scionlm.core.config import nearest
 from scionlm.core.errors import UsageError
 from scionlm.core.files import require_free_folder, staged_folder
@@ -71,6 +72,7 @@ def open_request(source: str, options: InheritOptions) -> Generator[Request, Non
         DataError: A source is broken, or does not fit the request.
     """
     pickle = bool(options.get("allow_pickle"))
+    _refuse_measured(options.get("strategy") or "", source)
     check_options(options)
     if source.endswith((".yaml", ".yml")) and Path(source).is_file():
         if any(options.get(key) is not None for key in ("layers", "keep", "strategy", "scores", "grow", "donor")):
@@ -109,15 +111,10 @@ def _layers(options: InheritOptions, source: ModelFolder, donor: ModelFolder | N
     """Return the plan for the layers; those of the most influence are measured where that is asked for.
 
     Raises:
-        UsageError: The strategy is unknown, or one that another command measures; or as `layer_plan` has it.
+        UsageError: The strategy is unknown, or as `layer_plan` has it.
     """
     name = (options.get("strategy") or "first").partition(":")[0]
     known = [*STRATEGIES, BLOCK_INFLUENCE]
-    if name in MEASURED and name not in known:
-        raise UsageError(
-            f"strategy {name} is measured: scion analyze {source.name} --data DATA -o ANALYSIS, then "
-            "--scores ANALYSIS/analysis.json; in a recipe inherit.strategy measures it by itself"
-        )
     if name not in known:
         raise UsageError(f"strategy {name!r} is unknown{nearest(name, known)} (known: {', '.join(known)})")
     if options.get("strategy") != BLOCK_INFLUENCE:
@@ -129,6 +126,23 @@ def _layers(options: InheritOptions, source: ModelFolder, donor: ModelFolder | N
     layer_plan(by_score, source, donor)  # a wrong request is refused before anything is measured
     by_score["scores"] = scorer.get("activation")["layers"].tolist()
     return replace(layer_plan(by_score, source, donor), strategy=BLOCK_INFLUENCE)
+
+
+def _refuse_measured(strategy: str, source: str) -> None:
+    """Refuse a strategy that another command measures, and say how its layers are come by.
+
+    Raises:
+        UsageError: It is one.
+    """
+    name = strategy.partition(":")[0]
+    if name not in MEASURED or name in (*STRATEGIES, BLOCK_INFLUENCE):
+        return
+    analyze, how = f"scion analyze {source} --data DATA --layers N -o ANALYSIS", ""
+    if name == "greedy":
+        analyze += " --greedy M (the number that goes)"
+    if name in (*CRITERIA, *WAYS):
+        how = f": {analyze} lists the layers that it keeps, for --keep"
+    raise UsageError(f"strategy {name} is measured{how}; in a recipe inherit.strategy measures it by itself")
 
 
 def describe_request(request: Request) -> Record:

@@ -19,7 +19,8 @@ from scionlm.recipes.config_distill import SOURCE
 from scionlm.recipes.lengths import timed_paths
 from scionlm.recipes.lr_scales import check_scales
 from scionlm.recipes.order import Sampling, check_supply, replayed_data, sampling_of
-from scionlm.recipes.origin import check_model, open_source, with_data
+from scionlm.recipes.origin import check_model, model_of, open_source, with_data
+from scionlm.recipes.reference import reference_recipe
 from scionlm.recipes.references import given_references
 from scionlm.recipes.rounds import check_growth, goes_on, round_shapes
 from scionlm.recipes.selection import plan_of
@@ -102,9 +103,10 @@ def open_inputs(recipe: Recipe, out: Path, check: bool = True) -> Inputs:
         UsageError: The layers or domains asked for are not there.
         DataError: Source and data were made with different tokenizers, or a domain is too short.
     """
-    model = recipe.model or (recipe.reference.model if recipe.reference else None)
-    if check and model is not None:
-        check_model(model, "model" if recipe.model else "reference.model")
+    if check and (made := model_of(recipe)) is not None:
+        check_model(*made)
+    if check and recipe.reference is not None:
+        reference_recipe(recipe)  # a wrong key is refused before text is prepared
     recipe = with_data(recipe, out)
     source = open_source(recipe, out)
     recipe = with_target(recipe, source)

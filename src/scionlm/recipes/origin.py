@@ -1,5 +1,6 @@
 """The model that a recipe begins with: a MODEL, a reference that it trains first, or a shape to fill from scratch."""
 
+from dataclasses import fields
 from pathlib import Path
 
 from scionlm.core.config import Mapping, nearest
@@ -9,7 +10,7 @@ from scionlm.data import DataFolder
 from scionlm.families import ModelShape, family_of
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.demo_data import demo_corpora, prepare_demo_data
-from scionlm.recipes.model_shapes import SHAPE, model_config
+from scionlm.recipes.model_shapes import SHAPE, TargetShape, model_config
 from scionlm.sources import ModelFolder, open_folder, resolve
 
 REFERENCE = "reference"
@@ -59,6 +60,25 @@ def _shape(model: Mapping, recipe: Recipe, where: str) -> ModelFolder:
         raise UsageError(f"{where}: {str(error).removeprefix('config.json: ')}") from error
     name = REFERENCE if where.startswith(REFERENCE) else model.get(SHAPE, config["model_type"])
     return ModelFolder(path, name, config)
+
+
+def model_of(recipe: Recipe) -> tuple[Mapping, str] | None:
+    """Return the configuration that a recipe trains from random weights first, and the key that it stands at."""
+    if recipe.model is not None:
+        return recipe.model, "model"
+    return None if recipe.reference is None else (recipe.reference.model, "reference.model")
+
+
+def check_model_keys(model: Mapping, where: str) -> None:
+    """Refuse what `check_model` does, without its seconds where all keys are sizes that Scion itself reads.
+
+    Raises:
+        UsageError: A key is none of the family's, or transformers cannot make a model of them.
+    """
+    family = family_of(model_config(model))
+    sizes = {family.key(each.name) for each in fields(TargetShape)}
+    if set(model) - sizes - family.defaults.keys() - {SHAPE, "model_type", "vocab_size", "max_position_embeddings"}:
+        check_model(model, where)
 
 
 def check_model(model: Mapping, where: str) -> None:

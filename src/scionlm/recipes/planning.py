@@ -19,7 +19,7 @@ from scionlm.recipes.inputs import check_enough, check_text, match_layers, open_
 from scionlm.recipes.layout import Devices, Training, devices_of, shared_layout, with_rows
 from scionlm.recipes.lengths import has_times
 from scionlm.recipes.measured import DEPTHS
-from scionlm.recipes.origin import REFERENCE, open_source
+from scionlm.recipes.origin import REFERENCE, check_model_keys, model_of, open_source
 from scionlm.recipes.reference import reference_recipe
 from scionlm.recipes.rounds import CONTROL, add_rounds, check_growth, goes_on, round_shapes
 from scionlm.recipes.selection import plan_of
@@ -75,6 +75,8 @@ def plan_recipe(
         DataError: The source is broken or of an unknown family.
     """
     source = open_source(recipe, None, weights=False)
+    if (made := model_of(recipe)) is not None:
+        check_model_keys(*made)
     found = find_device(device)
     shapes = target_candidates(recipe.target, source, found) if recipe.target else []
     recipe = with_target(recipe, source, found)

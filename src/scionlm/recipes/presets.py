@@ -9,7 +9,7 @@ from scionlm.core.config import Mapping, apply_overrides, check_keys, load_yaml,
 from scionlm.core.errors import UsageError
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_data import EMPTY_DIR
-from scionlm.recipes.config_inherit import SIZES, says_how_many, settle_inherit
+from scionlm.recipes.config_inherit import HALF, SIZES, says_how_many, settle_inherit
 from scionlm.recipes.config_shear import BUDGETS, DEPTH
 
 SWEEP = "sweep"
@@ -23,7 +23,7 @@ RECIPES: dict[str, Mapping] = {
     "scratch": {"recipe": "scratch", "data": {}, "train": {}},
 }
 _REQUIRED = {
-    "inheritune": ("source", "data.dir", "train.tokens", "inherit.layers"),
+    "inheritune": ("source", "data.dir", "train.tokens"),
     "shear": ("source", "data.dir", "target", "prune.tokens", "train.tokens"),
     "continual": ("source", "data.dir", "train.tokens"),
     "scratch": ("model", "data.dir", "train.tokens"),
@@ -35,13 +35,11 @@ _EXAMPLES = {
     "target": "target.parameters=60M",
     "prune.tokens": "prune.tokens=5M",
     "train.tokens": "train.tokens=20M",
-    "inherit.layers": "inherit.layers=half",
 }
 _ALTERNATIVES = {
     "source": {"reference", "branch", "branch.run"},
     "prune.tokens": {"prune.steps", "prune.method", "prune"},
     "train.tokens": {"train.steps", "train.time", "stages"},
-    "inherit.layers": {"inherit.keep"},
 }
 
 
@@ -120,14 +118,14 @@ def find_recipe(name: str, overrides: Sequence[str] | dict[str, Any] = ()) -> tu
         given |= sections & {"model", "reference", "target"}  # by parts: reference.model.hidden_size=...
         config = override_recipe(RECIPES[name], overrides)
         check_keys(Recipe, config, f"recipe {name}")  # a key that is lacking may only be misspelt
-        inherit = config.get("inherit") or {}
-        # A strategy may say how many; where it does not, or is misspelt, the section says it better.
-        given |= {"inherit.layers"} if says_how_many(inherit) or inherit.get("strategy") else set()
         lacking = [key for key in _REQUIRED[name] if not ({key} | _ALTERNATIVES.get(key, set())) & given]
         if lacking:
             example = " ".join(_EXAMPLES[key] for key in lacking)
             raise UsageError(f"recipe {name} needs {', '.join(lacking)}; for example: {example}")
-        return RECIPES[name], f"recipe {name}"
+        settled = RECIPES[name]
+        if name == "inheritune" and not says_how_many(config.get("inherit") or {}):
+            settled = settled | {"inherit": {"layers": HALF}}
+        return settled, f"recipe {name}"
     raise UsageError(_not_found(name, path))
 
 

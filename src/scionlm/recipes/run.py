@@ -12,7 +12,7 @@ from typing import Any
 import pydantic
 
 from scionlm.core.config import Mapping, dump_yaml, load_yaml
-from scionlm.core.errors import DataError, StoppedError, UsageError, exit_code_of
+from scionlm.core.errors import DataError, NewerFormatError, StoppedError, UsageError, exit_code_of
 from scionlm.core.files import folder_lock, require_free_folder, storage_error, write_bytes_atomic, write_text_atomic
 from scionlm.core.log import say, warn
 from scionlm.core.machine import git_commit, versions
@@ -96,7 +96,8 @@ def run_within(recipe: Recipe, out: Path, stop: StopRequest, ranks: Ranks, allow
 
         def begin() -> Record | None:
             held.enter_context(claimed_folder(out))
-            return _begin(recipe, out, allow_change, ranks, opened)
+            with ended_early(out):
+                return _begin(recipe, out, allow_change, ranks, opened)
 
         settled = ranks.on_main(begin)
         if settled is None:
@@ -132,6 +133,7 @@ def claimed_folder(out: Path) -> Generator[None, None, None]:
 
     Raises:
         UsageError: `out` is neither a run nor free, or another process holds it.
+        NewerFormatError: It is a newer Scion's run.
         StorageError: It cannot be made.
     """
     began = _is_run(out)
@@ -152,7 +154,7 @@ def claimed_folder(out: Path) -> Generator[None, None, None]:
                 # The folder was empty: everything in it is ours, but only what we know by name is taken away.
                 for name in ("data", "tokenizer"):
                     shutil.rmtree(out / name, ignore_errors=True)
-                for name in ("status.json", ".lock"):
+                for name in ("status.json", "manifest.json", ".lock"):
                     (out / name).unlink(missing_ok=True)
                 for folder in made:
                     with contextlib.suppress(OSError):
@@ -161,11 +163,17 @@ def claimed_folder(out: Path) -> Generator[None, None, None]:
 
 
 def _is_run(out: Path) -> bool:
-    """Return whether `out` is a run folder: its status.json is one of Scion's."""
+    """Return whether `out` is a run folder: its status.json is one of Scion's.
+
+    Raises:
+        NewerFormatError: It is one of a newer Scion's.
+    """
     if not (out / "status.json").exists():
         return False
     try:
         return read_json(out / "status.json").get("state") in _STATES
+    except NewerFormatError:
+        raise
     except DataError:
         return False
 
@@ -173,6 +181,19 @@ def _is_run(out: Path) -> bool:
 def is_done(out: Path) -> bool:
     """Return whether the run in `out` is finished."""
     return (out / "status.json").exists() and read_json(out / "status.json")["state"] == "done"
+
+
+@contextlib.contextmanager
+def ended_early(out: Path) -> Generator[None, None, None]:
+    """Write into status.json how a beginning ends that does not come through; a request refused leaves it as it is."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except BaseException as error:
+        if (out / "status.json").exists() and not is_done(out):
+            _note_failure(out, error, int(read_json(out / "status.json").get("step") or 0))
+        raise
 
 
 def _work_of(recipe: Recipe) -> Work:
@@ -199,9 +220,6 @@ def _carry_out(work: Work, inputs: Inputs, out: Path, stop: StopRequest, ranks: 
     try:
         with naming_losses(ranks):
             result = work(inputs, out, stop, ranks, allow_change)
-    except StoppedError as error:
-        write_status(out, "stopped", error.exit_code, str(error))
-        raise
     except UsageError as error:
         if began and _last_step(out) == before:  # a request that is refused leaves the run as it was
             for path, data in kept.items():
@@ -216,9 +234,10 @@ def _carry_out(work: Work, inputs: Inputs, out: Path, stop: StopRequest, ranks: 
     return result
 
 
-def _note_failure(out: Path, error: BaseException) -> None:
-    """Say in status.json that the run has failed."""
-    write_status(out, "failed", exit_code_of(error), " ".join(str(error).split())[:500])
+def _note_failure(out: Path, error: BaseException, step: int | None = None) -> None:
+    """Say in status.json that the run has failed, or was stopped."""
+    state = "stopped" if isinstance(error, StoppedError) else "failed"
+    write_status(out, state, exit_code_of(error), " ".join(str(error).split())[:500], step)
 
 
 def write_status(out: Path, state: str, exit_code: int, message: str, step: int | None = None) -> None:

@@ -66,9 +66,9 @@ class Scorer:
         check_tokenizer(self._source, data)
         length = min(_LENGTH, context_length(self._source.config) or _LENGTH)
         streams = [data.stream(domain, "train") for domain in self._domains or data.domains]
-        windows = _TOKENS // length // len(streams)
+        windows = max(1, _TOKENS // length // len(streams))
         taken = [
-            torch.from_numpy(stream.read(start, length).astype("int64"))
+            torch.from_numpy(stream.read(start, length))
             for stream in streams
             for start in _starts(stream.num_tokens, windows, length)
         ]

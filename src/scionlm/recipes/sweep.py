@@ -20,6 +20,7 @@ from scionlm.recipes.lengths import timed_paths
 from scionlm.recipes.origin import with_data
 from scionlm.recipes.run import (
     claimed_folder,
+    ended_early,
     flatten,
     is_done,
     run_within,
@@ -97,7 +98,8 @@ def run_sweep(sweep: Sweep, out: Path, allow_change: bool = False, after_run: Af
 
         def begin() -> list[Record]:
             held.enter_context(claimed_folder(out))
-            return _begin(sweep, out, allow_change)
+            with ended_early(out):
+                return _begin(sweep, out, allow_change)
 
         runs = ranks.on_main(begin)  # which alone looks into folders, so that all do the same
         with _status_kept(sweep, out, ranks):

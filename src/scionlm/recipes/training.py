@@ -30,6 +30,7 @@ from scionlm.recipes.order import Sampling, stage_folder
 from scionlm.recipes.planning import run_flops, teacher_flops
 from scionlm.recipes.pruning import Pruning
 from scionlm.recipes.reweighting import EVALUATION_S, open_reweighting
+from scionlm.recipes.rounds import CONTROL
 from scionlm.recipes.run import write_status
 from scionlm.recipes.selection import record_plan
 from scionlm.recipes.setting import Setting, load_dealt, losses_of
@@ -207,7 +208,9 @@ def open_metrics(setting: Setting, out: Path) -> Metrics:
         return Metrics(JsonlWriter(None, "metrics"))
     config = setting.recipe.model_dump(mode="json")
     trackers = open_trackers(setting.recipe.track, out, config)
-    beat = (lambda step: write_status(setting.folder, "running", 0, "", step)) if out.name != "control" else None
+    beat = (
+        (lambda step: write_status(setting.folder, "running", 0, "", step)) if out != setting.folder / CONTROL else None
+    )
     return Metrics(JsonlWriter(out / "metrics.jsonl", "metrics"), trackers, beat)
 
 

@@ -17,6 +17,9 @@ from scionlm.report.page import run_page
 
 __all__ = ["comparable_setup", "is_run", "render_report", "scored_models", "write_comparison", "write_report"]
 
+_HEAD = 200
+"""Characters of a page that are the same in all of them: its policy stands there."""
+
 
 def render_report(run: Path, markdown: bool = False) -> str:
     """Return the page of the folder `run` of a run, finished or not, or of a sweep, as one HTML document.
@@ -44,12 +47,21 @@ def write_report(run: Path, out: Path | None = None) -> Path:
             Markdown.
 
     Raises:
-        UsageError: `run` is not a run folder, or `out` is a folder.
+        UsageError: `run` is not a run folder, or `out` is a folder or another file.
         DataError: A file in the run folder is broken or of a newer format.
     """
     usual = PAGE if run.is_dir() and is_sweep(run) else "report.html"
     out = run / usual if out is None else out
     if out.is_dir():
         raise UsageError(f"{out} is a folder; give the name of a file, such as {out / usual}")
-    write_text_atomic(out, render_report(run, markdown=out.suffix == ".md"))
+    text = render_report(run, markdown=out.suffix == ".md")
+    if out.exists() and not out.read_bytes().startswith(_beginning(text)):
+        raise UsageError(f"{out} is there already and is no such report; choose another name or remove it first")
+    write_text_atomic(out, text)
     return out
+
+
+def _beginning(text: str) -> bytes:
+    """Return what a report has before anything in it differs: a page's head, in Markdown the line with its name."""
+    head = text[:_HEAD] if text.startswith("<!") else text.partition("\n")[0]
+    return head.encode("utf-8", "surrogatepass")

@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from scionlm.core.config import parse_yaml
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.records import read_json, read_jsonl
 from scionlm.report.curves import Curves, read_curves
@@ -299,10 +298,11 @@ def read_config(path: Path) -> tuple[Mapping[str, Any], str]:
         raise DataError(f"{path} has {len(raw):,} bytes; a recipe has at most {_CONFIG_BYTES:,}")
     try:
         content = raw.decode("utf-8")
-        return mapping(yaml.safe_load(content)), content
-    except (UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} is not valid YAML: {reason}; restore it, or remove it to draw the rest") from error
+        return mapping(parse_yaml(content, str(path))), content
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}; restore it, or remove it to draw the rest") from error
+    except UsageError as error:
+        raise DataError(f"{error}; restore it, or remove it to draw the rest") from error
 
 
 def _status(record: Mapping[str, Any]) -> Status:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from scionlm.core.duration import Duration
 from scionlm.report.collect import Pruning, Run, losses_in
 from scionlm.report.curves import Curves, Point, averaged, thinned
-from scionlm.report.findings import known
+from scionlm.report.findings import known, mean_of
 from scionlm.report.html import Markup, join, name_of, tag
 from scionlm.report.linechart import Chart, Reference, Series, line_chart
 from scionlm.report.pruning_read import AXES, axes_of
@@ -89,9 +89,9 @@ def loss_figure(run: Run, pruning: Pruning) -> Markup | None:
     train, mean = _joined([one.train for one in pruning.stretches], pruning.stretches), _means(pruning)
     if not train and not mean:
         return None
-    names = set(pruning.stretches[-1].domains)
-    source = _mean(known(run.source.losses) if run.source else {}, names)
-    left = _mean(known(losses_in(pruning.record.get("domains"))), names)
+    names = sorted(pruning.stretches[-1].domains)
+    source = mean_of(known(run.source.losses) if run.source else {}, names)
+    left = mean_of(known(losses_in(pruning.record.get("domains"))), names)
     references = [
         Reference("source", source, "source", f"source {nats(source)}") if source is not None else None,
         Reference("right after pruning", left, "plain", f"pruned {nats(left)}") if left is not None else None,
@@ -129,8 +129,8 @@ def _means(pruning: Pruning) -> list[Point]:
     """Return the held-out means on the way, and under the last masks, which are measured at the end."""
     stretches = pruning.stretches
     found = _joined([one.mean for one in stretches], stretches)
-    names = set(stretches[-1].domains) if stretches else set[str]()
-    last = _mean(known(losses_in(pruning.record.get("masked"))), names)
+    names = sorted(stretches[-1].domains) if stretches else []
+    last = mean_of(known(losses_in(pruning.record.get("masked"))), names)
     if last is not None and found and found[-1].tokens < pruning.tokens:
         found.append(Point(found[-1].step + 1, pruning.tokens, last))
     return found
@@ -144,7 +144,3 @@ def _joined(lines: Sequence[Sequence[Point]], stretches: Sequence[Curves]) -> li
         found += [Point(step + point.step, tokens + point.tokens, point.nll) for point in line]
         step, tokens = step + (stretch.last_step or 0), tokens + (stretch.last_tokens or 0.0)
     return found
-
-
-def _mean(losses: Mapping[str, float], names: set[str]) -> float | None:
-    return sum(losses[name] for name in names) / len(names) if names and names <= losses.keys() else None

@@ -259,12 +259,12 @@ def _if(shown: Any, value: float | None) -> str | None:
     return shown(value) if value is not None else None
 
 
-def _layout(training: Mapping[str, Any]) -> str | None:
+def _layout(training: Mapping[str, Any]) -> Content:
     """Return how many devices trained, and how the weights lay on them, where there were several."""
     devices = number(training, "devices")
     if devices is None or devices < 2:
         return None
-    return f"{devices:.0f}, {name_of(str(training.get('layout')).upper(), 10)}"
+    return [f"{devices:.0f}, ", name_of(str(training.get("layout")).upper(), 10)]
 
 
 def _machine_facts(run: Run) -> list[tuple[Content, Content]]:

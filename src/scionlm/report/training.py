@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from scionlm.report.collect import Run, Trained
 from scionlm.report.curves import Point, averaged, thinned
-from scionlm.report.findings import known
+from scionlm.report.findings import known, mean_of
 from scionlm.report.html import Content, Markup, RowGroup, join, name_of, section, table, tag
 from scionlm.report.linechart import Chart, Reference, Series, line_chart, value_range
 from scionlm.report.svg import Caption, responsive
@@ -50,8 +50,8 @@ def _main_figure(run: Run) -> Markup:
             series.append(Series(f"{tone}, training", _line(points), tone, thin=True))
     source = known(run.source.losses) if run.source else {}
     references: list[Reference] = []
-    if domains and all(name in source for name in domains):
-        mean = sum(source[name] for name in domains) / len(domains)
+    mean = mean_of(source, domains)
+    if mean is not None:
         references = [Reference("source, held-out", mean, "source", f"source {nats(mean)}")]
     # On a phone the labels at the ends would take a third of the width: there the legend and the value must do.
     x_label = "tokens trained on" if run.pruning is None else "tokens of the recovery"

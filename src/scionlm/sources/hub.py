@@ -35,7 +35,8 @@ def hub_errors(what: str, instead: str) -> Generator[None, None, None]:
         if isinstance(error, errors.LocalEntryNotFoundError):
             raise unreachable(what, instead) from error
         raise DataError(f"{what}: the Hugging Face hub has no such public repository, revision or file") from error
-    except (errors.OfflineModeIsEnabled, OSError) as error:
+    # Its HTTP library's own errors are no OSError; which library that is differs by version.
+    except (errors.OfflineModeIsEnabled, errors.HTTPError, OSError) as error:  # pyright: ignore[reportPrivateImportUsage]
         if isinstance(error, OSError) and error.errno in _HERE:
             raise storage_error(error, Path(error.filename or "the hub's cache")) from error
         raise unreachable(what, instead) from error

@@ -6,6 +6,7 @@ from typing import TypedDict
 
 from scionlm.core.config import nearest
 from scionlm.core.errors import DataError, UsageError
+from scionlm.core.records import check_version
 from scionlm.families import ModelShape, family_of
 from scionlm.families.shape import expected_tensors
 from scionlm.sources import ModelFolder
@@ -147,7 +148,10 @@ def layer_scores(path: Path) -> list[float]:
     """
     if not path.is_file():
         raise UsageError(f"scores: {path} is not a file")
-    values = read_json_object(path).get("layer_scores")
+    record = read_json_object(path)
+    if "format_version" in record:
+        check_version(record, path)
+    values = record.get("layer_scores")
     if not isinstance(values, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         raise DataError(f"{path} has no layer_scores, a list with one number for each layer")
     try:

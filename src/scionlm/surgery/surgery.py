@@ -153,7 +153,7 @@ class Surgery:
 
         Raises:
             StorageError: The folder cannot be written.
-        DataError: The source holds numbers that are not finite.
+            DataError: The source holds numbers that are not finite.
         """
         fresh = lazy_fresh(self.config, self.plan.seed)
         stored = family_of(self.config).stored_as
@@ -171,7 +171,14 @@ class Surgery:
         if total > free:
             raise StorageError(f"cannot write {stage.parent}: {total:,} bytes are needed, {free:,} are free")
         with Progress("writing weights", total) as progress:
-            written = write_weights(tensors, stage, shard_bytes, progress.update)
+            done = 0
+
+            def advance(num_bytes: int) -> None:
+                nonlocal done
+                done += num_bytes
+                progress.update(done)
+
+            written = write_weights(tensors, stage, shard_bytes, advance)
         _refuse_not_finite(written.not_finite)
         write_text_atomic(stage / "config.json", json.dumps(self.config, indent=2, sort_keys=True) + "\n")
         write_generation(stage, self.folders[0], self.plan)

@@ -57,7 +57,7 @@ def write_weights(
         tensors: In the order in which they are to stand.
         stage: The folder.
         shard_bytes: Largest size of a file; a larger tensor has one of its own.
-        on_progress: Called with the bytes written.
+        on_progress: Called with the bytes of each block, once it is written.
 
     Raises:
         ScionError: A tensor did not come in the size promised.

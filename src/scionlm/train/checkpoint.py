@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from scionlm.core.errors import DataError, StorageError, UsageError
-from scionlm.core.files import remove_leftovers, settle, sha256_file, staged_folder, storage_error
+from scionlm.core.files import remove_folder, remove_leftovers, settle, sha256_file, staged_folder, storage_error
 from scionlm.core.log import format_bytes, warn
 from scionlm.core.records import FORMAT_VERSION, Record, check_version, read_json, write_json
 from scionlm.parallel.ranks import ALONE, Ranks
@@ -107,6 +107,8 @@ def find_damage(path: Path) -> list[str]:
     try:
         text = (path / _MANIFEST).read_text(encoding="utf-8")
         manifest: Record = json.loads(text)
+        if _is_newer(manifest):
+            check_version(manifest, path / _MANIFEST)
         if not _is_whole(manifest, text):
             return [_MANIFEST]
         expected = manifest["sha256"]
@@ -118,12 +120,18 @@ def find_damage(path: Path) -> list[str]:
         return [f"{_MANIFEST} ({error})"]
     except OSError as error:  # nothing is known of the files: a disk that comes back may have them whole
         raise storage_error(error, path) from error
-    check_version(manifest, path / _MANIFEST)
     if not damaged:
         step = read_json(path / _STATE).get("step")
         if not isinstance(step, int) or path.name != folder_name(step):
             return ["it is the checkpoint of another step"]
     return unknown + damaged
+
+
+def _is_newer(manifest: Record) -> bool:
+    """Return whether a manifest is of a later format, rather than one of ours whose version is damaged."""
+    version = manifest["format_version"]
+    as_ours = _digest(manifest | {"format_version": FORMAT_VERSION})
+    return isinstance(version, int) and version > FORMAT_VERSION and manifest.get("digest") != as_ours
 
 
 def _is_whole(manifest: Record, text: str) -> bool:
@@ -231,7 +239,7 @@ class CheckpointStore:
     def _remove_old(self) -> None:
         passing = [path for path in self.all() if not _is_for_good(path)]
         for old in passing[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove_folder(old)
 
     def all(self) -> list[Path]:
         """Return the folders of the checkpoints, oldest first."""

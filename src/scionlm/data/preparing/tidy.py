@@ -1,12 +1,15 @@
 """What a finished data folder does not need is taken away."""
 
 import contextlib
+import re
 import shutil
 from pathlib import Path
 
 from scionlm.core.files import is_leftover
 from scionlm.core.records import read_json
 from scionlm.data.preparing.job import WORK
+
+_SHARD = re.compile(r"(train|held_out)-[0-9-]+(-cut)?\.safetensors")
 
 
 def tidy(out: Path) -> None:
@@ -21,7 +24,7 @@ def tidy(out: Path) -> None:
     for name, splits in read_json(out / "index.json")["domains"].items():
         listed = {shard["file"] for split in splits.values() for shard in split["shards"]}
         for path in (out / name).iterdir():
-            if path.name not in listed:
+            if path.name not in listed and (_SHARD.fullmatch(path.name) or is_leftover(path)):
                 path.unlink(missing_ok=True)
 
 

@@ -6,6 +6,7 @@ domain gives the same number of bytes at most, so that a large one does not deci
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from scionlm.core.errors import DataError, UsageError
@@ -82,18 +83,16 @@ def _texts(job: Job, max_bytes: int, stop: StopRequest) -> Iterator[str]:
     """Yield the texts of each domain up to the limit."""
     found = False
     for name, parts in job.parts.items():
-        left, documents = max_bytes, job.corpora.domains[name].max_documents or 2**62
+        documents = (one for part in parts for one in job.reader(part, quiet=False).read(part.files))
+        left = max_bytes
         with Progress(f"reading {name}", max_bytes) as progress:
-            for part in parts:
-                for document in job.reader(part, quiet=False).read(part.files):
-                    stop.check()
-                    if left <= 0 or documents <= 0:
-                        break
-                    found = True
-                    yield document.text
-                    left, documents = left - len(document.text.encode()), documents - 1
-                    progress.update(max_bytes - left)
-                if left <= 0 or documents <= 0:
+            for document in islice(documents, job.corpora.domains[name].max_documents):
+                stop.check()
+                found = True
+                yield document.text
+                left -= len(document.text.encode())
+                progress.update(max_bytes - left)
+                if left <= 0:
                     break
     if not found:
         raise DataError("the files of the domains hold no text to train a tokenizer on")

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,9 +146,11 @@ def _chunks(job: Job, part: Part, fates: NDArray[np.uint8], skip: int, room: _Ro
     changed = DataError(f"{part.files[0].name}: the text has changed while it was prepared; prepare it again")
     survey = read_survey(part)
     chunk, in_unit, in_chunk, number = _Chunk(), 0, 0, 0
-    for number, document in enumerate(job.reader(part, quiet=True).read(part.files), start=1):
+    is_whole = survey.is_whole and len(fates) == len(survey.places)  # else a limit, beyond which nothing is read
+    documents = islice(job.reader(part, quiet=True).read(part.files), None if is_whole else len(fates))
+    for number, document in enumerate(documents, start=1):
         if number > len(fates):
-            break  # a limit, or text that was added: the count below tells
+            break  # text that was added
         data = document.text.encode()
         if place_of(data) != survey.places[number - 1]:
             raise changed
@@ -168,7 +171,7 @@ def _chunks(job: Job, part: Part, fates: NDArray[np.uint8], skip: int, room: _Ro
             yield chunk
             in_unit = 0 if chunk.ends_unit else in_unit
             chunk, in_chunk = _Chunk(), 0
-    if number < len(fates) or (number > len(fates) and len(fates) == len(survey.places) and survey.is_whole):
+    if number != len(fates):
         raise changed
     if chunk.num_read:
         yield chunk
