@@ -89,7 +89,7 @@ def test_the_five_minute_start_runs_from_one_end_to_the_other(world, monkeypatch
                 if line.startswith("scion "):
                     commands += 1
                     _run_command(line)
-    assert commands == 7
+    assert commands == 8
     assert json.loads((world / "runs/small/status.json").read_text())["state"] == "done"
     assert {path.name for path in (world / "compared").iterdir()} >= {"compare.html", "compare.md", "compare.json"}
 

@@ -193,19 +193,15 @@ def analyze(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the analysis.")],
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a sequence (default 100).")] = None,
     num_sequences: Annotated[int | None, typer.Option(help="Sequences to look at (default 100).")] = None,
-    loss_sequences: Annotated[
-        int | None, typer.Option(help="How many of them losses are measured on (default 20).")
-    ] = None,
+    loss_sequences: Annotated[int | None, typer.Option(help="Of them, how many for losses (default 20).")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers that suggestions keep (default: half).")] = None,
     greedy: Annotated[int | None, typer.Option(help="Take out this many, the cheapest first; takes long.")] = None,
     against: Annotated[str | None, typer.Option(help="Another MODEL, or its analysis, to set beside.")] = None,
     tau: Annotated[float | None, typer.Option(help="Share of the energy that defines the rank (default 0.9).")] = None,
-    eta: Annotated[
-        float | None, typer.Option(help="Share of the mass that defines the minimal mass (default 0.9).")
-    ] = None,
+    eta: Annotated[float | None, typer.Option(help="Share of the mass that is the minimal mass (default 0.9).")] = None,
     length: Annotated[list[int] | None, typer.Option(help="A shorter length to count for too; repeatable.")] = None,
     lazy_tolerance: Annotated[
-        float | None, typer.Option(help="Lazy is a MaxRank below 1 and this (default 0.5).")
+        float | None, typer.Option(help="Lazy: a MaxRank below 1 and this (default 0.5).")
     ] = None,
     domain: Annotated[list[str] | None, typer.Option(help="Only this domain; repeatable.")] = None,
     split: Annotated[str | None, typer.Option(help="train (default) or held_out.")] = None,
@@ -242,16 +238,12 @@ def plan(
         str | None, typer.Option(help="What to plan for, as h100 (docs/reference/names.md); default: this machine.")
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="How many devices.")] = 1,
-    per_node: Annotated[
-        int | None, typer.Option(min=1, help="Devices in one machine (default: all, up to 8 GPUs).")
-    ] = None,
+    per_node: Annotated[int | None, typer.Option(min=1, help="In one machine (default: all, up to 8 GPUs).")] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure a few steps here.")] = False,
     find_lr: Annotated[
         bool, typer.Option("--find-lr", help="Suggest a peak learning rate from a few dozen steps here.")
     ] = False,
-    price: Annotated[
-        float | None, typer.Option(min=0, help="Price of one device for an hour, to know the cost.")
-    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of a device for an hour; adds the cost.")] = None,
     json: Json = False,
 ) -> None:
     """Say what a run will take before anything is spent: parameters, FLOPs, memory, time, learning rate."""
@@ -310,7 +302,7 @@ def evaluate(
     model: Model,
     data: Annotated[Path | None, typer.Option(help="Data folder made by scion prepare.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Held-out tokens to measure of each domain (default: all).", min=1)
+        int | None, typer.Option(help="Held-out tokens of each domain (default: all).", min=1)
     ] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens predicted in one window.", min=2)] = 1024,
     per_document: Annotated[bool, typer.Option("--per-document", help="The rolling form of lm-eval.")] = False,

@@ -32,7 +32,8 @@ class TrainConfig(Section):
     parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
     """How weights lie on several devices; `auto` by what a device can hold, and anew where a run goes on on others."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What of the activations is made again on the way back instead of kept: all, or all but products and attention."""
+    """What of the activations is computed again in the backward pass instead of kept: all, or all but products and
+    attention."""
     attention: Literal["auto", "sdpa", "flash", "flex"] = "auto"
     """torch's own kernels, FlashAttention's package, or torch's FlexAttention, the latter two on a GPU; `auto` is what
     transformers takes for the family: `sdpa` for nearly all."""
