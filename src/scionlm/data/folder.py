@@ -4,7 +4,7 @@ import bisect
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,24 @@ class DataFolder:
         """The folder with the tokenizer's own files."""
         return self.path / "tokenizer"
 
+    def require(self, names: Iterable[str], asked: str, way_out: str = "") -> None:
+        """Refuse domains that are not here.
+
+        Args:
+            names: What is asked for.
+            asked: What asks, as it stands in the message: `replay.domains:`.
+            way_out: What else could be asked for.
+
+        Raises:
+            UsageError: One is not here; the message has those that are.
+        """
+        for name in names:
+            if name not in self._domains:
+                known = ", ".join(self.domains)
+                raise UsageError(
+                    f"{asked} {name!r} is not in {self.path}{nearest(name, self.domains)} (has: {known}){way_out}"
+                )
+
     def stream(self, domain: str, split: str, verify: bool = False) -> TokenStream:
         """Open one split of one domain.
 
@@ -186,9 +204,7 @@ class DataFolder:
             UsageError: There is no such domain.
             DataError: A shard is missing, broken, or not the one that the index lists.
         """
-        if domain not in self._domains:
-            known = ", ".join(self.domains)
-            raise UsageError(f"domain {domain!r} is not in {self.path}{nearest(domain, self.domains)} (has: {known})")
+        self.require([domain], "domain")
         shards: list[Shard] = []
         for entry in self._domains[domain][split]["shards"]:
             shard = Shard(self.path / domain / entry["file"])

@@ -18,10 +18,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from scionlm.core.errors import BrokenModelError, DataError
+from scionlm.evaluation.loss import LOGIT_BYTES
 from scionlm.parallel.placing import lies_in_parts
 from scionlm.parallel.ranks import ALONE, Ranks
 
-_LOGIT_BYTES = 2**28  # how much the logits of one forward pass may take
 _BATCH_TOKENS = {"cuda": 32768, "cpu": 2048}  # beyond it a batch gets no faster
 _WORTH_SHARING = 8  # tokens of a context from which on computing it apart pays
 
@@ -176,7 +176,7 @@ def _batches(
             own = length - start if is_shared else length  # of each row; what is before it is computed once a group
             size = (count * own + (len(batches[-1]) + 1) * start) if is_shared else count * length
             fits = count <= limits.rows if limits.rows else size <= limits.tokens
-            if fits and 4 * count * (length - start) * limits.vocab_size <= _LOGIT_BYTES:
+            if fits and 4 * count * (length - start) * limits.vocab_size <= LOGIT_BYTES:
                 batches[-1].append(group)
                 rows, prefix = count, start
                 continue

@@ -19,7 +19,7 @@ from scionlm.data import DataFolder, TokenStream
 from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.sources import load_tokenizer
 
-_LOGIT_BYTES = 2**28  # how much the logits of one forward pass may take
+LOGIT_BYTES = 2**28  # how much the logits of one forward pass may take
 
 
 class TokenNll(Protocol):
@@ -102,7 +102,7 @@ def stream_loss(
 
     Ranks take turns and their windows come in the stream's order, so that nothing depends on how many there are.
     """
-    pieces = list(_pieces(seq_len, max(1, _LOGIT_BYTES // (4 * seq_len * vocab_size)), num_tokens))
+    pieces = list(_pieces(seq_len, max(1, LOGIT_BYTES // (4 * seq_len * vocab_size)), num_tokens))
     for first in range(0, len(pieces), ranks.world):
         turn = pieces[first : first + ranks.world]
         # Where there are more ranks than pieces left, all compute all the same: weights may be shared out.

@@ -112,7 +112,7 @@ class Ranks:
         except Exception as error:
             failure = _explained(error)
         outcomes = self.gather(_as_json(failure) if failure else None)
-        if failure is not None and outcomes[0] is not None and self.is_main:
+        if failure is not None and self.is_main:
             raise failure
         for rank, outcome in enumerate(outcomes):
             if outcome is not None:

@@ -142,9 +142,7 @@ def optimizer_bytes(hf_config: dict[str, Any], name: str) -> int:
     """Return the bytes of an optimizer's state: two moments a weight, or one where Muon has it."""
     total = 0
     for place in expected_tensors(hf_config):
-        size = 1
-        for length in place.shape:
-            size *= length
+        size = prod(place.shape)
         muon = name == "muon" and len(place.shape) == 2 and place.layer is not None
         total += size * (4 if muon else 8)
     return total

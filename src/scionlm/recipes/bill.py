@@ -36,8 +36,7 @@ def epochs_of(recipe: Recipe, rounds: int = 1) -> dict[str, float]:
         DataError: The data folder is broken.
     """
     found: dict[str, float] = {}
-    before = [recipe.pruning_stage] if recipe.pruning_stage is not None else []
-    for stage in [*before, *recipe.resolved_stages * rounds]:
+    for stage in [*recipe.trained_stages, *recipe.resolved_stages * (rounds - 1)]:
         if stage.data.dir is None or not (Path(stage.data.dir) / "index.json").exists():
             return {}  # a plan may be made before the text is
         data = DataFolder(Path(stage.data.dir))
@@ -54,8 +53,7 @@ def epochs_of(recipe: Recipe, rounds: int = 1) -> dict[str, float]:
 
 def text_sizes(recipe: Recipe) -> dict[str, int]:
     """Return the training tokens of every domain that a recipe draws from; empty where its stages have other ones."""
-    before = [recipe.pruning_stage] if recipe.pruning_stage is not None else []
-    asked = {(stage.data.dir, _drawn_from(stage)) for stage in [*before, *recipe.resolved_stages]}
+    asked = {(stage.data.dir, _drawn_from(stage)) for stage in recipe.trained_stages}
     place, names = next(iter(asked))
     if len(asked) > 1 or place is None or not (Path(place) / "index.json").exists():
         return {}
@@ -122,8 +120,7 @@ def _within(domains: list[int | None], budget: int | None) -> int:
 
 def _held_out(recipe: Recipe) -> dict[tuple[str, str], int | None]:
     """Return the held-out tokens of every domain that is evaluated, None where there is no text yet."""
-    before = [recipe.pruning_stage] if recipe.pruning_stage is not None else []
-    asked = [(stage.data.dir, list(stage.data.mixture or [])) for stage in [*before, *recipe.resolved_stages]]
+    asked = [(stage.data.dir, list(stage.data.mixture or [])) for stage in recipe.trained_stages]
     if recipe.upstream is not None:
         asked.append((recipe.upstream.dir or recipe.data.dir, recipe.upstream.domains or []))
     elif recipe.recipe == "continual" and recipe.replay is not None and recipe.replay.run is None:

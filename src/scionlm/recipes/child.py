@@ -22,7 +22,7 @@ from scionlm.recipes.setting import Setting, losses_of, measured_once, open_mode
 from scionlm.recipes.tasks import tasks_of
 from scionlm.recipes.training import Beginning, export_type, open_metrics, train_model
 from scionlm.sources import ModelFolder, open_folder
-from scionlm.sources.folder import stored_dtype
+from scionlm.sources.tensors import stored_dtype
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.target import target_config
 

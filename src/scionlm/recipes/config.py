@@ -334,6 +334,11 @@ class Recipe(Section):
         return resolve_stages(self, self.stages)
 
     @property
+    def trained_stages(self) -> list[Stage]:
+        """All that is trained: the pruning where that is, then the stages."""
+        return [*([self.pruning_stage] if self.pruning_stage is not None else []), *self.resolved_stages]
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
         return sum(stage.total_steps for stage in self.resolved_stages)

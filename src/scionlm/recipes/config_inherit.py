@@ -9,9 +9,9 @@ from scionlm.core.config import Section, nearest
 from scionlm.families.spec import PARTS
 from scionlm.recipes.measured import DEPTHS, HALF, MEASURED
 from scionlm.surgery.depth import STRATEGIES
+from scionlm.surgery.request import Importance
 
 Fidelity = Literal["recommended", "paper-text", "paper-code"]
-Importance = Literal["first", "random", "magnitude", "activation", "taylor"]
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from scionlm.core.config import Section
 from scionlm.core.quantities import Beta, Count, Steps, Time
+from scionlm.planning.layout import Name as LayoutName
 from scionlm.schedules import Cooldown, Decay, Schedule, Sizes, build_schedule
 from scionlm.schedules import Name as ScheduleName
 
@@ -29,7 +30,7 @@ class TrainConfig(Section):
     """What matrix products are computed in; `auto` is bf16 where the hardware has it."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile; `auto` uses it where the run is long enough to repay it."""
-    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
+    parallel: LayoutName = "auto"
     """How weights lie on several devices; `auto` by what a device can hold, and anew where a run goes on on others."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What of the activations is computed again in the backward pass instead of kept: all, or all but products and

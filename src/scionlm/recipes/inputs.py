@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scionlm.core.config import nearest
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import sha256_file
 from scionlm.core.log import warn
@@ -300,12 +299,7 @@ def known_before(recipe: Recipe, stages: list[StageInputs]) -> list[tuple[DataFo
         return [] if replayed is None else [(replayed, name) for name in first.replayed_domains()]
     data = DataFolder(Path(asked.dir)) if asked.dir is not None else stages[0].data
     trained = {name for one in stages if one.data.fingerprint == data.fingerprint for name in one.sampling.domains}
-    for name in asked.domains or []:
-        if name not in data.domains:
-            raise UsageError(
-                f"upstream.domains: {name!r} is not in {data.path}{nearest(name, data.domains)} "
-                f"(has: {', '.join(data.domains)})"
-            )
+    data.require(asked.domains or [], "upstream.domains:")
     found = asked.domains or [name for name in data.domains if asked.dir is not None or name not in trained]
     if not found:
         raise UsageError(

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scionlm.core.config import nearest
 from scionlm.core.errors import DataError, UsageError
 from scionlm.core.log import warn
 from scionlm.core.records import Record
@@ -83,7 +82,8 @@ class Sampling:
 
     def replayed(self) -> Record | None:
         """Return what tells the earlier data from others: their hash, and how many samples there are."""
-        data, replay = replayed_data(self), _open_replay(self.replay, self.order) if replayed_data(self) else None
+        data = replayed_data(self)
+        replay = _open_replay(self.replay, self.order) if data else None
         return {"data": data.fingerprint, "samples": replay.num_samples} if data and replay else None
 
     def replayed_domains(self) -> list[str]:
@@ -115,13 +115,7 @@ def sampling_of(stage: Stage, data: DataFolder, seed: int, run: Path) -> Samplin
     domains += [name for name in (config.ramp.start if config.ramp else ()) if name not in domains]
     limits = config.max_epochs
     for key, names in (("mixture", domains), ("max_epochs", limits if isinstance(limits, dict) else ())):
-        for name in names:
-            if name not in data.domains:
-                way_out = "; data.mixture=null takes all" if key == "mixture" else ""
-                raise UsageError(
-                    f"data.{key}: domain {name!r} is not in {data.path}{nearest(name, data.domains)} "
-                    f"(has: {', '.join(data.domains)}){way_out}"
-                )
+        data.require(names, f"data.{key}: domain", "; data.mixture=null takes all" if key == "mixture" else "")
     sizes = {name: data.num_tokens(name, "train") for name in domains}
     shares = config.mixture or by_temperature(sizes, config.temperature)
     ramp = config.ramp
@@ -179,12 +173,7 @@ def _consumed(facts: Record, order: Order) -> Consumed:
     if facts["run"] is None:
         assert folder is not None
         proxied = Order(order.seq_len, order.seed, "replay", order.packing)
-        for name in facts.get("domains") or []:
-            if name not in folder.domains:
-                raise UsageError(
-                    f"replay.domains: {name!r} is not in {folder.path}{nearest(name, folder.domains)} "
-                    f"(has: {', '.join(folder.domains)})"
-                )
+        folder.require(facts.get("domains") or [], "replay.domains:")
         consumed = as_consumed(folder, proxied, facts.get("domains"))
     else:
         consumed = read_consumed(Path(facts["run"]), folder)

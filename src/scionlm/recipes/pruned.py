@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from scionlm.core.files import remove_leftovers, staged_folder
 from scionlm.core.log import say
 from scionlm.core.records import Record, read_json, read_jsonl
-from scionlm.data import Mixture
+from scionlm.data import DataFolder, Mixture
 from scionlm.evaluation.loss import model_token_nll
 from scionlm.families import ModelShape, count_parameters
 from scionlm.families.models import assemble
@@ -29,7 +29,7 @@ from scionlm.recipes.child import train_one
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.inputs import StageInputs, match_layers
 from scionlm.recipes.order import sampling_of
-from scionlm.recipes.pruning import RECORD, Pruning, plan_of_record
+from scionlm.recipes.pruning import RECORD, Pruning
 from scionlm.recipes.selection import selected
 from scionlm.recipes.setting import Setting, losses_of, open_model
 from scionlm.recipes.shear_steps import pruning_recipe, shrinking
@@ -103,7 +103,8 @@ def learn_masks(setting: Setting, out: Path) -> Pruned:
         training = setting.ranks.on_main(lambda: read_json(out / "training.json"))
         masks = setting.ranks.on_main(lambda: read_json(out / RECORD))
         found = {"axes": masks["axes"], "masked": training["masked"], "checks": masks["checks"]}
-        return _record(setting, out, plan_of_record(masks), training) | found | {"weights": _last_weights(alone, out)}
+        found["weights"] = _last_weights(alone, out)
+        return _record(setting, out, SurgeryPlan.from_dict(masks["plan"]), training) | found
 
     setting.ranks.on_main(lambda: out.mkdir(parents=True, exist_ok=True))
     record = setting.kept(out / "result.json", make)
@@ -234,7 +235,7 @@ def _stretch(setting: Setting, recipe: Recipe, out: Path, plan: SurgeryPlan) -> 
     """Return the setting of a stretch of training before the recovery."""
     (stage,) = recipe.resolved_stages
     first = setting.stages[0]
-    data = first.data if stage.data.dir == first.stage.data.dir else type(first.data)(Path(str(stage.data.dir)))
+    data = first.data if stage.data.dir == first.stage.data.dir else DataFolder(Path(str(stage.data.dir)))
     stages = [StageInputs(stage, data, sampling_of(stage, data, recipe.seed, out), hands_on=True)]
     teacher = setting.teacher if recipe.has_teacher else None
     layers = match_layers(recipe, setting.source, teacher, plan)

@@ -166,15 +166,6 @@ def _start(scores: Scores, spread: float, axes: list[Axis]) -> dict[str, torch.T
     return start_from_scores(axes, found, spread)
 
 
-def plan_of_record(record: Record) -> SurgeryPlan:
-    """Return the plan in a `masks.json`.
-
-    Raises:
-        DataError: There is none.
-    """
-    return SurgeryPlan.from_dict(record["plan"])
-
-
 def _record(pruner: Pruner, plan: SurgeryPlan, values: Values, proof: Proof) -> Record:
     gates, listed = pruner.gates, list[Record]()
     for axis in gates.axes:

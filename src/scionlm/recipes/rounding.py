@@ -18,8 +18,7 @@ def warn_of_rounding(recipes: Sequence[Recipe]) -> None:
 
 def rounded_budgets(recipe: Recipe) -> list[str]:
     """Return, in words, the budgets of a recipe that grow by more than a tenth where they become whole steps."""
-    before = [recipe.pruning_stage] if recipe.pruning_stage is not None else []
-    found = [_rounded(stage) for stage in [*before, *recipe.resolved_stages]]
+    found = [_rounded(stage) for stage in recipe.trained_stages]
     return [message for message in found if message is not None]
 
 

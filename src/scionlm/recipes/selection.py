@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +210,7 @@ def _layers(recipe: Recipe, source: ModelFolder, record: Record | None) -> Surge
     if record is None:
         return plan_depth(total, layers or half_of(total), name=source.name)
     keep, how = choose_layers(record, strategy, layers, inherit.analysis or "the analysis")
-    plan = plan_depth(total, keep=keep, name=source.name)
-    return SurgeryPlan(plan.donors, plan.donor_layers, plan.layers, strategy=how)
+    return replace(plan_depth(total, keep=keep, name=source.name), strategy=how)
 
 
 def _number(inherit: InheritConfig, total: int) -> int | None:

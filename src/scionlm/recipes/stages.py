@@ -10,6 +10,7 @@ from scionlm.core.duration import Duration
 from scionlm.core.errors import UsageError
 from scionlm.recipes.config_data import DataConfig, ReplayConfig, ReweightConfig
 from scionlm.recipes.config_inherit import cleared_by
+from scionlm.recipes.config_shear import BUDGETS
 from scionlm.recipes.config_train import OptimizerConfig, ScheduleConfig, TrainConfig
 from scionlm.schedules import Schedule
 
@@ -191,7 +192,7 @@ def left_of(name: str, base: Mapping, own: Mapping) -> Mapping:
     """
     cleared = {other for one, other in _EXCLUDING if own.get(one) is not None and other not in own}
     if name == "target":  # one way to say a shape clears the others, and sizes clear them all
-        ways = {"shape", "parameters", "memory_bytes", "seconds_per_token"}
+        ways = {"shape", *BUDGETS}
         cleared = set(base) - set(own) if ways & set(own) else ways
     if name == "inherit":
         cleared = set(cleared_by(own, {key for key, value in own.items() if value is not None}))

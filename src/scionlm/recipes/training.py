@@ -36,7 +36,7 @@ from scionlm.recipes.selection import record_plan
 from scionlm.recipes.setting import Setting, load_dealt, losses_of
 from scionlm.schedules import describe
 from scionlm.sources import ModelFolder
-from scionlm.sources.folder import stored_dtype
+from scionlm.sources.tensors import stored_dtype
 from scionlm.surgery.export import save_model
 from scionlm.surgery.lineage import plan_origins
 from scionlm.surgery.plan import SurgeryPlan

@@ -7,7 +7,7 @@ from typing import Any
 
 from scionlm.core.errors import UsageError
 from scionlm.core.files import write_text_atomic
-from scionlm.core.records import Record, write_json
+from scionlm.core.records import FORMAT_VERSION, Record, write_json
 from scionlm.report.compare_join import Comparison, join, to_record, usual_setup
 from scionlm.report.compare_page import compare_page
 from scionlm.report.compare_read import Setup, read_rows, run_folders
@@ -84,7 +84,7 @@ def write_comparison(
     """
     comparison = compared(items, models, scores)
     summary = [text(sentence) for sentence in (headline(comparison), *verdict(comparison))]
-    record = {"format_version": 1} | to_record(comparison) | {"summary": summary}
+    record = {"format_version": FORMAT_VERSION} | to_record(comparison) | {"summary": summary}
     write_text_atomic(out / PAGE, compare_page(comparison, out.resolve().name))
     write_text_atomic(out / TABLE, to_markdown(comparison))
     write_json(out / DOCUMENT, record)

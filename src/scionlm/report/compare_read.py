@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scionlm.core.errors import UsageError
+from scionlm.core.errors import DivergenceError, UsageError
 from scionlm.core.records import Record
 from scionlm.report.collect import Losses, Run, Trained, read_config, read_run
 from scionlm.report.curves import thinned
@@ -18,7 +18,6 @@ from scionlm.report.values import integer, mapping, number, text
 
 _RUN_FILES = ("config.yaml", "status.json", "result.json", "metrics.jsonl")
 _RUNS = "runs"
-_DIVERGED = 3  # the exit code
 _MAX_POINTS = 80  # of a line: enough for every turn at the width of a page, for many lines
 # What of a recipe says nothing about what is measured, beside the seed; and paths, for which hashes stand.
 _UNTOLD = ("seed", "checkpoint", "track", "control", "evaluate")
@@ -266,7 +265,7 @@ def _finite(record: Mapping[str, Any], key: str) -> float | None:
 
 def _state(run: Run) -> str:
     status = run.status
-    if status.state == "failed" and status.exit_code == _DIVERGED:
+    if status.state == "failed" and status.exit_code == DivergenceError.exit_code:
         return "diverged"
     if status.state == "done":
         return "done" if run.finished else "unknown"

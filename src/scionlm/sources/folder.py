@@ -225,17 +225,6 @@ def tensor_index(folder: Path, files: list[Path] | None = None) -> dict[str, tup
     return tensors
 
 
-def stored_dtype(folder: Path) -> "torch.dtype":
-    """Return the type that most tensors of a model folder are stored in."""
-    import torch
-
-    types = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    found = Counter(entry.dtype for _, entry in tensor_index(folder).values()).most_common(1)[0][0]
-    if found not in types:
-        raise DataError(f"{folder} stores its weights as {found}; Scion needs a floating-point model")
-    return types[found]
-
-
 def stated(folder: Path, key: str) -> str | None:
     """Return what the front matter of a folder's model card says of a key, as `license`."""
     card = folder / "README.md"

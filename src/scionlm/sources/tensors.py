@@ -1,5 +1,6 @@
 """Read tensors of a model folder piece by piece: plain reads, no memory map; memory holds only what is asked for."""
 
+from collections import Counter
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
@@ -20,6 +21,14 @@ DTYPES = {
     "BF16": torch.bfloat16,
 }
 """safetensors' name of a type to torch's, for the types that weights come in."""
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the type that most tensors of a model folder are stored in."""
+    found = Counter(entry.dtype for _, entry in tensor_index(folder).values()).most_common(1)[0][0]
+    if found not in DTYPES:
+        raise DataError(f"{folder} stores its weights as {found}; Scion needs a floating-point model")
+    return DTYPES[found]
 
 
 class FolderTensors:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict, get_args
 
 from scionlm.core.config import nearest
 from scionlm.core.errors import DataError, UsageError
@@ -18,9 +18,8 @@ from scionlm.surgery.vocabulary import match_tokenizer, padding_to
 from scionlm.surgery.width import Scores, WidthTarget, plan_width, random_scores
 
 BLOCK_INFLUENCE = "block_influence"
-IMPORTANCE = ("first", "random", "magnitude", "activation", "taylor")
-
-
+Importance = Literal["first", "random", "magnitude", "activation", "taylor"]
+IMPORTANCE = get_args(Importance)
 _MEASURED = (BLOCK_INFLUENCE, "activation", "taylor")
 
 

@@ -28,7 +28,7 @@ from scionlm.sources.tensors import FolderTensors
 from scionlm.surgery.apply import blocks, whole
 from scionlm.surgery.export import generation_settings, write_generation
 from scionlm.surgery.fresh import lazy_fresh
-from scionlm.surgery.operations import Operation, operations, summarize
+from scionlm.surgery.operations import Operation, operations
 from scionlm.surgery.plan import SurgeryPlan, plan_without_fresh
 from scionlm.surgery.target import target_config
 from scionlm.surgery.write import Tensor, Written, is_finite, write_weights
@@ -60,10 +60,6 @@ class Surgery:
     config: dict[str, Any]
     operations: list[Operation]
     dtype: torch.dtype
-
-    def summary(self) -> dict[str, Any]:
-        """Return what is copied, cut, fresh and dropped, in tensors, parameters and bytes."""
-        return summarize(self.operations, [weights.names() for weights in self.weights], self.dtype.itemsize)
 
     def dtype_of(self, operation: Operation) -> torch.dtype:
         """Return the type in which a tensor of the target is stored: that of the tensor it comes from."""
@@ -113,10 +109,9 @@ class Surgery:
     @property
     def has_fresh(self) -> bool:
         """Whether any weight is drawn at random."""
-        return any(op.fill == "random" and op.place.layer is None for op in self.operations) or any(
-            op.fill == "random" and self.plan.layers[op.place.layer].init != "zero_output"
+        return any(
+            op.fill == "random" and (op.place.layer is None or self.plan.layers[op.place.layer].init != "zero_output")
             for op in self.operations
-            if op.place.layer is not None
         )
 
     def without_fresh(self) -> "Surgery":
