@@ -8,7 +8,7 @@ from scionlm.report.axes import Scale, nice_ticks, text_width, tick_labels
 from scionlm.report.compare_join import Comparison, Group, Judged
 from scionlm.report.findings import mean_of
 from scionlm.report.html import Content, Markup, clip, tag
-from scionlm.report.linechart import Chart, Reference, Series, line_chart
+from scionlm.report.linechart import Chart, Reference, Series, responsive_chart
 from scionlm.report.svg import LABEL, SMALL, Caption, drawing, label, line, responsive
 from scionlm.report.wording import nats
 
@@ -100,12 +100,7 @@ def loss_chart(comparison: Comparison, by_operations: bool = False) -> tuple[Mar
     described += [f"{one.name} is at {nats(one.value)}" for one in references]
     ident = "losses-by-operations" if by_operations else "losses"
     caption = Caption(ident, f"Held-out loss over the {over}", f"Lines: {'; '.join(described)} nats.")
-    picture = responsive(
-        caption,
-        lambda named, width: line_chart(
-            named, width, 470 if width > 600 else 420 + 10 * len(chosen), chart if width > 600 else _short(chart)
-        ),
-    )
+    picture = responsive_chart(caption, chart, (470, 420 + 10 * len(chosen)), _short(chart))
     cut = f" The first losses, up to {nats(highest)}, lie above the frame." if top < highest else ""
     return picture, cut
 

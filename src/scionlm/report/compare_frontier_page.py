@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from scionlm.report.compare_frontier import Frontier, Point, Value
 from scionlm.report.compare_frontier_plot import frontier_chart
-from scionlm.report.html import Content, Markup, RowGroup, join, name_of, section, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, card, join, name_of, section, table, tag
 from scionlm.report.wording import NONE, nats, signed
 
 _MAX_NAMES, _MAX_ROWS = 6, 100
@@ -20,7 +20,7 @@ def frontier_section(frontier: Frontier | None) -> Markup | None:
         "lines join what has the same net, learned less forgotten. Numbers are those of the table; a point that is "
         "too close to others has none."
     )
-    figure = tag("figure", picture, tag("figcaption", note + away, class_="note"), class_="card")
+    figure = card(picture, note + away)
     body = join(tag("p", _measured(frontier)), figure, _table(frontier), tag("p", _rule(frontier), class_="note"))
     title = "What each learned, and what it forgot"
     return section("frontier", title, body)

@@ -7,7 +7,7 @@ from scionlm.report.compare_pareto import pareto_chart
 from scionlm.report.compare_table import MAX_DOMAINS, Line, header, lines
 from scionlm.report.compare_tasks_page import task_sections
 from scionlm.report.compare_words import Name, Sentence, behind_words, headline, measured, pruned_words, verdict
-from scionlm.report.html import Content, Markup, RowGroup, clip, facts, join, name_of, page, section, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, card, clip, facts, join, name_of, page, section, table, tag
 from scionlm.report.page import sprout
 from scionlm.report.wording import count, exact
 
@@ -55,8 +55,7 @@ def _final(comparison: Comparison) -> Markup | None:
         return None
     seeds = any(group.std is not None for group in comparison.groups)
     spread = " Large: the mean over seeds, with one standard deviation; small: each seed." if seeds else ""
-    note = tag("figcaption", measured(comparison) + spread + away, class_="note")
-    return section("result", "Final losses", tag("figure", picture, note, class_="card"))
+    return section("result", "Final losses", card(picture, measured(comparison) + spread + away))
 
 
 def _losses(comparison: Comparison) -> Markup:
@@ -75,7 +74,7 @@ def _losses(comparison: Comparison) -> Markup:
     return section(
         "curves",
         "Loss over tokens",
-        tag("figure", picture, tag("figcaption", note + cut, class_="note"), class_="card"),
+        card(picture, note + cut),
         _over_operations(comparison),
     )
 
@@ -86,7 +85,7 @@ def _over_operations(comparison: Comparison) -> Markup | None:
     picture, cut = loss_chart(comparison, by_operations=True)
     note = "The same losses over the operations spent: a token of a larger model, or with a teacher, costs more."
     note += " Operations of pruning are spread evenly over a line." if _behind(comparison) else ""
-    return tag("figure", picture, tag("figcaption", note + cut, class_="note"), class_="card")
+    return card(picture, note + cut)
 
 
 def _sizes(comparison: Comparison) -> Markup | None:
@@ -95,11 +94,7 @@ def _sizes(comparison: Comparison) -> Markup | None:
         True: "The same over the time that a written token takes, one sequence at a time.",
     }
     pictures = [(pareto_chart(comparison, by_time), note) for by_time, note in notes.items()]
-    figures = [
-        tag("figure", picture, tag("figcaption", note, class_="note"), class_="card")
-        for picture, note in pictures
-        if picture is not None
-    ]
+    figures = [card(picture, note) for picture, note in pictures if picture is not None]
     return section("sizes", "Loss against size and speed", figures) if figures else None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from scionlm.core.files import write_text_atomic
 from scionlm.core.records import read_json
 from scionlm.report.barchart import Histogram, Share, bin_name, histogram, share_bars, shared_span
-from scionlm.report.html import Content, Markup, RowGroup, clip, facts, join, name_of, page, section, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, card, clip, facts, join, name_of, page, section, table, tag
 from scionlm.report.svg import Caption, responsive
 from scionlm.report.values import mapping, number, text
 from scionlm.report.wording import NONE, NOT_RECORDED, count, exact, nats, percent, size
@@ -171,13 +171,9 @@ def _share_figure(domains: Sequence[_Domain], tokens: int) -> Markup | None:
         "What is in the folder. How often a domain is seen in training is another matter: "
         "the mixture in the recipe decides it."
     )
-    return tag(
-        "figure",
-        tag("h3", "Tokens by domain"),
-        responsive(caption, lambda named, width: share_bars(named, width, shares, ("for training", "held out"))),
-        tag("figcaption", note, class_="note"),
-        class_="card",
-    )
+    names = ("for training", "held out")
+    picture = responsive(caption, lambda named, width: share_bars(named, width, shares, names))
+    return card(picture, note, "Tokens by domain")
 
 
 def _share(domain: _Domain, tokens: int) -> Share:

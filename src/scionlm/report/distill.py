@@ -7,9 +7,9 @@ from typing import Any
 from scionlm.report.collect import Run
 from scionlm.report.curves import Curves, Point, averaged
 from scionlm.report.findings import last_seconds
-from scionlm.report.html import Content, Markup, RowGroup, facts, join, name_of, section, table, tag
-from scionlm.report.linechart import Chart, Series, line_chart
-from scionlm.report.svg import Caption, responsive
+from scionlm.report.html import Content, Markup, RowGroup, card, facts, join, name_of, section, table, tag
+from scionlm.report.linechart import Chart, Series, responsive_chart
+from scionlm.report.svg import Caption
 from scionlm.report.values import mapping, number, text
 from scionlm.report.wording import NONE, count, duration, exact, percent, size
 
@@ -107,11 +107,7 @@ def _hidden_figure(points: Sequence[Point], mark: str, behind: str) -> Markup | 
 def _figure(series: Sequence[Series], ident: str, title: str, y_label: str, note: str) -> Markup:
     chart = Chart(series, x_label="tokens trained on", y_label=y_label)
     described = " ".join(f"{s.name}: from {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}." for s in series if s.points)
-    picture = responsive(
-        Caption(ident, title, described),
-        lambda named, width: line_chart(named, width, 300 if width > 600 else 260, chart),
-    )
-    return tag("figure", tag("h3", title), picture, tag("figcaption", note, class_="note"), class_="card")
+    return card(responsive_chart(Caption(ident, title, described), chart), note, title)
 
 
 def _line(points: Sequence[Point]) -> list[tuple[float, float]]:

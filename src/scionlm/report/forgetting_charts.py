@@ -11,9 +11,18 @@ from dataclasses import replace
 from scionlm.report.collect import Run
 from scionlm.report.curves import Point, mean_over, thinned
 from scionlm.report.forgetting_read import Forgetting, Side, Stretch, stretches_of
-from scionlm.report.html import Markup, clip, join, name_of, tag
-from scionlm.report.linechart import Callout, Chart, Reference, Series, line_chart, value_range
-from scionlm.report.svg import Caption, responsive
+from scionlm.report.html import Markup, card, clip, join, name_of, tag
+from scionlm.report.linechart import (
+    Callout,
+    Chart,
+    Reference,
+    Series,
+    bare_ends,
+    line_chart,
+    responsive_chart,
+    value_range,
+)
+from scionlm.report.svg import Caption
 from scionlm.report.wording import nats
 
 _POINTS, _MAX_STAGES = 160, 8
@@ -59,16 +68,11 @@ def course_figure(run: Run, forgetting: Forgetting) -> Markup | None:
         callouts=_peaks(forgetting, lambda peak: peak.tokens),
     )
     caption = Caption("course", "Held-out loss of old and new text over tokens", _described(chart))
-    picture = responsive(
-        caption,
-        lambda named, width: line_chart(
-            named, width, 380 if width > 600 else 330, chart if width > 600 else _short(chart)
-        ),
-    )
+    picture = responsive_chart(caption, chart, (380, 330), bare_ends(chart))
     note = "Held-out loss as the plain mean over domains. Dashed: before training."
     note += " Ring: where the old text was worst." if chart.callouts else ""
     note += " Upright lines: a stage begins." if len(chart.stretches) > 1 else ""
-    return tag("figure", picture, tag("figcaption", note, class_="note"), class_="card")
+    return card(picture, note)
 
 
 def _last(points: Sequence[Point]) -> float:
@@ -91,13 +95,6 @@ def _peaks(forgetting: Forgetting, place: Callable[[Point], float]) -> list[Call
     return [Callout(place(side.peak), side.peak.nll, "upstream", f"peak {nats(side.peak.nll)}")]
 
 
-def _short(chart: Chart) -> Chart:
-    """The same chart with bare values at the ends of its lines."""
-    series = [Series(s.name, s.points, s.tone, end=s.end and s.end.rpartition(" ")[2]) for s in chart.series]
-    references = [Reference(r.name, r.value, r.tone, r.end and r.end.rpartition(" ")[2]) for r in chart.references]
-    return replace(chart, series=series, references=references)
-
-
 def _described(chart: Chart) -> str:
     lines = [
         f"{one.name} from {nats(one.points[0][1])} to {nats(one.points[-1][1])}" for one in chart.series if one.points
@@ -117,14 +114,7 @@ def first_steps(run: Run, forgetting: Forgetting) -> Markup | None:
     if len(charts) == 1:
         chart = charts[0][1]
         caption = Caption("first-steps", "Held-out loss over the steps, in doublings", _described(chart))
-        picture = responsive(
-            caption,
-            lambda named, width: line_chart(
-                named, width, 320 if width > 600 else 290, chart if width > 600 else _short(chart)
-            ),
-        )
-        title = tag("h3", "The first steps, enlarged")
-        return tag("figure", title, picture, tag("figcaption", note, class_="note"), class_="card")
+        return card(responsive_chart(caption, chart, (320, 290), bare_ends(chart)), note, "The first steps, enlarged")
     spans = [span for _, chart in charts if (span := value_range(chart.series, chart.references)) is not None]
     span = (min(low for low, _ in spans), max(high for _, high in spans)) if spans else None
     figures = [
@@ -135,7 +125,7 @@ def first_steps(run: Run, forgetting: Forgetting) -> Markup | None:
                 Caption(f"first-steps-{k}", "Held-out loss over the steps of a stage, in doublings", _described(chart)),
                 270,
                 200,
-                replace(_short(chart), y_range=span, y_label="", legend=False),
+                replace(bare_ends(chart), y_range=span, y_label="", legend=False),
             ),
             class_="card",
         )

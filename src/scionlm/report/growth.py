@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scionlm.report.collect import Run
-from scionlm.report.html import Content, Markup, RowGroup, join, name_of, section, table, tag
-from scionlm.report.linechart import Chart, Reference, Series, line_chart
+from scionlm.report.html import Content, Markup, RowGroup, card, join, name_of, section, table, tag
+from scionlm.report.linechart import Chart, Reference, Series, responsive_chart
 from scionlm.report.svg import MAX_LAYERS, Caption, box, drawing, label, responsive
 from scionlm.report.values import mapping, number, text
 from scionlm.report.wording import NONE, count, duration, exact, nats, scientific
@@ -21,7 +21,7 @@ def growth_section(run: Run) -> Markup | None:
     reference = mapping(run.growth.get("reference"))
     if not run.growth or not mapping(run.config.get("grow")):
         return None
-    body = join(_words(run, rounds, reference), _figure(rounds, reference), _origins(rounds), _table(run, rounds))
+    body = join(_words(run, reference), _figure(rounds, reference), _origins(rounds), _table(run, rounds))
     return section("growth", "Growth, round by round", body)
 
 
@@ -30,7 +30,7 @@ def _rounds(growth: _Record) -> list[_Record]:
     return [mapping(one) for one in found][:_MAX_ROUNDS] if isinstance(found, list) else []
 
 
-def _words(run: Run, rounds: Sequence[_Record], reference: _Record) -> Markup:
+def _words(run: Run, reference: _Record) -> Markup:
     grow, why = mapping(run.config.get("grow")), text(run.growth, "why")
     windows, sizes = number(reference, "num_sequences"), mapping(reference.get("num_tokens"))
     tokens = sum(value for value in sizes.values() if isinstance(value, int))
@@ -61,8 +61,7 @@ def _figure(rounds: Sequence[_Record], reference: _Record) -> Markup | None:
     chart = Chart(series, references, "layers", "nats per token, lower is better")
     described = "; ".join(f"{x:.0f} layers: {nats(y, 3)}" for x, y in points)
     caption = Caption("growth-loss", "Held-out loss by round", f"{described}; the reference: {nats(target, 3)}.")
-    picture = responsive(caption, lambda named, width: line_chart(named, width, 300 if width > 600 else 260, chart))
-    return tag("figure", picture, class_="card")
+    return card(responsive_chart(caption, chart))
 
 
 def _table(run: Run, rounds: Sequence[_Record]) -> Markup | None:
@@ -130,7 +129,7 @@ def _origins(rounds: Sequence[_Record]) -> Markup | None:
         "Number: the layer of the source that it was. In the color of the child: taken from the source for this round; "
         "of the source: trained in the round before already. Without a number: fresh."
     )
-    return tag("figure", picture, tag("figcaption", note, class_="note"), class_="card")
+    return card(picture, note)
 
 
 def _cell(layer: _Record) -> tuple[str, str]:

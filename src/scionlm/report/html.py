@@ -135,6 +135,17 @@ def facts(pairs: Iterable[tuple[Content, Content]]) -> Markup:
     )
 
 
+def card(picture: Content, note: Content = None, title: Content = None) -> Markup:
+    """Return a figure in a frame of its own, with a heading above it and a note below where there are some."""
+    return tag(
+        "figure",
+        None if title is None else tag("h3", title),
+        picture,
+        None if note is None else tag("figcaption", note, class_="note"),
+        class_="card",
+    )
+
+
 def section(ident: str, title: str, *body: Content) -> Markup:
     """Return a part of the page under a heading, which others find by `ident`."""
     return tag("section", tag("h2", title, id=ident), *body, aria_labelledby=ident)

@@ -5,12 +5,12 @@ A point that is not finite breaks its line, so that a loss that diverged is seen
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from scionlm.report.axes import Scale, drawable, nice_ticks, spread, text_width, tick_labels
 from scionlm.report.html import Content, Markup, tag
-from scionlm.report.svg import LABEL, SMALL, Caption, drawing, halo, label, line
+from scionlm.report.svg import LABEL, SMALL, Caption, drawing, halo, label, line, responsive
 
 # With more points than this a marker on each would be a caterpillar.
 _MAX_MARKERS = 40
@@ -89,6 +89,26 @@ def value_range(series: Sequence[Series], references: Sequence[Reference] = ()) 
     values = [y for one in series for x, y in one.points if drawable(x) and drawable(y)]
     values += [reference.value for reference in references if drawable(reference.value)]
     return (min(values), max(values)) if values else None
+
+
+def responsive_chart(
+    caption: Caption, chart: Chart, heights: tuple[int, int] = (300, 260), narrow: Chart | None = None
+) -> Markup:
+    """Return a line chart for wide and for narrow windows, of these heights; `narrow` takes its place in the latter."""
+
+    def draw(named: Caption, width: int) -> Markup:
+        if width > 600:
+            return line_chart(named, width, heights[0], chart)
+        return line_chart(named, width, heights[1], narrow or chart)
+
+    return responsive(caption, draw)
+
+
+def bare_ends(chart: Chart) -> Chart:
+    """Return a chart with values alone at the ends of its lines: on a phone labels would take a third of the width."""
+    series = [replace(one, end=one.end and one.end.rpartition(" ")[2]) for one in chart.series]
+    references = [replace(one, end=one.end and one.end.rpartition(" ")[2]) for one in chart.references]
+    return replace(chart, series=series, references=references)
 
 
 def line_chart(caption: Caption, width: int, height: int, chart: Chart) -> Markup:

@@ -6,10 +6,10 @@ from scionlm.core.duration import Duration
 from scionlm.report.collect import Pruning, Run, losses_in
 from scionlm.report.curves import Curves, Point, averaged, thinned
 from scionlm.report.findings import known, mean_of
-from scionlm.report.html import Markup, join, name_of, tag
-from scionlm.report.linechart import Chart, Reference, Series, line_chart
+from scionlm.report.html import Markup, card, join, name_of, tag
+from scionlm.report.linechart import Chart, Reference, Series, line_chart, responsive_chart
 from scionlm.report.pruning_read import AXES, axes_of
-from scionlm.report.svg import Caption, responsive
+from scionlm.report.svg import Caption
 from scionlm.report.values import mapping, number
 from scionlm.report.wording import exact, nats
 
@@ -105,10 +105,7 @@ def loss_figure(run: Run, pruning: Pruning) -> Markup | None:
         "nats per token, lower is better",
     )
     described = "; ".join(f"{one.name}: {nats(one.points[0][1])} to {nats(one.points[-1][1])}" for one in chart.series)
-    picture = responsive(
-        Caption("prune-loss", "Losses while pruning", f"{described} nats."),
-        lambda named, width: line_chart(named, width, 300 if width > 600 else 260, chart),
-    )
+    caption = Caption("prune-loss", "Losses while pruning", f"{described} nats.")
     by_masks = any(one.gates for one in pruning.stretches)
     note = "Training loss, and held-out loss as the plain mean over domains."
     if by_masks:
@@ -116,8 +113,7 @@ def loss_figure(run: Run, pruning: Pruning) -> Markup | None:
             "Faint: training loss, under masks that are drawn anew in every pass. Points: held-out loss, with as many "
             "of the likeliest units open as are open on average."
         )
-    title = tag("h3", "Losses while pruning")
-    return tag("figure", title, picture, tag("figcaption", note, class_="note"), class_="card")
+    return card(responsive_chart(caption, chart), note, "Losses while pruning")
 
 
 def thinned_line(points: Sequence[Point]) -> list[tuple[float, float]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from scionlm.report.axes import text_width
 from scionlm.report.collect import Pruning, Run
 from scionlm.report.heatmap import stride
-from scionlm.report.html import Content, Markup, RowGroup, clip, join, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, card, clip, join, table, tag
 from scionlm.report.pruning_read import Layer, layers_of, source_sizes
 from scionlm.report.svg import SMALL, Caption, drawing, label, responsive
 from scionlm.report.values import integer, mapping, text
@@ -43,7 +43,7 @@ def kept_figure(run: Run, pruning: Pruning) -> Markup | None:
     note += "its layer stays. Outlined: the whole layer goes."
     if groups < heads:
         note += f" Query heads that share a key/value head stand together, {heads // groups} each."
-    return tag("figure", picture, tag("figcaption", note, class_="note"), class_="card")
+    return card(picture, note)
 
 
 def _heads(layer: Layer) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 from scionlm.report.collect import Run
 from scionlm.report.curves import Curves, thinned
 from scionlm.report.findings import last_seconds, speed
-from scionlm.report.html import Content, Markup, RowGroup, clip, join, name_of, section, table, tag
-from scionlm.report.linechart import Chart, Series, line_chart
-from scionlm.report.svg import Caption, responsive
+from scionlm.report.html import Content, Markup, RowGroup, card, clip, join, name_of, section, table, tag
+from scionlm.report.linechart import Chart, Series, responsive_chart
+from scionlm.report.svg import Caption
 from scionlm.report.values import mapping, number, text
 from scionlm.report.wording import NONE, duration, exact, quantity, scientific, size
 
@@ -25,8 +25,7 @@ def schedule_section(run: Run) -> Markup | None:
     series += [Series("used", taken, "child", end=f"{taken[-1][1]:.3g}")] if taken else []
     chart = Chart(series, x_label="steps", y_label="learning rate")
     caption = Caption("rate", "Learning rate over the steps of training", _described(series))
-    picture = responsive(caption, lambda named, width: line_chart(named, width, 300 if width > 600 else 260, chart))
-    figure = tag("figure", picture, tag("figcaption", _note(run), class_="note"), class_="card")
+    figure = card(responsive_chart(caption, chart), _note(run))
     body = join(figure, _events(run), _spent(run))
     return section("rate-and-cost", "Learning rate and cost", body)
 

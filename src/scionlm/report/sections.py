@@ -7,7 +7,7 @@ from typing import Any
 from scionlm.report.attention import attention_command
 from scionlm.report.collect import Loss, Losses, Run
 from scionlm.report.findings import find, known, speed
-from scionlm.report.html import Content, Markup, RowGroup, clip, facts, name_of, section, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, card, clip, facts, name_of, section, table, tag
 from scionlm.report.svg import MAX_LAYERS, Caption, layer_strip, responsive
 from scionlm.report.values import mapping, number, text
 from scionlm.report.wording import (
@@ -102,7 +102,7 @@ def _strip(run: Run) -> Markup | None:
         note += " What was initialized anew stands above."
     if run.pruning is not None:
         note += " What is left of each is under Pruning."
-    return tag("figure", picture, tag("figcaption", note, class_="note"), class_="card")
+    return card(picture, note)
 
 
 def loss_section(run: Run) -> Markup:

@@ -7,7 +7,7 @@ from scionlm.report.collect import Run
 from scionlm.report.findings import Finding, gap_closed, known, last_losses, speed
 from scionlm.report.forgetting_read import forgetting_of
 from scionlm.report.forgetting_words import continued_lead, continued_tiles
-from scionlm.report.html import Content, Markup, clip, join, name_of, tag
+from scionlm.report.html import Content, Markup, card, clip, join, name_of, tag
 from scionlm.report.pruning_read import method_of, method_words
 from scionlm.report.svg import Caption, Mark, bars, gap_bar, responsive
 from scionlm.report.values import mapping, number
@@ -253,14 +253,12 @@ def _gap_figure(run: Run, finding: Finding) -> Markup | None:
     where = "control (the same shape from random weights)" if from_control else f"the child {run.start}"
     word = "closed" if from_control else "recovered"
     filled = f"{percent(closed)} {word}" if closed <= 1 else "beyond the source"
-    note = tag(
-        "figcaption",
+    note = (
         f"Mean held-out loss over {_domains(len(finding.domains))}, in nats per token, falling from left to right: "
-        f"from {where} to the source. Filled: what {'the child closes' if from_control else 'training recovered'}.",
-        class_="note",
+        f"from {where} to the source. Filled: what {'the child closes' if from_control else 'training recovered'}."
     )
     picture = responsive(caption, lambda named, width: gap_bar(named, width, marks, filled))
-    return tag("figure", picture, note, class_="card")
+    return card(picture, note)
 
 
 def _domain_figure(run: Run) -> Markup | None:
@@ -284,13 +282,8 @@ def _domain_figure(run: Run) -> Markup | None:
     goal = Mark("source = 100%", 1.0, "source", "")
     left_out = len(shares) - len(shown)
     note = f" {left_out} more: see the table." if left_out else ""
-    return tag(
-        "figure",
-        tag("h3", "Share of the gap closed, by domain"),
-        responsive(caption, lambda named, width: bars(named, width, shown, goal)),
-        tag("figcaption", "0% is the control, 100% the source." + note, class_="note"),
-        class_="card",
-    )
+    picture = responsive(caption, lambda named, width: bars(named, width, shown, goal))
+    return card(picture, "0% is the control, 100% the source." + note, "Share of the gap closed, by domain")
 
 
 def _domains(number_of: int) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scionlm.core.records import stderr_key
-from scionlm.report.html import Content, Markup, RowGroup, clip, name_of, table, tag
+from scionlm.report.html import Content, Markup, RowGroup, card, clip, name_of, table, tag
 from scionlm.report.svg import Caption, box, drawing, label, line, responsive
 from scionlm.report.values import mapping, number, text
 from scionlm.report.wording import exact
@@ -98,7 +98,7 @@ def _picture(scores: TaskScores, names: list[str]) -> Markup | None:
     if not drawn:
         return None
     caption = Caption("task-scores", "Scores on tasks, with standard errors", words)
-    return tag("figure", responsive(caption, lambda named, width: _bars(named, width, scores, drawn)), class_="card")
+    return card(responsive(caption, lambda named, width: _bars(named, width, scores, drawn)))
 
 
 def _bars(caption: Caption, width: int, scores: TaskScores, names: list[str]) -> Markup:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from scionlm.report.collect import Run, Trained
 from scionlm.report.curves import Point, averaged, thinned
 from scionlm.report.findings import known, mean_of
-from scionlm.report.html import Content, Markup, RowGroup, join, name_of, section, table, tag
-from scionlm.report.linechart import Chart, Reference, Series, line_chart, value_range
-from scionlm.report.svg import Caption, responsive
+from scionlm.report.html import Content, Markup, RowGroup, card, join, name_of, section, table, tag
+from scionlm.report.linechart import Chart, Reference, Series, bare_ends, line_chart, responsive_chart, value_range
+from scionlm.report.svg import Caption
 from scionlm.report.wording import NONE, exact, nats
 
 # Enough to show every turn of a line at the width of a page.
@@ -53,24 +53,10 @@ def _main_figure(run: Run) -> Markup:
     mean = mean_of(source, domains)
     if mean is not None:
         references = [Reference("source, held-out", mean, "source", f"source {nats(mean)}")]
-    # On a phone the labels at the ends would take a third of the width: there the legend and the value must do.
     x_label = "tokens trained on" if run.pruning is None else "tokens of the recovery"
     chart = Chart(series, references, x_label, "nats per token, lower is better")
     caption = Caption("loss", "Loss over the tokens trained on", _described(chart))
-    picture = responsive(
-        caption,
-        lambda named, width: line_chart(
-            named, width, 400 if width > 600 else 330, chart if width > 600 else _short(chart)
-        ),
-    )
-    return tag("figure", picture, tag("figcaption", _main_note(run), class_="note"), class_="card")
-
-
-def _short(chart: Chart) -> Chart:
-    """The same chart with the bare values at the ends of its lines."""
-    series = [Series(s.name, s.points, s.tone, s.thin, s.end and s.end.rpartition(" ")[2]) for s in chart.series]
-    references = [Reference(r.name, r.value, r.tone, r.end and r.end.rpartition(" ")[2]) for r in chart.references]
-    return Chart(series, references, chart.x_label, chart.y_label, chart.y_range, chart.legend)
+    return card(responsive_chart(caption, chart, (400, 330), bare_ends(chart)), _main_note(run))
 
 
 def _described(chart: Chart) -> str:
@@ -110,7 +96,7 @@ def _multiples(run: Run) -> Markup | None:
         same_scale = Chart(chart.series, chart.references, y_range=span, legend=False)
         caption = Caption(f"domain-{k}", "Held-out loss of one domain", _described(chart))
         drawn = line_chart(caption, 270, 190, same_scale)
-        figures.append(tag("figure", tag("h3", name_of(name, 60)), drawn, class_="card"))
+        figures.append(card(drawn, title=name_of(name, 60)))
     note = "Held-out loss by domain in nats over tokens, all on the same scales."
     if any(chart.references for chart in charts):
         note += " The dashed line is the source."
