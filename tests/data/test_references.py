@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scionlm.core.errors import DataError, ScionError, UsageError
 from scionlm.core.records import to_json
 from scionlm.data.mixing import references
-from scionlm.data.mixing.references import LossTable, fit, intervals, load_table, parse_size, reference_document
+from scionlm.data.mixing.loss_tables import STANDARD_ERROR, LossTable, load_table, parse_size
+from scionlm.data.mixing.references import fit, intervals, reference_document
 
 quick = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 
@@ -48,7 +49,7 @@ TABLE = LossTable(
     source="table.yaml",
     losses={domain: dict(zip(SIZES, losses, strict=True)) for domain, losses in LLAMA2.items()},
     targets=TARGETS,
-    standard_error=references.STANDARD_ERROR,
+    standard_error=STANDARD_ERROR,
 )
 
 
@@ -315,7 +316,7 @@ def test_the_three_formats_say_the_same(tmp_path):
         table = load_table(written(tmp_path, text, "t.csv"))
         assert table.losses["cc"] == expected["cc"]
         assert list(table.losses["wiki"]) == [6_700_000_000, 13_015_864_320, 30_000_000_000, 68_976_648_192]
-        assert (table.targets, table.standard_error) == ({}, references.STANDARD_ERROR)
+        assert (table.targets, table.standard_error) == ({}, STANDARD_ERROR)
 
 
 def test_sizes_come_out_rising_whatever_their_order(tmp_path):

@@ -9,7 +9,8 @@ from scionlm.core.errors import DataError, UsageError
 from scionlm.core.files import is_safe_name
 from scionlm.core.log import format_count, warn
 from scionlm.core.records import read_json, write_json
-from scionlm.data.mixing.references import load_table, parse_size, reference_document
+from scionlm.data.mixing.loss_tables import load_table, parse_size
+from scionlm.data.mixing.references import reference_document
 
 _BOUNDS = {"positive": True, "none": False}
 

@@ -4,7 +4,6 @@ import copy
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -12,7 +11,7 @@ from scionlm.core.errors import DataError
 from scionlm.families.initialization import OUTPUTS, Init, standard_deviations
 from scionlm.families.registry import family_of
 from scionlm.families.shape import ModelShape, TensorPlace, expected_tensors
-from scionlm.sources.quiet import quiet_transformers
+from scionlm.sources.quiet import quiet_transformers, refusals
 
 
 def empty_model(config: dict[str, Any], dtype: torch.dtype, attn_implementation: str | None = None) -> PreTrainedModel:
@@ -23,14 +22,11 @@ def empty_model(config: dict[str, Any], dtype: torch.dtype, attn_implementation:
     """
     from transformers.initialization import no_init_weights
 
-    try:
-        with quiet_transformers(), no_init_weights():
-            hf_config = AutoConfig.for_model(**copy.deepcopy(config))  # transformers fills in nested sections in place
-            return AutoModelForCausalLM.from_config(
-                hf_config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
-            ).eval()
-    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise DataError(f"config.json: transformers refuses it: {' '.join(str(error).split())[:300]}") from error
+    with refusals(), no_init_weights():
+        hf_config = AutoConfig.for_model(**copy.deepcopy(config))  # transformers fills in nested sections in place
+        return AutoModelForCausalLM.from_config(
+            hf_config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
+        ).eval()
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:

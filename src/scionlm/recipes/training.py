@@ -124,30 +124,7 @@ def train_model(
     for domain, epochs in position.epochs.items():
         if epochs > _MANY_EPOCHS and domain != "replay":
             warn(f"domain {domain!r} was gone through {epochs:.1f} times; more text would help")
-    facts = {
-        "steps": recipe.total_steps,
-        "tokens": recipe.total_tokens,
-        "seconds": position.seconds,
-        "tokens_per_s": recipe.total_tokens / position.seconds if position.seconds else None,
-        "flops": run_flops(recipe, hf_config, setting.teacher and setting.teacher.config),
-        "peak_flops": peak and {"flops_per_s": peak[0], "known_from": peak[1]},
-        "mfu_formula": MFU_FORMULA,
-        "seed": recipe.seed,
-        "precision": runtime.precision,
-        "compile": recipe.train.compile,
-        "device": runtime.name,
-        "peak_memory_bytes": runtime.peak_memory(),
-        "epochs": position.epochs,
-        "optimizer": learner.optimizer.groups(),
-        "skipped_updates": learner.guard.skipped,
-        "loss_spikes": learner.guard.spikes,
-        "checkpoint_seconds": position.saving_seconds,
-        "distill": _distill_facts(setting, position),
-        "devices": ranks.world,
-        "layout": runtime.layout,
-        "micro_batch_size": recipe.train.micro_batch_size,
-        "activation_checkpointing": recipe.train.activation_checkpointing,
-    }
+    facts = _facts(setting, learner, position, hf_config, peak)
     average = learner.average if learner.average and learner.average.is_ready else None
     if average:
         facts["unaveraged"] = losses_of(setting, objective.token_nll, f"evaluating {name} without averaging")
@@ -199,6 +176,37 @@ def _distill_facts(setting: Setting, position: Position) -> Record | None:
         "num_parameters": parameters,
         "teacher_seconds": position.teacher_seconds,
         "teacher_steps": recipe.teacher_steps,
+    }
+
+
+def _facts(
+    setting: Setting, learner: Learner, position: Position, hf_config: dict[str, Any], peak: tuple[float, str] | None
+) -> Record:
+    """Return what is known when the last step is done, as training.json has it."""
+    recipe, runtime = setting.recipe, setting.runtime
+    return {
+        "steps": recipe.total_steps,
+        "tokens": recipe.total_tokens,
+        "seconds": position.seconds,
+        "tokens_per_s": recipe.total_tokens / position.seconds if position.seconds else None,
+        "flops": run_flops(recipe, hf_config, setting.teacher and setting.teacher.config),
+        "peak_flops": peak and {"flops_per_s": peak[0], "known_from": peak[1]},
+        "mfu_formula": MFU_FORMULA,
+        "seed": recipe.seed,
+        "precision": runtime.precision,
+        "compile": recipe.train.compile,
+        "device": runtime.name,
+        "peak_memory_bytes": runtime.peak_memory(),
+        "epochs": position.epochs,
+        "optimizer": learner.optimizer.groups(),
+        "skipped_updates": learner.guard.skipped,
+        "loss_spikes": learner.guard.spikes,
+        "checkpoint_seconds": position.saving_seconds,
+        "distill": _distill_facts(setting, position),
+        "devices": setting.ranks.world,
+        "layout": runtime.layout,
+        "micro_batch_size": recipe.train.micro_batch_size,
+        "activation_checkpointing": recipe.train.activation_checkpointing,
     }
 
 

@@ -5,6 +5,8 @@ import io
 import warnings
 from collections.abc import Generator
 
+from scionlm.core.errors import DataError
+
 
 @contextlib.contextmanager
 def quiet_transformers() -> Generator[None, None, None]:
@@ -24,3 +26,19 @@ def quiet_transformers() -> Generator[None, None, None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def refusals() -> Generator[None, None, None]:
+    """Keep transformers quiet, and say of a configuration that it refuses that it does.
+
+    Raises:
+        DataError: It does.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        with quiet_transformers():
+            yield
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise DataError(f"config.json: transformers refuses it: {' '.join(str(error).split())[:300]}") from error

@@ -36,16 +36,12 @@ def resolved_config(config: Config) -> Config:
     Raises:
         DataError: transformers does not accept it.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    from scionlm.sources.quiet import quiet_transformers
+    from scionlm.sources.quiet import refusals
 
-    try:
-        with quiet_transformers():
-            return AutoConfig.for_model(**copy.deepcopy(config)).to_dict()
-    except (ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise DataError(f"config.json: transformers refuses it: {' '.join(str(error).split())[:300]}") from error
+    with refusals():
+        return AutoConfig.for_model(**copy.deepcopy(config)).to_dict()
 
 
 def check_lists(family: FamilySpec, config: Config) -> None:
