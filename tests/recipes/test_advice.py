@@ -229,6 +229,9 @@ def test_a_plan_says_that_its_run_would_be_refused(tiny_folder, data_folder, cap
     assert api.plan("inheritune", settings | limits | {"train.steps": 10})["epochs"]["alpha"] < 4
     assert api.plan("inheritune", settings | limits | {"train.time": "1000 hours"})["num_steps"] > 400
     assert "refused" not in capsys.readouterr().err  # steps of a time are known when the run begins
+    branch = {"source": str(tiny_folder), "data.dir": str(data_folder.path), "branch.run": "runs/trunk"}
+    api.plan("continual", branch | {"data.seq_len": 24, "train.steps": 10, "train.global_batch_tokens": 96})
+    assert "warning: a run would be refused: branch.run: runs/trunk is not there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from scionlm.core.devices import GPUS, Device, driver_gpus, gpu_by_name, this_machine
@@ -14,7 +15,7 @@ from scionlm.planning.memory import Teaching, checkpoint_bytes
 from scionlm.recipes.advice import advice
 from scionlm.recipes.bill import Part, disk_bytes, epochs_of, evaluated_tokens
 from scionlm.recipes.budgets import with_budgets
-from scionlm.recipes.config import Recipe
+from scionlm.recipes.config import RUN_PREFIX, Recipe
 from scionlm.recipes.inputs import check_enough, check_text, match_layers, open_teacher
 from scionlm.recipes.layout import Devices, Training, devices_of, shared_layout, with_rows
 from scionlm.recipes.lengths import has_times
@@ -103,6 +104,9 @@ def plan_recipe(
         "source_memory_bytes": 4 * (whole or 0) // planned["layout"]["shards"],  # which is evaluated in float32
         "epochs": epochs_of(recipe, rounds),
     }
+    run = recipe.branch.run if recipe.branch else RUN_PREFIX
+    if not run.startswith(RUN_PREFIX) and not Path(run).is_dir():
+        warn(f"a run would be refused: branch.run: {run} is not there")
     try:
         check_enough(asked, plan)
     except (DataError, UsageError) as error:  # what a budget will take may be asked before all of the text is there
