@@ -32,7 +32,9 @@ def _read(config: ReweightConfig) -> Losses:
             "fit-reference"
         )
     try:
-        sizes: dict[str, Any] = read_json(path)["references"]
+        sizes: Any = read_json(path)["references"]
+        if not isinstance(sizes, dict) or not sizes:
+            raise ValueError("references is no mapping of sizes")
         target = config.target if config.target is not None or len(sizes) != 1 else next(iter(sizes))
         if target not in sizes:
             raise UsageError(
