@@ -197,11 +197,34 @@ def test_as_many_of_what_is_kept_have_to_be_closed_for_the_published_count_to_be
     assert ((units - kept) * low - kept * (1 - high)) / (high - low) == pytest.approx(closed, abs=0.05)
 
 
-@pytest.mark.parametrize(("units", "closed"), [(4096, 8), (11008, 22)])
-def test_gates_that_are_as_open_as_they_can_be_close_a_few_where_the_expected_number_decides(units, closed):
-    low, high = concrete.reachable(concrete.TEMPERATURE)
-    assert round(units * (1 - high)) == closed
+@pytest.mark.parametrize(("units", "target", "closed"), [(4096, 2048, 8), (11008, 5504, 22)])
+def test_gates_that_are_as_open_as_they_can_be_close_a_few_where_the_expected_number_decides(units, target, closed):
+    gates = Gates([Axis("ffn", 1, units, target)])
+    assert int((~gates.kept(exact=False)["ffn"]).sum()) == closed
+    assert int((~gates.kept()["ffn"]).sum()) == units - target
+    low, _ = concrete.reachable(concrete.TEMPERATURE)
     assert 1 - low == pytest.approx(0.9529, abs=5e-5)  # the most of an axis that can be taken
+
+
+def test_as_many_of_each_row_stay_for_evaluation_as_are_expected_to_be_open():
+    """Of ten with a probability of 0.83182 (at 0), 0.97337 (at 2) and 0.04713 (at the lower end); no row is empty."""
+    start = torch.tensor([0.0, 2.0, -concrete.LIMIT]).view(3, 1).repeat(1, 10)
+    gates = Gates([Axis("ffn", 3, 10, 5)], start={"ffn": start})
+    assert gates.kept(exact=False)["ffn"].sum(1).tolist() == [8, 10, 1]
+
+
+@pytest.mark.parametrize(
+    ("by_code", "soft"), [(False, [1.0, 0.95696, 0.5]), (True, [0.99603, 0.91683, 0.5])], ids=["own", "code"]
+)
+def test_gates_without_noise_are_soft_where_they_stay_and_zero_elsewhere(by_code, soft):
+    """0.99798 + 0.97337 + 0.83182 + 0.04713 = 2.85 are expected to be open: three, where the target is two."""
+    start = {"ffn": torch.tensor([[-concrete.LIMIT, 2.0, concrete.LIMIT, 0.0]])}
+    gates = Gates([Axis("ffn", 1, 4, 2)], start=start)
+    largest, second, third = soft
+    found = gates.settled(exact=False, by_code=by_code)["ffn"].tolist()[0]
+    assert found == pytest.approx([0.0, second, largest, third], abs=1e-5)
+    found = gates.settled(exact=True, by_code=by_code)["ffn"].tolist()[0]
+    assert found == pytest.approx([0.0, second, largest, 0.0], abs=1e-5)
 
 
 def test_the_calibrated_scale_goes_from_zero_to_one():
@@ -260,9 +283,9 @@ def test_only_what_shrinks_has_gates():
     assert [axis.name for axis in axes_of(shape, replace(shape, hidden_size=16))] == ["hidden"]
 
 
-def objective_of(model, gates, checkpointing="none"):
+def objective_of(model, gates, checkpointing="none", **changes):
     schedule = Schedule((Piece("constant", "constant", 10, 1.0, 1.0),))
-    pruner = Pruner(model, gates, PruneSettings(0.1, 1.0, schedule, 10, ConstraintSettings(warmup=4)))
+    pruner = Pruner(model, gates, PruneSettings(0.1, 1.0, schedule, 10, ConstraintSettings(warmup=4), **changes))
     return Objective(model, torch.float32, checkpointing=checkpointing, pruner=pruner)
 
 
@@ -321,6 +344,32 @@ def test_evaluation_has_no_noise_and_training_has():
     objective.at_step(10)  # hard masks: no noise in training either
     a, b = (float(objective(IDS, IDS)[0].detach()) for _ in range(2))
     assert a == b
+
+
+@pytest.mark.parametrize("by_code", [False, True], ids=["own", "code"])
+def test_evaluation_has_as_many_units_as_are_open_while_gates_are_learned_and_the_targets_at_the_end(by_code):
+    model, plain = tiny_model("llama"), tiny_model("llama")
+    gates = random_gates(model)
+    objective = objective_of(model, gates, by_code=by_code)
+    masks = Masks(plain)
+
+    def masked(values):
+        masks.set(values)
+        return torch.nn.functional.cross_entropy(logits(plain).flatten(0, 1), IDS.flatten(), reduction="none")
+
+    def evaluated(step):
+        objective.at_step(step)
+        return objective.token_nll(IDS, IDS).flatten()
+
+    now, exact, other_kind = (
+        masked(gates.settled(exact, by_code=kind))
+        for exact, kind in ((False, by_code), (True, by_code), (False, not by_code))
+    )
+    last = exact if by_code else masked({name: kept.float() for name, kept in gates.kept().items()})
+    for step, expected, others in ((1, now, (exact, other_kind, last)), (9, now, (last,)), (10, last, (now,))):
+        assert close(evaluated(step), expected) < 1e-5
+        for other in others:
+            assert close(other, expected) > 1e-3
 
 
 def test_a_gate_that_is_not_a_number_ends_the_run():
