@@ -16,6 +16,7 @@ from scionlm.families import ModelShape, family_of
 from scionlm.families.registry import FAMILIES
 from scionlm.recipes import pruned as pruned_module
 from scionlm.recipes import pruning, shear_steps, training
+from scionlm.recipes.config_shear import PruneConfig
 from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.pruned import moved_shares
@@ -23,6 +24,8 @@ from scionlm.recipes.run import run_recipe
 from scionlm.sources import open_folder
 from scionlm.train.checkpoint import find_checkpoint
 from scionlm.train.gates import concrete
+from scionlm.train.gates.constraint import ConstraintSettings
+from scionlm.train.gates.pruner import Pruner
 from whole_runs import SETTINGS, Watch, metrics_of, quicken, run_stopped, timeless, weights_of
 
 TARGET = {
@@ -126,11 +129,32 @@ def test_what_choosing_has_to_be_better_than(method, shear, tmp_path):
     assert run_recipe(recipe, tmp_path / "again")["domains"] == result["domains"]
 
 
-def test_masks_that_are_soft_at_the_end_are_folded_into_what_is_left(shear, tmp_path):
-    result = run_recipe(shear({"method": "masks", "steps": 6}, fidelity="code"), tmp_path / "run")
+# Gates of LLM-Shearing (2310.06694): the paper's appendix A and table 7, and the constants of its code.
+PUBLISHED = {"lr": 1.0, "multiplier_lr": 1.0, "ascent": "adam", "start": "open", "constraint": "published", "finish": 0}
+TEMPERATURES = {"paper": 0.83, "code": 2 / 3}
+
+
+@pytest.mark.parametrize("fidelity", TEMPERATURES)
+def test_what_fidelity_says_of_gates_is_what_was_published(fidelity):
+    found = PruneConfig(steps=3200).gate_settings(fidelity)
+    neither = {"cap": None, "sharpen": 1.0, "depth": "layers", "warmup": 640 / 3200}
+    expected = PUBLISHED | neither | {"temperature": TEMPERATURES[fidelity]}
+    assert {key: found[key] for key in expected} == expected
+    assert found.keys() - expected.keys() == {"spread"}
+
+
+@pytest.mark.parametrize("fidelity", TEMPERATURES)
+def test_masks_that_are_soft_at_the_end_are_folded_into_what_is_left(shear, tmp_path, monkeypatch, fidelity):
+    opened = []
+    monkeypatch.setattr(pruning, "Pruner", lambda *parts: opened.append(Pruner(*parts)) or opened[-1])
+    result = run_recipe(shear({"method": "masks", "steps": 6}, fidelity=fidelity), tmp_path / "run")
     assert any(axis["folded"] for axis in result["prune"]["axes"])
     for domain, loss in result["prune"]["masked"].items():
         assert result["prune"]["domains"][domain]["nll"] == pytest.approx(loss["nll"], abs=1e-5)
+    pruner, settings = opened[0], opened[0].settings
+    assert pruner.gates.temperature == TEMPERATURES[fidelity]
+    assert settings.constraint == ConstraintSettings(calibrated=False, by_row=fidelity == "paper", warmup=1)
+    assert (settings.by_code, settings.finish, settings.ascent, settings.lr) == (True, 6, "adam", 1.0)
 
 
 def test_the_recovery_goes_on_with_the_weights_of_domains_and_the_teacher(shear, tmp_path):

@@ -75,6 +75,51 @@ def test_rows_of_the_paper_have_multipliers_of_their_own_and_count_units():
     assert shared.gradients(shared.distances(gates.log_alpha, 0))["ffn"][0].tolist() == pytest.approx([0.0], abs=1e-5)
 
 
+def multiplied(by_row):
+    """Return a constraint on two rows of ten, as open as can be and at 0, and on one row of four; and the gates."""
+    axes = [Axis("ffn", 2, 10, 5), Axis("hidden", 1, 4, 2)]
+    start = {"ffn": torch.tensor([[concrete.LIMIT] * 10, [0.0] * 10]), "hidden": torch.full((1, 4), 2.0)}
+    gates = Gates(axes, start=start)
+    constraint = Constraint(axes, 2 / 3, ConstraintSettings(calibrated=False, by_row=by_row))
+    for found, values in ((constraint.linear, (2.0, 3.0, -1.0)), (constraint.quadratic, (0.5, 1.0, 4.0))):
+        rows = [*values[:2]] if by_row else [values[0]]
+        found |= {"ffn": torch.tensor(rows).requires_grad_(), "hidden": torch.tensor(values[2:]).requires_grad_()}
+    return constraint, gates
+
+
+# Open are 9.9798 and 8.3182 of ten, where five are asked for, and 3.89348 of four, where two are.
+PENALTIES = [
+    (True, 2 * -4.9798 + 0.5 * 4.9798**2 + 3 * -3.3182 + 3.3182**2 + 1.89348 + 4 * 1.89348**2),
+    (False, ((2 * -0.49798 + 0.5 * 0.49798**2) + (2 * -0.33182 + 0.5 * 0.33182**2)) / 2 + 0.47337 + 4 * 0.47337**2),
+]
+
+
+@pytest.mark.parametrize(("by_row", "expected"), PENALTIES, ids=["paper", "code"])
+def test_the_penalty_is_a_sum_over_rows_in_units_in_the_paper_and_a_mean_in_shares_in_its_code(by_row, expected):
+    constraint, gates = multiplied(by_row)
+    found = constraint.penalty(constraint.distances(gates.log_alpha, 0)).detach()
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("by_row", [True, False], ids=["paper", "code"])
+def test_the_penaltys_gradients_are_those_of_its_formula(by_row):
+    """By a gate: its multipliers times how its probability p moves, p (1 - p), for one unit or its share."""
+    constraint, gates = multiplied(by_row)
+    distances = constraint.distances(gates.log_alpha, 0)
+    constraint.penalty(distances).backward()
+    if by_row:
+        wanted = [(2 - 2 * 0.5 * 4.9798, 0.99798), (3 - 2 * 3.3182, 0.83182), (-1 - 2 * 4 * 1.89348, 0.97337)]
+    else:
+        wanted = [((2 - 2 * 0.5 * 0.49798) / 20, 0.99798), ((2 - 2 * 0.5 * 0.33182) / 20, 0.83182)]
+        wanted += [((-1 - 2 * 4 * 0.47337) / 4, 0.97337)]
+    found = [*gates.log_alpha["ffn"].grad, gates.log_alpha["hidden"].grad[0]]
+    for row, (multiplier, p) in zip(found, wanted, strict=True):
+        assert row.tolist() == pytest.approx([-multiplier * p * (1 - p)] * len(row), rel=3e-3)
+    for name, (linear, quadratic) in constraint.gradients(distances).items():
+        assert torch.allclose(constraint.linear[name].grad, linear)
+        assert torch.allclose(constraint.quadratic[name].grad, quadratic)
+
+
 def test_without_a_loss_the_constraint_alone_is_met():
     generator = torch.Generator().manual_seed(0)
     gates = Gates([Axis("ffn", 2, 64, 24)], start={"ffn": torch.randn(2, 64, generator=generator)})
