@@ -70,6 +70,27 @@ def test_a_domain_below_its_reference_tells_the_code_from_the_paper():
     assert by_excess("paper", BELOW)["github"] == pytest.approx(0.042238, abs=6e-7)
 
 
+# Two times the excess: 1, 1.8, 0.8. `paper`: 0.5 e^1, 0.3 e^1.8, 0.2 e^0.8 over their sum; `code` and `doremi` mix
+# 1e-4 and 1e-3 of thirds into it. `proportional`: 0.4 of 0.25, 0.4 of 0.45, 0.2 of 0.4, 1e-4 of thirds mixed in.
+# `bounded`: from the mean excess, 0.6, moves of -0.2, 0.6 (0.3 at most) and -0.4 (-0.3), and a tenth of the way back:
+# 0.5 e^(-0.2 + 0.1 ln 0.8), 0.3 e^(0.3 + 0.1 ln 4/3), 0.2 e^(-0.3).
+GOLDEN = {
+    "paper": [0.375542, 0.501471, 0.122987],
+    "code": [0.375538, 0.501454, 0.123008],
+    "doremi": [0.375500, 0.501303, 0.123198],
+    "proportional": [0.277783, 0.499983, 0.222233],
+    "bounded": [0.414735, 0.431771, 0.153494],
+}
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_every_rule_gives_the_weights_that_its_formula_gives_by_hand(rule):
+    losses, references = {"a": 2.5, "b": 2.9, "c": 1.4}, {"a": 2.0, "b": 2.0, "c": 1.0}
+    weights, prior = {"a": 0.5, "b": 0.3, "c": 0.2}, {"a": 0.4, "b": 0.4, "c": 0.2}
+    found = reweight(rule, losses, references, weights, prior, RuleSettings(step_size=2.0))
+    assert list(found.values()) == pytest.approx(GOLDEN[rule], abs=6e-7)
+
+
 @quick
 @given(cases(), st.sampled_from(sorted(RULES)))
 def test_weights_are_shares_of_one(case, rule):
