@@ -5,6 +5,7 @@ import math
 import shutil
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -21,9 +22,12 @@ from scionlm.recipes.planning import plan_recipe
 from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.pruned import moved_shares
 from scionlm.recipes.run import run_recipe
+from scionlm.recipes.selection import importance_scores
 from scionlm.sources import open_folder
+from scionlm.surgery.indices import parse_indices
 from scionlm.train.checkpoint import find_checkpoint
 from scionlm.train.gates import concrete
+from scionlm.train.gates.axes import Axis
 from scionlm.train.gates.constraint import ConstraintSettings
 from scionlm.train.gates.pruner import Pruner
 from whole_runs import SETTINGS, Watch, metrics_of, quicken, run_stopped, timeless, weights_of
@@ -226,6 +230,50 @@ def test_apart_attention_and_mlp_leave_whole_layers(shear, tmp_path):
     result = run_recipe(shear(MASKS | {"gates": gates}), tmp_path / "run")
     assert [axis["name"] for axis in result["prune"]["axes"][:2]] == ["attention", "mlp"]
     assert len(result["inherit"]["keep"]) == 3
+
+
+def highest(scores, count):
+    """Return the `count` highest of each row, in order."""
+    return [sorted(sorted(range(len(row)), key=lambda i: -row[i])[:count]) for row in scores.tolist()]
+
+
+@pytest.mark.parametrize("depth", ["layers", "blocks"])
+def test_gates_that_begin_by_activation_keep_what_is_most_active(shear, tmp_path, monkeypatch, depth):
+    """Gates that do not move; two groups of two heads each become one of one. Negated scores are the control."""
+    measured = {}
+
+    def noting(*arguments, **keywords):
+        found = importance_scores(*arguments, **keywords)
+        measured.update(found)
+        return {name: sign * rows for name, rows in found.items()}
+
+    def kept(out):
+        target = TARGET | {"num_attention_heads": 1}
+        recipe = shear(prune, target=target, train__steps=1, evaluate__every=0, evaluate__tokens_per_domain=24)
+        axes = run_recipe(recipe, tmp_path / out)["prune"]["axes"]
+        return {axis["name"]: [parse_indices(row, axis["units"]) for row in axis["kept"]] for axis in axes}
+
+    monkeypatch.setattr(pruning, "importance_scores", noting)
+    gates = {"lr": 1e-9, "sharpen": 1.0, "start": "activation", "depth": depth}
+    prune = {"method": "masks", "steps": 3, "gates": gates}
+    sign = 1
+    found = kept("own")
+    layers = highest(measured["layers"][None], 3)
+    assert found == {
+        **({"layers": layers} if depth == "layers" else {"attention": layers, "mlp": layers}),
+        "hidden": highest(measured["hidden"][None], 24),
+        "groups": highest(measured["heads"].reshape(5, 2, 2).sum(2), 1),
+        "heads": highest(measured["heads"].reshape(10, 2), 1),
+        "ffn": highest(measured["ffn"], 32),
+    }
+    sign = -1
+    negated = kept("negated")
+    assert all(negated[name] != rows for name, rows in found.items())
+
+
+def test_a_group_is_worth_what_its_heads_are_together():
+    start = pruning._start({"heads": np.array([[3.0, 0.0, 2.0, 2.0]])}, 1.5, [Axis("groups", 1, 2, 1)])
+    assert start["groups"].tolist() == [[pytest.approx(concrete.LIMIT - 1.5), pytest.approx(concrete.LIMIT)]]
 
 
 ALIKE = ("mistral", "qwen2", "smollm3", "granite", "phi3", "olmo3", "gemma2", "starcoder2", "gpt_neox", "cohere2")
