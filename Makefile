@@ -27,8 +27,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist worksteal
 
+# Property tests too, with examples that `make test` does not have.
 test-slow: setup
-	$(BIN)/python -m pytest -q -m "slow"
+	SCION_RANDOM_TESTS=1 $(BIN)/python -m pytest -q -m "slow or hypothesis"
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -16,6 +17,12 @@ from scionlm.data import DataFolder, Mixture, Order, SamplePlan, load_corpora, p
 from scionlm.recipes.run import run_recipe
 from whole_runs import quicken, recipe_of
 from worlds import World
+
+# The same examples every time, and no deadline: how long one takes depends on what else the machine does. With
+# SCION_RANDOM_TESTS=1 (`make test-slow`) there are others every time, and a failure prints how to see it again.
+settings.register_profile("scion", deadline=None, derandomize=True, database=None)
+settings.register_profile("scion-random", deadline=None, derandomize=False, database=None, print_blob=True)
+settings.load_profile("scion-random" if os.environ.get("SCION_RANDOM_TESTS") == "1" else "scion")
 
 
 def pytest_collection_finish(session):

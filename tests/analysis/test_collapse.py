@@ -286,7 +286,7 @@ def sink_of(epsilon, length, seed):
     return np.insert(rest, column, 1 - rest.sum(1), axis=1), column
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @SINKS
 def test_a_sink_is_close_to_rank_one_and_counted_so(epsilon, length, seed):
     matrix, column = sink_of(epsilon, length, seed)
@@ -306,7 +306,7 @@ def test_a_sink_is_close_to_rank_one_and_counted_so(epsilon, length, seed):
         assert counts.ranks[0, CollapseSettings(2).all_taus.index(0.9)].item() == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @SINKS
 def test_softmax_passes_little_on_of_a_sink(epsilon, length, seed):
     matrix, _ = sink_of(epsilon, length, seed)

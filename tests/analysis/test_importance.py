@@ -248,7 +248,7 @@ SEQUENCES = tokens(5, 7, 9)
 
 
 @BOTH
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(cuts=st.sets(st.integers(1, 6)), model_type=st.sampled_from(["llama", "opt", "gpt2"]))
 def test_scores_do_not_depend_on_how_sequences_are_divided_into_batches(score, cuts, model_type):
     model = tiny_model(model_type)

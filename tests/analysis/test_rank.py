@@ -371,7 +371,7 @@ def positive(size, seed, power, flat):
     return ((factor * values) @ factor.mT).float()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PSD)
 def test_bounds_enclose_the_shares(case):
     gram = positive(*case)
@@ -386,7 +386,7 @@ def test_bounds_enclose_the_shares(case):
     assert (shares <= upper + error + squares).all()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(PSD, st.integers(1, 8), st.floats(0.0, 1.0))
 def test_bounds_hold_whatever_the_subspace(case, block, turn):
     """From that of the largest eigenvalues to any; where Ritz values are far from these, bounds are put to use."""
@@ -471,7 +471,7 @@ MATRICES = st.one_of(
     .filter(lambda matrix: bool((matrix != 0).any())),
 )
 SHARES = st.floats(0.05, 0.999)
-LAW = settings(max_examples=80, deadline=None)
+LAW = settings(max_examples=80)
 
 
 def counts(matrix, *thresholds, exact=False):

@@ -20,7 +20,7 @@ from scionlm.analysis.ranking import (
 from scionlm.analysis.summary import layer_scores
 
 FEW = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, 1e9])  # so that many are equal
-LAW = settings(max_examples=80, deadline=None)
+LAW = settings(max_examples=80)
 
 
 def spearman(x, y):

@@ -247,7 +247,7 @@ def test_losses_are_means_of_cross_entropies(model_type, monkeypatch):
     assert parts.tolist() == pytest.approx(by_hand, rel=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.integers(2, 300), st.integers(1, 2**28), st.one_of(st.none(), st.integers(1, 300_000)))
 def test_batches_are_every_sequence_once(num_sequences, length, memory, channels):
     walk, before = Walk(WALKED), walks._BATCH_BYTES

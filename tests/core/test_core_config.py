@@ -11,7 +11,7 @@ from pydantic import Field
 from scionlm.core.config import Section, apply_overrides, dump_yaml, load_yaml, nearest, parse_yaml, validate
 from scionlm.core.errors import DataError, UsageError
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=150)
+quick = settings(max_examples=150)
 
 
 class Optimizer(Section):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from scionlm.core.duration import Duration, parse_count
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=200)
+quick = settings(max_examples=200)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from scionlm.core.files import (
     write_text_atomic,
 )
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=300)
+quick = settings(max_examples=300)
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:

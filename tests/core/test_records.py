@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scionlm.core.errors import DataError, StorageError
 from scionlm.core.records import FORMAT_VERSION, JsonlWriter, read_json, read_jsonl, write_json
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=100)
+quick = settings(max_examples=100)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scionlm.data.mixing.chooser import Chooser, Constant, Demand, Ramp
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=80)
+quick = settings(max_examples=80)
 SLOTS = 150
 
 

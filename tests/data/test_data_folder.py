@@ -12,7 +12,7 @@ from scionlm.core.errors import DataError, UsageError
 from scionlm.data import DataFolder, TokenStream
 from scionlm.data.shards import Shard, TokenizerInfo, write_shard
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=150)
+quick = settings(max_examples=150)
 INFO = TokenizerInfo("tiny", "0" * 64, 320, "<|endoftext|>", 0, 0)
 
 

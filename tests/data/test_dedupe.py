@@ -19,7 +19,7 @@ from scionlm.data.preparing.fates import _repeated
 from scionlm.data.preparing.near import PERMUTATIONS, Signatures, near_duplicates, phrase_hashes
 from scionlm.sources import load_tokenizer
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=20)
+quick = settings(max_examples=20)
 FIELDS = {"held_out": {"fraction": 0.2, "min_documents": 2}}
 
 

@@ -22,7 +22,7 @@ from scionlm.data.reading.documents import Document, Problems, Reader
 from scionlm.data.reading.files import DataFile, find_files, parts_of
 from scionlm.data.reading.zst import open_zst
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=60)
+quick = settings(max_examples=60)
 
 
 def actions(on_error="stop") -> dict:

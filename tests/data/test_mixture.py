@@ -18,7 +18,7 @@ from scionlm.data.mixing.chooser import Ramp
 from scionlm.data.mixing.mixture import by_temperature, demand_from_json, demand_to_json, rounded_counts, whole_weights
 from scionlm.recipes.presets import load_recipe
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=80)
+quick = settings(max_examples=80)
 share = st.floats(0.01, 1) | st.integers(1, 9).map(float)
 
 

@@ -14,7 +14,7 @@ from scionlm.data import Batch, Mixture, Order, SamplePlan, TokenStream
 from scionlm.data.mixing.packing import Packing, best_fit
 from scionlm.data.mixing.windows import IGNORE, PackedWindows, Page, TiledWindows
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=80)
+quick = settings(max_examples=80)
 SEPARATOR, BOS, FIRST = 1, 0, 10
 lengths = st.lists(st.integers(1, 45) | st.integers(1, 8), min_size=1, max_size=60)
 rooms = st.integers(1, 24)

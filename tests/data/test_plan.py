@@ -20,7 +20,7 @@ from scionlm.data.mixing.replay import LedgerReplay
 from scionlm.data.mixing.windows import IGNORE
 from scionlm.data.shards import Shard, TokenizerInfo, write_shard
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=80)
+quick = settings(max_examples=80)
 weights = st.lists(st.floats(1e-3, 1e3) | st.integers(1, 9).map(float), min_size=1, max_size=6).map(
     lambda values: {f"d{i}": value for i, value in enumerate(values)}
 )

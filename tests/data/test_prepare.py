@@ -29,7 +29,7 @@ from scionlm.data.reading import files
 from scionlm.sources import load_tokenizer
 
 module = importlib.import_module("scionlm.data.preparing.prepare")  # the package has the function under this name
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=15)
+quick = settings(max_examples=15)
 
 
 def corpora(tokenizer: Path, domains: dict[str, list[str]] | None = None, **settings) -> Corpora:

@@ -17,7 +17,7 @@ from scionlm.data.mixing import references
 from scionlm.data.mixing.loss_tables import STANDARD_ERROR, LossTable, load_table, parse_size
 from scionlm.data.mixing.references import fit, intervals, reference_document
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=60)
+quick = settings(max_examples=60)
 
 # LLaMA2 on the held-out parts of RedPajama, and what LLM-Shearing (2310.06694) took from them as references.
 SIZES = (6_738_415_616, 13_015_864_320, 68_976_648_192)

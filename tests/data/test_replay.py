@@ -21,7 +21,7 @@ from scionlm.recipes.run import run_recipe
 from scionlm.train import step as step_module
 from whole_runs import quicken
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=40)
+quick = settings(max_examples=40)
 SEQ_LEN, SEQUENCES = 24, 4
 SHARES = {"alpha": 0.7, "beta": 0.3}
 KINDS = ("fixed", "ramp", "moved", "redistributed", "packed")

@@ -16,7 +16,7 @@ from scionlm.recipes.reweighting import Reweighter
 from scionlm.train.loop import _domain_means
 from scionlm.train.step import StepResult
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=80)
+quick = settings(max_examples=80)
 NAMES = ["cc", "github", "book", "se", "wiki", "arxiv", "c4"]
 REDPAJAMA = dict(zip(NAMES, [0.67, 0.045, 0.045, 0.02, 0.045, 0.025, 0.15], strict=True))
 PLAIN = RuleSettings()

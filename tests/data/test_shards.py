@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scionlm.core.errors import DataError, StorageError
 from scionlm.data.shards import Shard, TokenizerInfo, token_dtype, write_shard
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=60)
+quick = settings(max_examples=60)
 
 
 def tokenizer_info(vocab_size: int = 320, separator_id: int = 0) -> TokenizerInfo:

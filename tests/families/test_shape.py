@@ -16,7 +16,7 @@ from scionlm.families.registry import FAMILIES
 from scionlm.families.shape import check_tensors, expected_tensors
 from scionlm.families.spec import PARTS
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=60)
+quick = settings(max_examples=60)
 
 TINYLLAMA = {
     "model_type": "llama",

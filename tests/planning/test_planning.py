@@ -33,7 +33,7 @@ from scionlm.sources import open_folder
 from scionlm.train.objective import Objective
 from scionlm.train.optimizer import Optimizer, OptimizerSettings
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=100)
+quick = settings(max_examples=100)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scionlm.planning.range_curve import is_over, range_rates, read_curve
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=100)
+quick = settings(max_examples=100)
 RATES = range_rates()
 PER_DECADE = 12
 

@@ -575,7 +575,7 @@ def rounded(value):
     return pytest.approx(value, abs=1e-9) if isinstance(value, float) else value
 
 
-@settings(deadline=None, database=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(NLLS, NLLS, NLLS), min_size=2, max_size=6), st.integers(0, 3), st.sampled_from([-7.5, 0.25, 3.0])
 )

@@ -157,7 +157,7 @@ TOP = {
 }
 
 
-@settings(deadline=None, database=None, derandomize=True, max_examples=150)
+@settings(max_examples=150)
 @given(st.fixed_dictionaries({}, optional=TOP), st.fixed_dictionaries({}, optional=PARTS))
 def test_a_recipe_that_was_written_down_has_the_same_stages(top, part):
     """config.yaml says everything: what was left unset and what was taken away must not become the same in it."""

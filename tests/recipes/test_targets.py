@@ -32,7 +32,7 @@ from scionlm.train.gates.axes import axes_of
 from scionlm.train.gates.gates import Gates
 from scionlm.train.gates.masks import Masks
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=60)
+quick = settings(max_examples=60)
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 

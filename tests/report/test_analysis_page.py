@@ -346,7 +346,7 @@ def test_whatever_stands_in_a_place_the_page_is_drawn() -> None:
     check_page(analysis_page(FULL, {}, "out"))
 
 
-@settings(deadline=None, max_examples=40)  # a page takes as long as the machine has others to serve
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from((*VALUES, "gone"))), max_size=8))
 def test_however_broken_a_record_is_the_page_is_sound(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
     record = copy.deepcopy(FULL)

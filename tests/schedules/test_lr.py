@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scionlm.schedules import Sizes, build_schedule, curve, describe
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=200)
+quick = settings(max_examples=200)
 DECAYS = ("linear", "cosine", "one_minus_sqrt", "exponential")
 NAMES = ("constant", *DECAYS, "inverse_sqrt", "wsd", "infinite", "neox_cosine")
 

@@ -10,7 +10,7 @@ from scionlm.core.errors import UsageError
 from scionlm.recipes.presets import load_recipe
 from scionlm.schedules import Sizes, build_schedule, describe
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=100)
+quick = settings(max_examples=100)
 LLAMA = {"model_type": "llama", "vocab_size": 64}
 
 

@@ -15,7 +15,7 @@ from scionlm.core.errors import DataError, StorageError
 from scionlm.sources import tensor_index
 from scionlm.sources.tensors import DTYPES, FolderTensors
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=40)
+quick = settings(max_examples=40)
 
 
 def folder_of(path: Path, values: dict[str, torch.Tensor], files: int = 1) -> Path:

@@ -67,7 +67,7 @@ def test_first_last_of_fifteen_is_twelve_and_three():
 
 
 @given(st.integers(1, 80), st.data(), st.sampled_from(IN_ORDER))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_subset_strategy_keeps_that_many_different_layers_in_order(total, data, strategy):
     assert set(IN_ORDER) | {"every", "stack", "hybrid_stack"} == set(STRATEGIES)
     layers = data.draw(st.integers(1, total))

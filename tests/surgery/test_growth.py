@@ -51,7 +51,7 @@ def test_what_is_added_stands_where_it_should(plan, wanted):
 
 
 @given(st.integers(1, 12), st.integers(1, 24))
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 def test_layers_that_pass_on_are_spread_evenly(num_layers, added):
     plan = plan_growth(["s"], num_layers, num_layers + added, "zero_output")
     assert [layer.index for layer in plan.layers if layer.init == "source"] == list(range(num_layers))
@@ -63,7 +63,7 @@ def test_layers_that_pass_on_are_spread_evenly(num_layers, added):
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200)
 def test_next_layers_are_the_first_ones_missing_each_at_its_place(data):
     donor = data.draw(st.integers(2, 12))
     origin = sorted(data.draw(st.sets(st.integers(0, donor - 1), min_size=1, max_size=donor - 1)))

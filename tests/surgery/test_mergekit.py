@@ -115,7 +115,7 @@ def test_slices_that_do_not_fit_the_models_are_refused(ranges, layers, words):
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(1, 6)), min_size=1, max_size=6))
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 def test_a_plan_is_its_slices_one_behind_the_other(found):
     ranges = tuple((model, first, first + number) for model, first, number in found)
     slices = Slices(("a", "b", "c"), ranges)

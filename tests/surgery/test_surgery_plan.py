@@ -51,7 +51,7 @@ def plans(draw) -> SurgeryPlan:
 
 
 @given(plans())
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150)
 def test_a_plan_survives_json(plan):
     record = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
     assert SurgeryPlan.from_dict(record) == plan
@@ -117,13 +117,13 @@ def test_broken_records_are_refused(record):
 
 
 @given(st.lists(st.integers(0, 10**9 - 1) | st.integers(0, 20), min_size=1, max_size=30))
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300)
 def test_indices_are_read_as_they_are_written(indices):
     assert parse_indices(format_indices(indices)) == indices
 
 
 @given(st.text("0123456789-,: ", max_size=8))
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300)
 def test_what_is_read_as_indices_is_written_as_the_same_ones(text):
     try:
         indices = parse_indices(text)

@@ -22,7 +22,7 @@ from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.target import remap_token_ids
 from scionlm.surgery.vocabulary import match_tokenizer, padding_to, trim_tokenizer
 
-ANY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+ANY = settings(max_examples=60)
 CHAT = ["<|im_start|>", "<|im_end|>"]
 
 

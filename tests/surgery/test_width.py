@@ -58,7 +58,7 @@ def test_the_two_numbers_of_heads_are_settled(has, asked, settled):
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.data())
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200)
 def test_what_is_settled_can_always_be_cut(groups, per_group, data):
     heads = groups * per_group
     target = WidthTarget(
@@ -116,7 +116,7 @@ def test_scores_of_the_source_layer_choose_also_when_layers_move():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 48), st.integers(1, 64), st.sampled_from([(8, 4), (8, 2), (4, 1)]))
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 def test_what_stays_is_at_least_as_good_as_what_goes(seed, ffn, hidden, has):
     rng = np.random.default_rng(seed)
     scores = {"heads": rng.random((2, has[0])), "ffn": rng.integers(0, 5, (2, 48)) * 1.0, "hidden": rng.random(64)}

@@ -29,7 +29,7 @@ from scionlm.surgery import surgery as surgery_module
 from scionlm.surgery import write as write_module
 from scionlm.surgery.write import INDEX, Tensor, write_weights
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=40)
+quick = settings(max_examples=40)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 

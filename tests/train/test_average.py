@@ -13,7 +13,7 @@ from scionlm.train.average import Average, AverageSettings
 from scionlm.train.checkpoint import CheckpointStore
 from scionlm.train.shards import InMemory
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=60)
+quick = settings(max_examples=60)
 
 
 def small_model(seed: int = 0) -> nn.Module:

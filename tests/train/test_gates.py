@@ -245,7 +245,7 @@ def test_a_draw_depends_on_seed_step_and_place_alone():
         assert not torch.equal(first["hidden"], drawn(*other)["hidden"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_each_row_keeps_exactly_the_target_even_with_ties(data):
     rows, units = data.draw(st.integers(1, 4)), data.draw(st.integers(2, 12))

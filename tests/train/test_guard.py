@@ -18,7 +18,7 @@ from scionlm.train.average import Average, AverageSettings
 from scionlm.train.guard import Guard
 from scionlm.train.step import train_step
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=200)
+quick = settings(max_examples=200)
 KINDS = ["loss", "gradient", "gradient that is infinite"]
 
 

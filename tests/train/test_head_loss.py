@@ -19,7 +19,7 @@ from scionlm.train.objective import Objective
 
 TOKENS, HIDDEN, VOCAB, TEACHER_HIDDEN = 23, 7, 41, 5
 PLAIN = LogitScaling()
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 
 
 def scaled(product, scaling):

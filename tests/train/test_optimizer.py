@@ -19,7 +19,7 @@ from scionlm.train.shards import InMemory
 
 LR = 3e-3
 UNTIED = {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=10)
+quick = settings(max_examples=10)
 
 
 def give_gradients(model: nn.Module, seed: int) -> None:

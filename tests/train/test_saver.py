@@ -30,7 +30,7 @@ from scionlm.train import saver as module
 from scionlm.train.checkpoint import CheckpointStore, find_damage
 from scionlm.train.saver import Saver
 
-quick = settings(deadline=None, database=None, derandomize=True, max_examples=100)
+quick = settings(max_examples=100)
 TENSORS = {"weights": {"a": torch.ones(1000)}}
 
 
