@@ -2,6 +2,7 @@
 
 import gc
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,24 @@ def pytest_collection_finish(session):
     """Leave what is imported by now out of every later search for garbage: a million objects that stay."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _this_machine_alone():
+    """Nothing that a test does in this process connects to another machine; what a library would swallow fails too."""
+
+    def guarded(connect):
+        def guard(self, address):
+            if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+                pytest.fail(f"a test wants to connect to {address}: tests have no network")
+            return connect(self, address)
+
+        return guard
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,12 @@
 """Rules about the project itself that a machine can keep."""
 
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -66,3 +69,20 @@ def test_the_public_interface_is_what_it_says():
 
     for name in scionlm.__all__:
         assert getattr(scionlm, name)
+
+
+@pytest.mark.parametrize("name", ["connect", "connect_ex"])
+@pytest.mark.parametrize("address", [("192.0.2.1", 80), ("2001:db8::1", 80, 0, 0), ("example.org", 443)])
+def test_a_test_that_connects_to_another_machine_fails(name, address):
+    family = socket.AF_INET6 if len(address) == 4 else socket.AF_INET
+    with socket.socket(family) as own, pytest.raises(pytest.fail.Exception, match="tests have no network"):
+        own.settimeout(1)
+        getattr(own, name)(address)
+
+
+def test_a_test_may_connect_to_its_own_machine(tmp_path):
+    for family, address in ((socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_UNIX, str(tmp_path / "socket"))):
+        with socket.socket(family) as server, socket.socket(family) as client:
+            server.bind(address)
+            server.listen()
+            client.connect(server.getsockname())
