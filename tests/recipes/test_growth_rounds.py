@@ -14,6 +14,7 @@ from scionlm.evaluation.paired import Difference
 from scionlm.recipes import child as child_module
 from scionlm.recipes import growth as growth_module
 from scionlm.recipes.run import run_recipe
+from scionlm.surgery.depth import plan_growth
 from scionlm.train.checkpoint import find_checkpoint
 from scionlm.train.optimizer import Optimizer
 from whole_runs import Watch, metrics_of, quicken, recipe_of, run_stopped, timeless, weights_of
@@ -110,12 +111,14 @@ def test_what_a_student_grows_into(init, grown, begun, tiny_folder, tmp_path):
     assert not same(trained, {k: begun["round-01"][k] for k in trained})
     new = begun["round-02"]
     assert same(outside(trained), {key: value for key, value in outside(new).items() if key in trained})
-    places = {"zero_output": [0, 2]}.get(init, [0, 1])
-    added = {"zero_output": 1}.get(init, 2)
+    plan = plan_growth(["student", "source"], 2, 3, init, num_donor_layers=5).layers
+    added = 2  # one that is added to two stands behind both, in every way
+    assert [(one.index, one.init) for one in plan[:added]] == [(0, "source"), (1, "source")]
+    for place in (0, 1):
+        assert same(layer(new, place), layer(trained, place))
     if init == "zero_output":
-        places, added = ([0, 1], 2) if same(layer(new, 1), layer(trained, 1)) else (places, added)
-    for old, place in enumerate(places):
-        assert same(layer(new, place), layer(trained, old))
+        ends = [value for name, value in layer(new, added).items() if "o_proj" in name or "down_proj" in name]
+        assert [float(end.abs().max()) for end in ends] == [0.0, 0.0]
     source = load_file(tiny_folder / "model.safetensors")
     alike = {
         "source_next": same(layer(new, added), layer(source, 2)),
