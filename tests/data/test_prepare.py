@@ -237,13 +237,17 @@ def test_processes_that_share_the_work_write_the_same_bytes_as_one(tiny_folder, 
             (tmp_path / f"{name}-{i}.jsonl").write_text("".join(lines[i::6]))
     wanted = corpora(tiny_folder, {"alpha": ["alpha-*.jsonl"], "beta": ["beta-*.jsonl"]})
     prepare(wanted, tmp_path, tmp_path / "whole")
-    children = []
+    children, begun = [], tmp_path / "out" / ".prepare" / "alpha" / "00001.survey"
     for number in range(4):
+        deadline = time.monotonic() + 60
+        while number == 1 and not begun.exists():  # so that the first has some of the work, and its kill comes
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
         child = os.fork()
         if not child:
             try:
                 if number == 0:
-                    killed_at(lambda: prepare(wanted, tmp_path, tmp_path / "out"), 5, after=True)
+                    assert killed_at(lambda: prepare(wanted, tmp_path, tmp_path / "out"), 5, after=True)
                 else:
                     prepare(wanted, tmp_path, tmp_path / "out")
                 os._exit(0)
