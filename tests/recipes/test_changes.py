@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from factories import corpora_file
-from scionlm.core.errors import DataError, StoppedError, UsageError
+from scionlm.core.errors import StoppedError, UsageError
 from scionlm.core.records import read_json, write_json
 from scionlm.data import load_corpora, prepare
 from scionlm.recipes import run as run_module
@@ -283,7 +283,7 @@ def test_other_data_behind_a_replay_is_refused(tmp_path, settings, tiny_folder, 
         with pytest.raises(StoppedError):
             run_recipe(recipe, tmp_path / "run")
     prepare_replayed(words=100)
-    with pytest.raises((UsageError, DataError)):
+    with pytest.raises(UsageError, match=r"changes the result: stages\.main\.replayed "):
         run_recipe(recipe, tmp_path / "run")
 
 

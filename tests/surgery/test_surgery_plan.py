@@ -79,40 +79,40 @@ def layers(**changes):
 
 
 BROKEN = {
-    "no layers": changed(layers=[]),
-    "no donors": changed(donors=[]),
-    "layers are no list": changed(layers=7),
-    "a layer is no mapping": changed(layers=[3]),
-    "a donor is no mapping": changed(donors=["a", "b"]),
-    "donor without layers": changed(donors=[{"name": "a"}]),
-    "init unknown": layers(init="sources"),
-    "init no word": layers(init=["source"]),
-    "donor not there": layers(donor=2),
-    "donor negative": layers(donor=-1),
-    "layer not there": layers(index=3),
-    "layer negative": layers(index=-1),
-    "layer no number": layers(index="first"),
-    "layer half": layers(index=0.5),
-    "heads no list": layers(heads="x"),
-    "heads a number": layers(heads=3),
-    "heads backwards": layers(heads="3-1"),
-    "hidden empty": changed(hidden=""),
-    "hidden broken": changed(hidden="1,,2"),
-    "vocab a list": changed(vocab=[1, 2]),
-    "padding negative": changed(vocab_padding=-1),
-    "padding no number": changed(vocab_padding="many"),
-    "fresh unknown": changed(fresh=["mpl"]),
-    "fresh a word": changed(fresh="mlp"),
-    "seed no number": changed(seed=None),
-    "width no word": changed(width=3),
-    "not a mapping": [1, 2],
-    "nothing": None,
+    "no layers": (changed(layers=[]), "no donor or no layer"),
+    "no donors": (changed(donors=[]), "no donor or no layer"),
+    "layers are no list": (changed(layers=7), "not iterable"),
+    "a layer is no mapping": (changed(layers=[3]), "not subscriptable"),
+    "a donor is no mapping": (changed(donors=["a", "b"]), "string indices"),
+    "donor without layers": (changed(donors=[{"name": "a"}]), "num_hidden_layers"),
+    "init unknown": (layers(init="sources"), "init 'sources' is unknown"),
+    "init no word": (layers(init=["source"]), r"init \['source'\] is unknown"),
+    "donor not there": (layers(donor=2), "donor 2 does not exist"),
+    "donor negative": (layers(donor=-1), "-1 is not a number from 0 on"),
+    "layer not there": (layers(index=3), "layer 3 of donor 0 does not exist"),
+    "layer negative": (layers(index=-1), "-1 is not a number from 0 on"),
+    "layer no number": (layers(index="first"), "'first' is not a number"),
+    "layer half": (layers(index=0.5), "0.5 is not a number"),
+    "heads no list": (layers(heads="x"), "'x' is neither a number nor a range"),
+    "heads a number": (layers(heads=3), "'int' object"),
+    "heads backwards": (layers(heads="3-1"), "'3-1' is neither a number nor a range"),
+    "hidden empty": (changed(hidden=""), "a selection is empty"),
+    "hidden broken": (changed(hidden="1,,2"), "plan '1,,2': "),
+    "vocab a list": (changed(vocab=[1, 2]), "'list' object"),
+    "padding negative": (changed(vocab_padding=-1), "-1 is not a number from 0 on"),
+    "padding no number": (changed(vocab_padding="many"), "'many' is not a number"),
+    "fresh unknown": (changed(fresh=["mpl"]), "fresh: 'mpl' is not a part"),
+    "fresh a word": (changed(fresh="mlp"), "fresh is not a list"),
+    "seed no number": (changed(seed=None), "None is not a number"),
+    "width no word": (changed(width=3), "3 is not a name"),
+    "not a mapping": ([1, 2], "list indices"),
+    "nothing": (None, "'NoneType' object"),
 }
 
 
-@pytest.mark.parametrize("record", BROKEN.values(), ids=BROKEN)
-def test_broken_records_are_refused(record):
-    with pytest.raises(DataError):
+@pytest.mark.parametrize(("record", "words"), BROKEN.values(), ids=BROKEN)
+def test_broken_records_are_refused(record, words):
+    with pytest.raises(DataError, match=f"not a surgery plan: .*{words}"):
         SurgeryPlan.from_dict(copy.deepcopy(record))
 
 

@@ -370,7 +370,7 @@ def test_a_phi3_with_a_long_context_proves_itself(tmp_path):
 def test_sizes_that_transformers_refuses_for_a_phi3_with_a_long_context_are_a_wrong_request(tmp_path, sizes):
     """Its check of the factors takes hidden_size over heads for the size of a head."""
     source = long_phi3(tmp_path / "source")
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="phi3 has no head_dim setting: hidden_size"):
         inherit_folder(str(source.path), tmp_path / "out", dict(sizes), verify=False, shard_bytes=0)
     assert not (tmp_path / "out").exists()
 
