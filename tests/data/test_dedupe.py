@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 import tracemalloc
 
 import numpy as np
@@ -179,3 +180,10 @@ def test_the_index_takes_no_more_than_it_may():
 def test_deduplication_that_leaves_nothing_to_split_is_a_data_error(tiny_folder, tmp_path):
     with pytest.raises(DataError, match=r"domains\.b"):
         made(tiny_folder, tmp_path / "x", {"a": different(6), "b": different(6)}, dedupe="exact")
+
+
+def test_near_duplicates_without_their_package_say_what_to_install(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rensa", None)  # importing it fails
+    with pytest.raises(DataError, match=r"^dedupe: near needs the rensa package; pip install 'scionlm\[data\]'$"):
+        made(tiny_folder, tmp_path / "x", {"a": different(6)}, dedupe="near")
+    assert not (tmp_path / "x" / "out" / "index.json").exists()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 import tracemalloc
 import unicodedata
 from collections import Counter
@@ -428,3 +429,15 @@ def test_endings_in_capitals_are_the_same(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(packed(kind if kind in (".gz", ".zst") else "", jsonl("one", "two")))
     assert texts(path) == ["one", "two"]
+
+
+@pytest.mark.parametrize(("name", "package"), [("x.jsonl.zst", "zstandard"), ("x.parquet", "pyarrow")])
+def test_a_file_whose_package_is_not_there_says_what_to_install(tmp_path, monkeypatch, name, package):
+    if package == "pyarrow":
+        write_parquet(tmp_path / name, {"text": ["a"]})
+    else:
+        (tmp_path / name).write_bytes(packed(".zst", jsonl("a")))
+    assert texts(tmp_path / name) == ["a"]
+    monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+    with pytest.raises(DataError, match=rf"{name} needs the {package} package; pip install 'scionlm\[data\]'$"):
+        read(tmp_path / name)

@@ -1,6 +1,7 @@
 """GGUF in: converted once, exactly, or refused with nothing left behind."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -130,6 +131,13 @@ def test_another_file_of_the_same_name_is_another_conversion(good, cache, tmp_pa
     changed[-1] ^= 0x40
     (tmp_path / "tiny.gguf").write_bytes(changed)
     assert resolve(str(good)).path != resolve(str(tmp_path / "tiny.gguf")).path
+
+
+def test_a_gguf_without_the_package_that_reads_it_says_what_to_install(good, cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)  # importing it fails
+    with pytest.raises(DataError, match=rf"^{good} needs the gguf package; pip install 'scionlm\[gguf\]'$"):
+        resolve(str(good))
+    assert left_in(cache) == []
 
 
 def refuse(path: Path, cache: Path) -> None:
