@@ -4,12 +4,14 @@ import re
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_no_file_is_longer_than_four_hundred_lines():
@@ -49,7 +51,10 @@ def test_every_preset_and_data_file_is_in_the_wheel_folder():
 
 
 def test_the_package_imports_with_its_core_dependencies_only():
-    """No extra (gguf, zstandard, lm-eval) is imported by importing everything."""
+    """What comes with an extra, or is for the user to install, is not needed to import everything."""
+    extras = {name: needs for name, needs in PROJECT["optional-dependencies"].items() if name not in ("dev", "docs")}
+    packages = [re.match(r"[\w-]+", need)[0].replace("-", "_") for needs in extras.values() for need in needs]
+    assert {"gguf", "zstandard", "pyarrow", "rensa", "lm_eval", "tensorboard", "matplotlib"} <= set(packages)
     modules = [
         ".".join(p.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
         for p in SOURCES
@@ -57,11 +62,15 @@ def test_the_package_imports_with_its_core_dependencies_only():
     ]
     code = (
         "import sys, importlib\n"
-        "for name in ('gguf', 'zstandard', 'lm_eval', 'datasets', 'matplotlib'): sys.modules[name] = None\n"
+        f"for name in {[*packages, 'datasets', 'wandb', 'trackio']!r}: sys.modules[name] = None\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_at_most_twelve_packages_are_needed_by_all():
+    assert len(PROJECT["dependencies"]) <= 12
 
 
 def test_the_public_interface_is_what_it_says():
