@@ -6,9 +6,14 @@ import yaml
 from scionlm.core.config import parse_yaml, validate
 from scionlm.core.errors import UsageError
 from scionlm.data import Corpora
+from scionlm.data.mixing.replay import LedgerReplay
 from scionlm.recipes.config import Recipe
 from scionlm.recipes.config_sweep import load_request
+from scionlm.recipes.evaluate import EvaluateOptions, evaluate_model
 from scionlm.recipes.presets import load_recipe, preset_corpora, preset_names, preset_text
+from scionlm.sources import open_folder
+from scionlm.surgery.depth import plan_depth
+from scionlm.surgery.request import layer_plan
 
 
 def test_every_preset_is_a_valid_recipe_with_a_head_comment():
@@ -136,6 +141,13 @@ seed: 0
         ("train.time=[1]", "duration"),
         ("data.mixture={prose: 0}", "positive share"),
         ("data.seq_len=300", "not a multiple"),
+        ("data.max_epochs=2", "max_epochs and exhausted .* go together"),
+        ("data.exhausted=stop", "max_epochs and exhausted .* go together"),
+        ("replay={stage: a, run: r}", "stage names data of this run; leave run and data null"),
+        ("replay={stage: a, data: d}", "stage names data of this run; leave run and data null"),
+        ("replay={run: r, domains: [a]}", "domains is for a folder that stands in"),
+        ("replay={stage: a, domains: [a]}", "domains is for a folder that stands in"),
+        ("replay={run: r, offset: 0.5}", "offset is for order: offset"),
         ("inherit.init=zero", "inherit.init"),
         ("recipe=inherit", "recipe"),
         ("distill.weight=1.5", r"distill\.weight"),
@@ -157,6 +169,45 @@ seed: 0
 def test_a_wrong_setting_is_named(override, words):
     with pytest.raises(UsageError, match=words):
         load_recipe("inheritune-mini", [override])
+
+
+@pytest.mark.parametrize(
+    ("prune", "words"),
+    [
+        ("{steps: 3, tokens: 300}", "set either tokens or steps, the other null"),
+        ("{method: masks, steps: null, tokens: null}", "masks are learned in training; set prune"),
+        ("{method: random, steps: 3}", "method random chooses without training"),
+        ("{method: masks, steps: 3, importance: taylor}", "importance is for method scores, not masks"),
+        ("{method: masks, steps: 3, iterations: 2}", "iterations is for method scores, not masks"),
+        ("{method: scores, steps: 3, train: {steps: 5}}", r"not prune\.train\.steps"),
+        ("{method: scores, steps: 3, train: {micro_batch_size: auto}}", "micro_batch_size: auto is for the whole run"),
+    ],
+)
+def test_a_pruning_that_contradicts_itself_is_refused(prune, words):
+    given = ["source=x", "data.dir=d", "train.steps=3", "target.num_hidden_layers=2"]
+    load_recipe("shear", [*given, "prune={method: scores, steps: 3}"])
+    with pytest.raises(UsageError, match=rf"prune.*{words}"):
+        load_recipe("shear", [*given, f"prune={prune}"])
+
+
+@pytest.mark.parametrize(
+    ("request_it", "words"),
+    [
+        (lambda model: evaluate_model("x", "d", EvaluateOptions(precision="fp64")), "precision 'fp64' must be fp32"),
+        (lambda model: LedgerReplay(None, 1.0), r"replay\.fraction 1\.0 must be between 0 and 1"),
+        (lambda model: LedgerReplay(None, 0.5, offset=1.0), r"replay\.offset 1\.0 below 1"),
+        (lambda model: layer_plan({"grow": "stack"}, model, None), "grow needs layers, the number to reach"),
+        (lambda model: layer_plan({"grow": "stack", "layers": 7, "keep": [0]}, model, None), "neither keep"),
+        (lambda model: layer_plan({"layers": 2, "repeat": True}, model, None), "without keep it means nothing"),
+        (lambda model: layer_plan({"layers": 2}, model, model), "a donor is only for grow: source_next"),
+        (lambda model: plan_depth(3, 2, strategy="first", scores=[1, 2, 3]), "leave strategy out"),
+        (lambda model: plan_depth(3, 4, scores=[1, 2, 3]), "4 cannot be chosen by score; the source has 3 layers"),
+        (lambda model: plan_depth(3, 2, scores=[1, 2]), "there are 2 layer scores, but the source has 3 layers"),
+    ],
+)
+def test_a_request_that_contradicts_itself_is_refused(request_it, words, tiny_folder):
+    with pytest.raises(UsageError, match=words):
+        request_it(open_folder(tiny_folder))
 
 
 def test_a_value_that_the_shell_cut_in_two_is_put_together():

@@ -19,10 +19,12 @@ from scionlm.analysis.ranking import CRITERIA, suggest
 from scionlm.core.errors import DataError, StoppedError, UsageError
 from scionlm.core.records import read_json, write_json
 from scionlm.core.signals import StopRequest
+from scionlm.data.folder import TokenStream
 from scionlm.families import ModelShape, family_of
 from scionlm.parallel import runtime
 from scionlm.parallel.ranks import ALONE, Ranks
 from scionlm.recipes import child, inheritune
+from scionlm.recipes import scores as scores_module
 from scionlm.recipes import selection as selection_module
 from scionlm.recipes.analysis_options import options_of
 from scionlm.recipes.analyze import analyze_folder
@@ -280,6 +282,22 @@ def test_measuring_importance_leaves_the_threads_of_a_run(data_folder, tiny_fold
     monkeypatch.setenv("OMP_NUM_THREADS", str(before + 1))
     Scorer(open_folder(tiny_folder), str(data_folder.path)).get("activation")
     assert torch.get_num_threads() == before
+
+
+def test_importance_is_measured_on_every_domain_however_many_there_are(data_folder, tiny_folder, monkeypatch):
+    read, original = [], TokenStream.read
+    monkeypatch.setattr(TokenStream, "read", lambda self, *at: read.append(self) or original(self, *at))
+    monkeypatch.setattr(scores_module, "_TOKENS", 1)
+    scorer = Scorer(open_folder(tiny_folder), str(data_folder.path))
+    assert all(np.isfinite(scores).all() for scores in scorer.get("activation").values())
+    assert len(read) == len(set(map(id, read))) == len(data_folder.domains) == 2
+
+
+def test_text_that_is_too_short_for_one_window_measures_no_importance(data_folder, tiny_folder, monkeypatch):
+    monkeypatch.setattr(scores_module, "_LENGTH", 10**6)
+    monkeypatch.setattr(scores_module, "context_length", lambda config: None)
+    with pytest.raises(DataError, match=r"no domain has the 1000000 tokens of one window to measure importance on"):
+        Scorer(open_folder(tiny_folder), str(data_folder.path)).get("activation")
 
 
 def test_importance_that_no_gpu_holds_is_measured_on_the_processor(data_folder, tiny_folder, monkeypatch, capsys):
