@@ -114,10 +114,10 @@ def test_a_wrong_section_is_refused_by_name(inherit, words):
 )
 def test_what_the_source_does_not_have_is_refused_before_anything_is_loaded(folder, inherit, words):
     asked, source = recipe(inherit), folder()
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(UsageError, match=words):
         plan_of(asked, source)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_an_unknown_fidelity_is_refused():

@@ -237,7 +237,10 @@ def test_a_kill_in_the_middle_of_the_weights_leaves_no_result(llama, tmp_path, k
 
     arguments = ["inherit", str(llama.path), "--layers", "3", "-o", str(folder / "out")]
     child = in_a_child(slowly, arguments, folder)
+    deadline = time.monotonic() + 60
     while not (tmp_path / "writing").exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), (tmp_path / "stderr").read_text()
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     time.sleep(0.4)
     os.kill(child, kind)
