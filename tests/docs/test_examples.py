@@ -3,17 +3,11 @@
 import re
 
 import pytest
+from small_runs import SMALL
 
 from scripts import ROOT, load_script
 from whole_runs import quicken
 
-SMALL = {
-    "train.steps": 2,
-    "train.global_batch_tokens": 96,
-    "data.seq_len": 24,
-    "train.precision": "fp32",
-    "evaluate.tokens_per_domain": 48,
-}
 BUDGET = "30000"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 

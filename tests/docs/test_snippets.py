@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from small_runs import SMALL
 
 import scionlm
 from scionlm.cli.main import run as run_scion
@@ -13,13 +14,6 @@ from whole_runs import quicken
 docs = load_script("tools/check_docs.py")
 NOT_RUN = {"docs/instruction-tuning.md"}
 """Its page says so: it needs TRL, which is no dependency of Scion. It is compiled."""
-SMALL = {
-    "train.steps": 2,
-    "train.global_batch_tokens": 96,
-    "data.seq_len": 24,
-    "train.precision": "fp32",
-    "evaluate.tokens_per_domain": 48,
-}
 
 
 def _python(path):
