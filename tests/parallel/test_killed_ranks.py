@@ -16,7 +16,7 @@ from scionlm.core.records import read_json
 from whole_runs import differing, outcome
 from worlds import free_port
 
-STEPS = 60
+STEPS = 120  # of which the first kill, soon after the fifth, leaves most to do
 
 
 def start(recipe: Path, out: Path, program: tuple[str, ...] = ("-m", "scionlm")) -> subprocess.Popen:
@@ -27,7 +27,7 @@ def start(recipe: Path, out: Path, program: tuple[str, ...] = ("-m", "scionlm"))
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def workers_of(launcher: int) -> list[int]:
+def workers_of(launcher: int) -> dict[int, int]:
     """Return the processes that a launcher has started, by rank."""
     found = {}
     for entry in Path("/proc").iterdir():
@@ -39,7 +39,7 @@ def workers_of(launcher: int) -> list[int]:
         rank = re.search(rb"\0RANK=(\d+)", words)
         if parent == launcher and rank:
             found[int(rank[1])] = int(entry.name)
-    return [found[rank] for rank in sorted(found)]
+    return found
 
 
 def is_alive(process: int) -> bool:
@@ -62,24 +62,27 @@ def checkpoints(out: Path) -> list[str]:
     return sorted(path.name for path in (out / "checkpoints").glob("step-*"))
 
 
-def kill_once(recipe: Path, out: Path, kind: str, delay: float) -> None:
-    """Start a run, and kill some of it a while after a new checkpoint is there; nobody stays behind."""
+def kill_once(recipe: Path, out: Path, kind: str, delay: float) -> list[int]:
+    """Start a run, kill some of it a while after a new checkpoint is there, and return what; nobody stays behind."""
     before = checkpoints(out)
     launcher = start(recipe, out)
-    assert wait_for(lambda: checkpoints(out) != before or launcher.poll() is not None, 90)
+    assert wait_for(lambda: checkpoints(out) != before or launcher.poll() is not None, 300)
     time.sleep(delay)
     ranks = workers_of(launcher.pid)
-    if kind == "launcher":
-        launcher.kill()
-    elif kind == "all":
-        for rank in ranks:
-            os.kill(rank, signal.SIGKILL)
-    elif ranks:
-        os.kill(ranks[int(kind)], signal.SIGKILL)
+    if launcher.poll() is not None:
+        killed = []
+    elif kind == "launcher":
+        killed = [launcher.pid]
+    else:
+        killed = [process for rank, process in ranks.items() if kind in ("all", str(rank))]
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
     began = time.monotonic()
     launcher.wait(40)
-    assert wait_for(lambda: not any(map(is_alive, ranks)), 10), "a rank was left behind"
+    assert wait_for(lambda: not any(map(is_alive, ranks.values())), 10), "a rank was left behind"
     assert time.monotonic() - began < 30
+    assert (launcher.returncode != 0) == bool(killed)
+    return killed
 
 
 def kill_and_compare(make, tmp_path, kinds, layout, seed):
@@ -87,10 +90,10 @@ def kill_and_compare(make, tmp_path, kinds, layout, seed):
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_yaml(recipe.model_dump(mode="json")), encoding="utf-8")
     delays = random.Random(seed)
-    for kind in kinds:
-        kill_once(path, tmp_path / "run", kind, delays.uniform(0, 0.3))
+    killed = [kill_once(path, tmp_path / "run", kind, delays.uniform(0, 0.3)) for kind in kinds]
+    assert killed[0]  # the later ones may come when all is done
     for name in ("run", "whole"):
-        assert start(path, tmp_path / name).wait(150) == 0, (tmp_path / f"{name}.log").read_text()[-3000:]
+        assert start(path, tmp_path / name).wait(300) == 0, (tmp_path / f"{name}.log").read_text()[-3000:]
     assert differing(outcome(tmp_path / "whole", recipe), outcome(tmp_path / "run", recipe)) == set()
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(".tmp")]
 
