@@ -192,7 +192,7 @@ def test_without_matplotlib_that_is_said_before_anything_is_measured(scion, monk
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, out, err = scion(f"{LINE} --plots")
     assert (code, out) == (2, "")
-    assert "pip install scionlm[plots]" in err
+    assert "pip install 'scionlm[plots]'" in err
     assert not Path("out").exists()
     assert scion(LINE)[0] == 0
 

@@ -384,7 +384,7 @@ def test_without_matplotlib_the_remedy_is_named_and_nothing_written(write, monke
     folder = write()
     without_matplotlib(monkeypatch)
     for call in (require_matplotlib, lambda: write_figures(folder)):
-        with pytest.raises(UsageError, match=re.escape("pip install scionlm[plots]")):
+        with pytest.raises(UsageError, match=re.escape("pip install 'scionlm[plots]'")):
             call()
     assert not (folder / "figures").exists()
 

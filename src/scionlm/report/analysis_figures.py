@@ -71,7 +71,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UsageError("figures need matplotlib; install it with: pip install scionlm[plots]") from error
+        raise UsageError("figures need matplotlib; install it with: pip install 'scionlm[plots]'") from error
 
 
 def write_figures(folder: Path) -> list[Path]:
