@@ -23,7 +23,7 @@ from scionlm.recipes.presets import load_recipe
 from scionlm.recipes.run import run_recipe
 from whole_runs import Watch, quicken
 
-_PATIENCE_SECONDS = 60
+_PATIENCE_SECONDS = 180
 
 
 def free_port() -> int:
