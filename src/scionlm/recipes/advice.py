@@ -78,8 +78,9 @@ def _first_layers(recipe: Recipe, planned: Record) -> Record | None:
         "evenly spaced ones (inherit.strategy=spaced) ended lower wherever both were tried, by 0.05 to 0.8 nats "
         "(docs/results/inheritance, docs/results/layers); of a model trained for long, layers chosen by what is lost "
         "without them by 1.3 to 1.5 (docs/results/analysis.md, docs/results/layers; a block by angular_block by 0.07 "
-        "more, two seeds: docs/results/layers-again), and those of greedy removal with a teacher, at 1.6 times the "
-        "operations, closed nine tenths of what the first ones leave open (docs/results/real)",
+        "more, two seeds: docs/results/layers-again), and those of greedy removal with narrower MLPs and a teacher, at "
+        "1.6 times the operations, closed 96 % of what the first ones leave open (docs/results/factors; preset "
+        "inheritune-taught)",
         "inherit.strategy=removal",
     )
 
