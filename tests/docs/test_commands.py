@@ -74,6 +74,7 @@ def _steps(path):
 NARROW = {"hidden_size": 16, "intermediate_size": 43, "num_attention_heads": 4, "num_key_value_heads": 2}
 SMALLER = {
     r"((?:hidden|intermediate)[-_]size[ :=]+)(\d+)": lambda found: f"{found[1]}{int(found[2]) // 16}",
+    r"scion run inheritune-taught ": "scion run inheritune-taught inherit.intermediate_size=55 ",
     r"--vocab-size \d+": "--vocab-size 300",
     r"(parameters[:=] ?)60M": r"\g<1>200k",
     r"--max-tokens \d+": "--max-tokens 256 --seq-len 64",
