@@ -487,6 +487,8 @@ def test_a_report_takes_no_other_files_place(root, tmp_path):
         with pytest.raises(UsageError, match=f"{name} is there already"):
             write_report(run, mine)
         assert mine.read_text() == "# years of work\n"
+    (run / "report.html").write_text("a page of an older version")
+    assert "years" not in write_report(run).read_text()
     write_report(run, tmp_path / "named.md")
     with pytest.raises(UsageError, match="there already"):
         write_report(other, tmp_path / "named.md")

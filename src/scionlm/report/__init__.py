@@ -50,12 +50,12 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         UsageError: `run` is not a run folder, or `out` is a folder or another file.
         DataError: A file in the run folder is broken or of a newer format.
     """
-    usual = PAGE if run.is_dir() and is_sweep(run) else "report.html"
-    out = run / usual if out is None else out
+    usual = run / (PAGE if run.is_dir() and is_sweep(run) else "report.html")
+    out = usual if out is None else out
     if out.is_dir():
-        raise UsageError(f"{out} is a folder; give the name of a file, such as {out / usual}")
+        raise UsageError(f"{out} is a folder; give the name of a file, such as {out / usual.name}")
     text = render_report(run, markdown=out.suffix == ".md")
-    if out.exists() and not out.read_bytes().startswith(_beginning(text)):
+    if out != usual and out.exists() and not out.read_bytes().startswith(_beginning(text)):
         raise UsageError(f"{out} is there already and is no such report; choose another name or remove it first")
     write_text_atomic(out, text)
     return out
