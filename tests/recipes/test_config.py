@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from scionlm import api
 from scionlm.core.config import parse_yaml, validate
 from scionlm.core.errors import UsageError
 from scionlm.data import Corpora
@@ -310,3 +311,19 @@ def test_a_branch_may_be_given_whole_or_by_parts():
 def test_the_source_of_a_branch_is_its_runs_model(place):
     recipe = load_recipe("continual", {"data.dir": "d", "train.steps": 3, "branch.run": place})
     assert recipe.source == "r/model"
+
+
+def test_keys_of_a_pruning_without_a_budget_are_checked_too():
+    asked = ["source=x", "data.dir=d", "target.num_hidden_layers=2", "train.steps=3", "prune.method=scores"]
+    assert load_recipe("shear", asked).pruning_stage is None
+    for wrong, meant in (("prune.optimizer.lrr=1", "lr"), ("prune.train.tokns=1", "tokens")):
+        with pytest.raises(UsageError, match=f"did you mean '{meant}'"):
+            load_recipe("shear", [*asked, wrong])
+
+
+def test_a_plan_refuses_a_misspelt_key_of_a_model():
+    sizes = {"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32,
+             "num_hidden_layers": 1, "num_attention_heads": 2}  # fmt: skip
+    with pytest.raises(UsageError, match=r"model\.num_key_value_head is no setting of llama; did you mean"):
+        api.plan("scratch", {"data.dir": "d", "train.steps": 3, "model": sizes | {"num_key_value_head": 1}})
+    assert api.plan("scratch", {"data.dir": "d", "train.steps": 3, "model": sizes})["num_steps"] == 3
